@@ -1,0 +1,99 @@
+"""A saga's mailbox: what has reached it and has not been decided yet.
+
+Bounded. Requests from outside are refused when it is full; replies, withdrawals and wake-ups never
+are, for a saga can have only as many of those as it has steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from amends_runtime.core.definition import Plan
+from amends_runtime.core.messages import Message
+from amends_runtime.errors import Overloaded
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from amends_runtime.actors.saga_actor import Told
+
+__all__ = ["Envelope", "Mailbox", "MailboxStatistics"]
+
+
+class Envelope:
+    """A message, and who is to be told what came of it once that is durable.
+
+    A start also brings the plan that the saga will be pinned to, should it not exist yet.
+    """
+
+    __slots__ = ("message", "plan", "sender")
+
+    def __init__(
+        self,
+        message: Message,
+        sender: asyncio.Future[Told] | None = None,
+        plan: Plan | None = None,
+    ) -> None:
+        self.message = message
+        self.sender = sender
+        self.plan = plan
+
+    def tell(self, told: Told) -> None:
+        """Answers the sender, unless it has left."""
+        if self.sender is not None and not self.sender.done():
+            self.sender.set_result(told)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the sender that the message came to nothing, or to nothing certain."""
+        if self.sender is not None and not self.sender.done():
+            self.sender.set_exception(error)
+
+
+class MailboxStatistics(NamedTuple):
+    """How full a mailbox is."""
+
+    depth: int
+    capacity: int
+
+
+class Mailbox:
+    """First in, first out."""
+
+    __slots__ = ("_capacity", "_messages")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._messages: deque[Envelope] = deque()
+
+    def put_nowait(self, envelope: Envelope) -> None:
+        """Takes a message in.
+
+        Raises Overloaded for one from outside that finds it full.
+        """
+        if envelope.sender is not None and len(self._messages) >= self._capacity:
+            raise Overloaded(
+                "MAILBOX_FULL",
+                f"{len(self._messages)} messages wait for this saga, which is the limit"
+                f" ([limits] mailbox): nothing was done; try again in a second",
+                retry_after_ms=1_000,
+                metadata={"limit": str(self._capacity)},
+            )
+        self._messages.append(envelope)
+
+    def take_nowait(self) -> Envelope:
+        """The oldest message. Raises IndexError when there is none."""
+        return self._messages.popleft()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def drain(self) -> list[Envelope]:
+        """All messages, oldest first; the mailbox is empty then."""
+        drained = list(self._messages)
+        self._messages.clear()
+        return drained
+
+    def statistics(self) -> MailboxStatistics:
+        """How full it is."""
+        return MailboxStatistics(len(self._messages), self._capacity)

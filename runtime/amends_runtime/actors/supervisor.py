@@ -1,0 +1,543 @@
+"""The supervisor: which sagas are in memory, and how messages find them.
+
+How to think about it. A saga is in one of three places: live, as an actor in `_actors`; on its way
+in, as an `_Arrival` that keeps its messages; or only in the store. Every message for a saga that
+is not live makes an arrival, and arrivals are read from the store together, so a thousand starts
+cost one query. Because an id is in `_arrivals` from the question to the answer, no two actors of
+one saga can come to be in this process; between processes the store's compare-and-set sees to it.
+
+A saga that has not ended is told RuntimeRestarted before anything else when it comes in: whatever
+it had in flight is gone. One that has ended answers its messages and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import anyio
+import msgspec
+import structlog
+
+from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.mailbox import Envelope
+from amends_runtime.actors.saga_actor import SagaActor, SagaView, Told, Turn, call_for, ended
+from amends_runtime.actors.timers import Timers
+from amends_runtime.actors.turns import Turns
+from amends_runtime.core import saga as core
+from amends_runtime.core.definition import Plan
+from amends_runtime.core.effects import CallParticipant, PollParticipant, WakeAt, WithdrawCall
+from amends_runtime.core.messages import (
+    Answered,
+    CancelSaga,
+    NotSent,
+    RuntimeRestarted,
+    StartSaga,
+    Wake,
+)
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.saga import Answer, Saga, StepStatus
+from amends_runtime.errors import AlreadyExists, AmendsError, NotFound, Overloaded, Unavailable
+from amends_runtime.ports import Call, Clock, LoadedSaga, Observer, Store, Tombstone
+
+__all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor"]
+
+_log = structlog.get_logger(__name__)
+
+LOAD_TOGETHER = 500  # ids in one query: well below SQLite's limit of variables
+RECOVERY_PAGE = 500  # sagas revived before the turns they cause are waited for
+RECOVERY_PAUSE_S = 0.01  # about one commit: new work gets its turns in between
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of what is held in memory."""
+
+    live_sagas: int = 100_000  # about 5 KB each
+    mailbox: int = 1_024  # far more than a sane client sends to one saga
+    commit_batch: int = 512  # transitions in one commit: beyond it the sync is no longer what costs
+    commit_queue: int = 10_000  # about a second of work; more only makes everybody wait longer
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated start. `content_hash` covers all that makes a repeated start the same start."""
+
+    saga_id: str
+    definition_name: str
+    definition_hash: str = ""
+    content_hash: str
+    input: Payload
+    labels: dict[str, str] = {}
+    deadline_ms: int = 0
+    traceparent: str = ""
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What is in memory.
+
+    `without_wake_up` counts sagas that nothing would wake: 0, or there is a bug.
+    """
+
+    live: int
+    arriving: int
+    backlog: int
+    timers: int
+    without_wake_up: int
+
+
+class Outbox:
+    """Where calls go.
+
+    The lanes, as the supervisor needs them. Made of functions so that no layer is skipped.
+    """
+
+    __slots__ = ("forget", "poll", "submit", "withdraw")
+
+    def __init__(
+        self,
+        submit: Callable[[Call, int], None],
+        poll: Callable[[Call, int, PollParticipant], None],
+        withdraw: Callable[[str, str, WithdrawCall], None],
+        forget: Callable[[str, str, int], None],
+    ) -> None:
+        self.submit = submit
+        self.poll = poll
+        self.withdraw = withdraw
+        self.forget = forget
+
+
+class _Arrival:
+    """A saga on its way into memory, with the messages that wait for it."""
+
+    __slots__ = ("envelopes", "predecessor")
+
+    def __init__(self, predecessor: SagaActor | None = None) -> None:
+        self.envelopes: list[Envelope] = []
+        self.predecessor = predecessor
+
+
+class Supervisor:
+    """Owns the live sagas.
+
+    Its methods are safe to cancel: what they asked for happens all the same.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        definitions: Definitions,
+        *,
+        clock: Clock,
+        observer: Observer,
+        limits: Limits,
+        outbox: Outbox,
+    ) -> None:
+        self._store = store
+        self._definitions = definitions
+        self._clock = clock
+        self._limits = limits
+        self._outbox = outbox
+        self._actors: dict[str, SagaActor] = {}
+        self._arrivals: dict[str, _Arrival] = {}
+        self._to_load: deque[str] = deque()
+        self._something_to_load = anyio.Event()
+        self._turns = Turns(
+            store,
+            clock=clock,
+            observer=observer,
+            batch_limit=limits.commit_batch,
+            perform=self._perform,
+            dropped=self._read_again,
+        )
+        self._timers = Timers(clock, self._wake)
+        self.accepting = True
+
+    # -- what the API asks of it ---------------------------------------------------------------
+
+    async def start_saga(self, request: StartRequest) -> tuple[SagaView, bool]:
+        """Starts a saga durably, or finds it. The answer's second part: it existed before.
+
+        Raises NotFound (definition), AlreadyExists (other content), Overloaded (nothing was done),
+        Unavailable (stopping, or the store failed: the outcome is unknown, the same id can be
+        asked again).
+        """
+        self._check_accepting()
+        self._check_admission()
+        registered = self._definitions.find(request.definition_name, request.definition_hash)
+        plan = self._definitions.plan(registered.content_hash)
+        deadline_ms = request.deadline_ms or plan.definition.deadline_ms
+        message = StartSaga(
+            saga_id=request.saga_id,
+            content_hash=request.content_hash,
+            input=request.input,
+            deadline_at_ms=self._clock.now_ms() + deadline_ms if deadline_ms else 0,
+            labels=request.labels,
+            traceparent=request.traceparent,
+        )
+        told = await self._ask(request.saga_id, message, plan)
+        if told.answer is Answer.OTHER_CONTENT:
+            raise AlreadyExists(
+                "SAGA_EXISTS_WITH_OTHER_CONTENT",
+                f"saga {request.saga_id!r} exists with another definition, input or options and"
+                f" goes on unchanged: use another id, or the very same request",
+                {"saga_id": request.saga_id, "state": told.view.saga.state.name},
+            )
+        return told.view, told.answer is Answer.EXISTED
+
+    async def cancel_saga(self, saga_id: str, author: str, reason: str) -> tuple[SagaView, Answer]:
+        """Asks a saga to turn back.
+
+        What it answered is durable. Raises NotFound, Overloaded, Unavailable.
+        """
+        self._check_accepting()
+        told = await self._ask(saga_id, CancelSaga(author=author, reason=reason))
+        assert told.answer is not None, "a cancellation is always answered"
+        return told.view, told.answer
+
+    async def view(self, saga_id: str) -> SagaView:
+        """The saga as it is durable. Raises NotFound."""
+        actor = self._actors.get(saga_id)
+        if actor is not None and actor.saga is not None:
+            return actor.view()
+        return await self._read(saga_id)
+
+    async def wait(
+        self, saga_id: str, timeout_s: float, until: Callable[[Saga], bool] = ended
+    ) -> SagaView:
+        """The saga once `until` holds or it has ended, or as it is after `timeout_s`.
+
+        Raises NotFound; Unavailable when the runtime stops or loses its store meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + timeout_s
+        while True:
+            self._check_accepting()
+            actor = self._actors.get(saga_id)
+            if actor is not None:
+                if actor.saga is not None and (actor.saga.ended or until(actor.saga)):
+                    return actor.view()
+                return await self._wait_for(actor, until, give_up_at - loop.time())
+            view = await self._read(saga_id)
+            if view.saga.ended or until(view.saga):
+                return view
+            if loop.time() >= give_up_at:
+                return view
+            await self._ask(saga_id, Wake())  # brings it in, where it can be waited for
+
+    def counts(self) -> Counts:
+        """What is in memory, counted one by one."""
+        return Counts(
+            live=len(self._actors),
+            arriving=len(self._arrivals),
+            backlog=self._turns.backlog,
+            timers=len(self._timers),
+            without_wake_up=sum(not _will_wake(actor) for actor in self._actors.values()),
+        )
+
+    # -- what lanes and timers tell it ---------------------------------------------------------
+
+    def deliver(self, saga_id: str, message: Answered | NotSent) -> None:
+        """News of a call.
+
+        For a saga that is not live it is an echo: what matters is asked again.
+        """
+        self._post_live(saga_id, message)
+
+    def _wake(self, saga_id: str) -> None:
+        self._post_live(saga_id, Wake())
+
+    def _post_live(self, saga_id: str, message: Answered | NotSent | Wake) -> None:
+        actor = self._actors.get(saga_id)
+        if actor is not None:
+            actor.mailbox.put_nowait(Envelope(message))
+            self._turns.ready(actor)
+            return
+        arrival = self._arrivals.get(saga_id)
+        if arrival is not None:
+            arrival.envelopes.append(Envelope(message))
+
+    # -- its tasks -----------------------------------------------------------------------------
+
+    async def run_decider(self) -> None:
+        """See `turns`."""
+        await self._turns.run_decider()
+
+    async def run_committer(self) -> None:
+        """See `turns`."""
+        await self._turns.run_committer()
+
+    async def run_timers(self) -> None:
+        """See `timers`."""
+        await self._timers.run()
+
+    async def run_loader(self) -> None:
+        """Reads arrivals from the store, many at a time, for as long as the runtime lives."""
+        while True:
+            while not self._to_load:
+                self._something_to_load = anyio.Event()
+                await self._something_to_load.wait()
+            ids = [self._to_load.popleft() for _ in range(min(LOAD_TOGETHER, len(self._to_load)))]
+            try:
+                found = await self._store.load(ids)
+            except AmendsError as error:
+                await self._load_one_by_one(ids, error)
+                continue
+            for saga_id in ids:
+                self._arrived(saga_id, found.get(saga_id))
+
+    async def run_recovery(self) -> int:
+        """Brings in every saga that had not ended when the store was opened; answers how many.
+
+        Page by page, each page's turns before the next page, so that neither memory nor
+        participants are flooded. One that cannot be read holds up no other.
+        """
+        boundary = self._store.next_saga_no()
+        after_no, recovered = 0, 0
+        while True:
+            page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
+            for loaded in page:
+                after_no = loaded.saga_no
+                if loaded.saga_no < boundary and not self._is_here(loaded.saga_id):
+                    self._arrivals[loaded.saga_id] = _Arrival()
+                    self._arrived(loaded.saga_id, loaded)
+                    recovered += 1
+            if len(page) < RECOVERY_PAGE or after_no >= boundary:
+                return recovered
+            _log.info("recovering", sagas=recovered)
+            while self._turns.backlog > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace, not a condition
+                await anyio.sleep(RECOVERY_PAUSE_S)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def stop_accepting(self) -> None:
+        """No new requests; everybody who waits for a saga is told to ask another time."""
+        self.accepting = False
+        error = _stopping()
+        for actor in self._actors.values():
+            actor.fail_waiters(error)
+
+    async def wait_idle(self) -> None:
+        """Until every message that has come in is decided and durable."""
+        await self._turns.wait_idle()
+
+    # -- finding the actor ---------------------------------------------------------------------
+
+    async def _ask(
+        self, saga_id: str, message: StartSaga | CancelSaga | Wake, plan: Plan | None = None
+    ) -> Told:
+        sender: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        envelope = Envelope(message, sender, plan)
+        actor = self._actors.get(saga_id)
+        if actor is not None:
+            if actor.quarantined:
+                raise Unavailable(f"saga {saga_id!r} is quarantined after repeated internal errors")
+            actor.mailbox.put_nowait(envelope)
+            self._turns.ready(actor)
+        else:
+            self._arrival(saga_id).envelopes.append(envelope)
+        return await sender
+
+    def _arrival(self, saga_id: str, predecessor: SagaActor | None = None) -> _Arrival:
+        arrival = self._arrivals.get(saga_id)
+        if arrival is None:
+            arrival = self._arrivals[saga_id] = _Arrival(predecessor)
+            self._to_load.append(saga_id)
+            self._something_to_load.set()
+        return arrival
+
+    def _arrived(self, saga_id: str, found: LoadedSaga | Tombstone | None) -> None:
+        arrival = self._arrivals.pop(saga_id)
+        try:
+            if isinstance(found, LoadedSaga):
+                self._bring_in(found, arrival)
+            elif isinstance(found, Tombstone):
+                _fail(arrival, _purged(found))
+            else:
+                self._bring_in_new(saga_id, arrival)
+        except Exception as error:  # noqa: BLE001
+            # One saga that cannot be read must not hold up the others; it stays in the store as it
+            # is.
+            _log.exception("saga_cannot_be_read", saga_id=saga_id)
+            _fail(arrival, Unavailable(f"saga {saga_id!r} cannot be read ({type(error).__name__})"))
+
+    def _bring_in(self, loaded: LoadedSaga, arrival: _Arrival) -> None:
+        plan = self._definitions.plan(loaded.definition_hash)
+        saga = core.fold(plan, (record for turn in loaded.turns for record in turn.records))
+        assert saga is not None, "a stored saga has at least its start"
+        actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
+        actor.restore(saga, loaded.version)
+        if not saga.ended:
+            actor.mailbox.put_nowait(Envelope(RuntimeRestarted()))
+        self._make_live(actor, arrival, arrival.envelopes)
+        if saga.ended and not actor.mailbox:
+            self._leave(actor)
+
+    def _bring_in_new(self, saga_id: str, arrival: _Arrival) -> None:
+        """Nobody knows this id.
+
+        Its first start makes it, whatever came before that had nothing to speak to.
+        """
+        envelopes = deque(arrival.envelopes)
+        while envelopes and not isinstance(envelopes[0].message, StartSaga):
+            envelopes.popleft().fail(_not_found(saga_id))
+        if not envelopes:
+            _fail(arrival, _not_found(saga_id))
+            return
+        plan = envelopes[0].plan
+        assert plan is not None, "a start brings its plan"
+        actor = SagaActor(saga_id, self._store.next_saga_no(), plan, self._limits.mailbox)
+        self._make_live(actor, arrival, envelopes)
+
+    def _make_live(
+        self, actor: SagaActor, arrival: _Arrival, envelopes: Sequence[Envelope] | deque[Envelope]
+    ) -> None:
+        if arrival.predecessor is not None:
+            arrival.predecessor.waiters_to(actor)
+        self._actors[actor.saga_id] = actor
+        for envelope in envelopes:
+            try:
+                actor.mailbox.put_nowait(envelope)
+            except Overloaded as full:
+                envelope.fail(full)
+        self._turns.ready(actor)
+
+    async def _load_one_by_one(self, ids: list[str], error: AmendsError) -> None:
+        _log.error("load_failed", error=str(error), sagas=len(ids))
+        for saga_id in ids:
+            try:
+                found = await self._store.load([saga_id])
+            except AmendsError as failed:
+                _log.exception("saga_cannot_be_read", saga_id=saga_id)
+                _fail(self._arrivals.pop(saga_id), Unavailable(f"the store failed: {failed}"))
+            else:
+                self._arrived(saga_id, found.get(saga_id))
+
+    def _is_here(self, saga_id: str) -> bool:
+        return saga_id in self._actors or saga_id in self._arrivals
+
+    # -- after a turn --------------------------------------------------------------------------
+
+    def _perform(self, turn: Turn) -> None:
+        """The turn is durable: its effects leave."""
+        actor, saga = turn.actor, turn.decision.saga
+        for effect in turn.decision.effects:
+            if isinstance(effect, CallParticipant):
+                call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
+                self._outbox.submit(call, saga.started_at_ms)
+            elif isinstance(effect, WakeAt):
+                actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms))
+            elif isinstance(effect, PollParticipant):
+                call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
+                self._outbox.poll(call, saga.started_at_ms, effect)
+            else:
+                participant = actor.plan.steps[effect.step].participant
+                self._outbox.withdraw(participant, actor.saga_id, effect)
+        if saga.ended and not actor.mailbox:
+            self._leave(actor)
+
+    def _leave(self, actor: SagaActor) -> None:
+        """The saga has ended: it is a row now."""
+        if self._actors.get(actor.saga_id) is actor:
+            del self._actors[actor.saga_id]
+        self._timers.forget(actor.timers)
+
+    def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
+        """These actors' state is not to be believed: forget it, and let each arrive anew."""
+        for actor in actors:
+            self._leave(actor)
+            for participant in {step.participant for step in actor.plan.steps}:
+                self._outbox.forget(participant, actor.saga_id, len(actor.plan.steps))
+            arrival = self._arrival(actor.saga_id, predecessor=actor)
+            arrival.envelopes += actor.mailbox.drain()
+            if actor.saga is None:
+                actor.fail_waiters(error)
+
+    # -- small parts ---------------------------------------------------------------------------
+
+    async def _read(self, saga_id: str) -> SagaView:
+        found = (await self._store.load([saga_id])).get(saga_id)
+        if found is None:
+            raise _not_found(saga_id)
+        if isinstance(found, Tombstone):
+            raise _purged(found)
+        plan = self._definitions.plan(found.definition_hash)
+        saga = core.fold(plan, (record for turn in found.turns for record in turn.records))
+        assert saga is not None, "a stored saga has at least its start"
+        return SagaView(plan, saga, found.version)
+
+    async def _wait_for(
+        self, actor: SagaActor, until: Callable[[Saga], bool], timeout_s: float
+    ) -> SagaView:
+        waiter = actor.add_waiter(until)
+        try:
+            await asyncio.wait([waiter], timeout=max(0.0, timeout_s))
+            if waiter.done():
+                return waiter.result()
+        finally:
+            actor.remove_waiter(waiter)
+            waiter.cancel()
+        return await self.view(actor.saga_id)
+
+    def _check_accepting(self) -> None:
+        if not self.accepting:
+            raise _stopping()
+
+    def _check_admission(self) -> None:
+        live = len(self._actors) + len(self._arrivals)
+        if live >= self._limits.live_sagas:
+            raise Overloaded(
+                "LIVE_SAGAS",
+                f"{live} sagas are under way, and {self._limits.live_sagas} is the limit"
+                f" ([limits] live_sagas): nothing was started; try again in a second",
+                retry_after_ms=1_000,
+                metadata={"limit": str(self._limits.live_sagas)},
+            )
+        if self._turns.backlog + len(self._to_load) >= self._limits.commit_queue:
+            raise Overloaded(
+                "COMMIT_QUEUE",
+                f"more turns wait to be written than the limit of {self._limits.commit_queue}"
+                f" ([limits] commit_queue): nothing was started; try again shortly",
+                retry_after_ms=200,
+                metadata={"limit": str(self._limits.commit_queue)},
+            )
+
+
+def _will_wake(actor: SagaActor) -> bool:
+    """Rule 8: a saga that has not ended always has something that wakes it, or is visibly stuck."""
+    saga = actor.saga
+    if saga is None or saga.ended or actor.busy or actor.mailbox or actor.quarantined:
+        return True
+    deadline = (
+        saga.deadline_at_ms > 0 and saga.phase is core.Phase.FORWARD and not saga.past_no_return
+    )
+    return deadline or any(
+        step.open or step.retry_at_ms or step.status is StepStatus.STUCK for step in saga.steps
+    )
+
+
+def _fail(arrival: _Arrival, error: Exception) -> None:
+    for envelope in arrival.envelopes:
+        envelope.fail(error)
+    if arrival.predecessor is not None:
+        arrival.predecessor.fail_waiters(error)
+
+
+def _not_found(saga_id: str) -> NotFound:
+    return NotFound(
+        "UNKNOWN_SAGA",
+        f"there is no saga {saga_id!r} here; amends list shows all",
+        {"saga_id": saga_id},
+    )
+
+
+def _purged(tombstone: Tombstone) -> NotFound:
+    return NotFound(
+        "SAGA_PURGED",
+        f"saga {tombstone.saga_id!r} ended {tombstone.state.name} and its history was purged;"
+        f" its id is not used again",
+        {"saga_id": tombstone.saga_id, "state": tombstone.state.name},
+    )
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this runtime is stopping; ask again when it is back, with the same id")

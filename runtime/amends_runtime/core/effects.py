@@ -1,0 +1,59 @@
+"""Effects: what is to be done once the records of a turn are durable, in the imperative.
+
+An effect is a value, compared by content: a turn's effects are those that `saga.owed` names after
+it and did not name before. Performing one twice is harmless by design (rule 6 of the semantics).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from amends_runtime.core.records import Verb
+
+__all__ = ["CallParticipant", "Effect", "PollParticipant", "WakeAt", "WithdrawCall"]
+
+
+class CallParticipant(msgspec.Struct, frozen=True, gc=False):
+    """Hand this attempt to its participant's lane."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+
+
+class PollParticipant(msgspec.Struct, frozen=True, gc=False):
+    """Ask the same attempt again at `at_ms`, after InProgress.
+
+    `sent_at_ms` is when it was sent for the first time, `polls` how often it will have been asked.
+    """
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    at_ms: int
+    sent_at_ms: int
+    polls: int
+
+
+class WithdrawCall(msgspec.Struct, frozen=True, gc=False):
+    """Take this attempt out of its lane if it was never sent; the lane then answers with NotSent.
+
+    One that is being polled is asked at its deadline at the latest; one on the wire is left to its
+    reply or its deadline.
+    """
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+
+
+class WakeAt(msgspec.Struct, frozen=True, gc=False):
+    """Send Wake at this instant. It may come early, never not at all."""
+
+    at_ms: int
+
+
+Effect = CallParticipant | PollParticipant | WithdrawCall | WakeAt

@@ -1,0 +1,120 @@
+"""Messages: what a saga's mailbox can hold, in the imperative or as news.
+
+`saga.decide` answers every one of them in every state; what a state does not expect is either
+refused by name (`IllegalMessage`) or is a no-op whose reason stands at the rule.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Verb
+
+__all__ = [
+    "Answered",
+    "Broken",
+    "CancelSaga",
+    "Done",
+    "InProgress",
+    "Message",
+    "NotSent",
+    "Outcome",
+    "Rejected",
+    "RuntimeRestarted",
+    "StartSaga",
+    "Unknown",
+    "Wake",
+]
+
+
+class Done(msgspec.Struct, frozen=True, gc=False):
+    """It took effect, now or at an earlier attempt."""
+
+    result: Payload = Payload()
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """It has no effect and never will."""
+
+    reason: str
+    message: str = ""
+
+
+class InProgress(msgspec.Struct, frozen=True, gc=False):
+    """Not finished: ask again after so long."""
+
+    poll_after_ms: int
+
+
+class Broken(msgspec.Struct, frozen=True, gc=False):
+    """The participant cannot keep the contract."""
+
+    reason: str
+    message: str = ""
+
+
+class Unknown(msgspec.Struct, frozen=True, gc=False):
+    """No outcome: an error status, a time-out, or a reply that cannot be read.
+
+    `misconfigured` marks what a retry alone is unlikely to mend: a missing method, bad credentials.
+    """
+
+    reason: str
+    message: str = ""
+    misconfigured: bool = False
+
+
+Outcome = Done | Rejected | InProgress | Broken | Unknown
+
+
+class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """Begin. Only the first message of a saga; `epoch` is the runtime's."""
+
+    saga_id: str
+    content_hash: str
+    input: Payload
+    deadline_at_ms: int = 0
+    labels: dict[str, str] = {}
+    traceparent: str = ""
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    sent_at_ms: int
+    answered_at_ms: int
+    status: str
+    polls: int
+    outcome: Outcome
+
+
+class NotSent(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt was taken out of its lane before it was sent."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """It may be time for something. A spurious one does nothing."""
+
+
+class CancelSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """Turn back if that is still possible."""
+
+    author: str = ""
+    reason: str = ""
+
+
+class RuntimeRestarted(msgspec.Struct, frozen=True):
+    """The runtime that had this saga in memory is gone; so are its calls and timers."""
+
+
+Message = StartSaga | Answered | NotSent | Wake | CancelSaga | RuntimeRestarted

@@ -1,0 +1,228 @@
+"""Records: the facts of a saga's history, in the past tense.
+
+A record is durable before anything that follows from it leaves the process. The fold of
+`saga.evolve` over a saga's records *is* its state; nothing else is true of it.
+
+Every record carries `at_ms`, the instant at which it was decided (UTC milliseconds), and what a
+trace or a metric will want to know later: attempts, when they were sent and answered, the wire's
+status. Steps are numbered as in the pinned definition.
+
+The tag is the record's name on disk: never reuse one, and never change a field's place or meaning;
+a new shape is a new format version with an upcast in `storage/codec.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from amends_runtime.core.payload import Payload
+
+__all__ = [
+    "AttemptFailed",
+    "AttemptLost",
+    "AttemptStarted",
+    "AttemptWithdrawn",
+    "CancelRequested",
+    "Failure",
+    "Record",
+    "SagaEnded",
+    "SagaStarted",
+    "SagaState",
+    "SagaTurnedBack",
+    "StepCompensated",
+    "StepExecuted",
+    "StepGivenUp",
+    "StepRejected",
+    "StepStuck",
+    "Timing",
+    "TurnCause",
+    "Verb",
+]
+
+
+class Verb(enum.IntEnum):
+    """What a participant is asked to do."""
+
+    PREPARE = 1
+    EXECUTE = 2
+    COMPENSATE = 3
+
+
+class SagaState(enum.IntEnum):
+    """Where a saga stands, as everybody outside the core sees it."""
+
+    RUNNING = 1
+    COMPENSATING = 2
+    STUCK = 3
+    COMPLETED = 4
+    COMPENSATED = 5
+    ABANDONED = 6
+    MIXED = 7
+
+
+class TurnCause(enum.IntEnum):
+    """Why a saga turned back."""
+
+    REJECTED = 1
+    GAVE_UP = 2
+    DEADLINE = 3
+    CANCELLED = 4
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A refusal or an error: a stable `reason` for programs, a `message` for people."""
+
+    reason: str
+    message: str = ""
+
+
+class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt on the wire: when first sent, when answered, the gRPC status' name, the polls."""
+
+    sent_at_ms: int
+    answered_at_ms: int
+    status: str = "OK"
+    polls: int = 0
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True):
+    at_ms: int
+
+
+class SagaStarted(_Record, frozen=True, array_like=True, tag=1):
+    """The saga exists. `content_hash` covers all that makes a repeated start the same start."""
+
+    saga_id: str
+    definition_name: str
+    definition_hash: str
+    content_hash: str
+    input: Payload
+    deadline_at_ms: int = 0
+    labels: dict[str, str] = {}
+    traceparent: str = ""
+
+
+class AttemptStarted(_Record, frozen=True, array_like=True, tag=2):
+    """An attempt is about to leave. Committed before the call; see rule 1 of `saga`."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    epoch: int
+
+
+class StepExecuted(_Record, frozen=True, array_like=True, tag=3):
+    """Done(result): the step took effect."""
+
+    step: int
+    round: int
+    attempt: int
+    timing: Timing
+    result: Payload
+
+
+class StepRejected(_Record, frozen=True, array_like=True, tag=4):
+    """Rejected(reason): this round's key has no effect and never will."""
+
+    step: int
+    round: int
+    attempt: int
+    timing: Timing
+    failure: Failure
+
+
+class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
+    """Done to Compensate: the step is undone, or was found never to have run and is fenced."""
+
+    step: int
+    round: int
+    attempt: int
+    timing: Timing
+
+
+class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
+    """An attempt ended and nobody knows its outcome. `retry_at_ms` 0: none follows by itself."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    timing: Timing
+    failure: Failure
+    misconfigured: bool = False
+    retry_at_ms: int = 0
+
+
+class AttemptLost(_Record, frozen=True, array_like=True, tag=7):
+    """An attempt may have been in flight when its runtime died: its outcome is unknown."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    epoch: int
+
+
+class AttemptWithdrawn(_Record, frozen=True, array_like=True, tag=8):
+    """An attempt never left its lane: it has no effect."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+
+
+class StepGivenUp(_Record, frozen=True, array_like=True, tag=9):
+    """The step's retries are used up; its outcome stays unknown."""
+
+    step: int
+    spent_ms: int
+
+
+class StepStuck(_Record, frozen=True, array_like=True, tag=10):
+    """Nothing more is tried for this step until an operator says so."""
+
+    step: int
+    verb: Verb
+    failure: Failure
+
+
+class CancelRequested(_Record, frozen=True, array_like=True, tag=11):
+    """Somebody asked to cancel."""
+
+    author: str
+    reason: str
+
+
+class SagaTurnedBack(_Record, frozen=True, array_like=True, tag=12):
+    """No new forward step starts from here on. `step` is None for deadline and cancellation."""
+
+    cause: TurnCause
+    step: int | None
+    failure: Failure
+
+
+class SagaEnded(_Record, frozen=True, array_like=True, tag=13):
+    """The end: COMPLETED or COMPENSATED. Nothing follows it."""
+
+    state: SagaState
+
+
+Record = (
+    SagaStarted
+    | AttemptStarted
+    | StepExecuted
+    | StepRejected
+    | StepCompensated
+    | AttemptFailed
+    | AttemptLost
+    | AttemptWithdrawn
+    | StepGivenUp
+    | StepStuck
+    | CancelRequested
+    | SagaTurnedBack
+    | SagaEnded
+)

@@ -1,0 +1,975 @@
+"""The saga: states, rules, `decide()`, `evolve()`, `owed()`.
+
+How to think about it. A saga is a fold over its history: `evolve` adds one record to a state, and
+the state after all records is the saga. `decide` looks at a state and one message and answers with
+the records that follow, the state after them, and the effects that are owed from then on. `owed`
+says what a state owes the world: calls, withdrawals, wake-ups. Nothing here waits, and nothing here
+remembers anything else.
+
+A step's life in one round:
+
+    forward     PENDING -> EXECUTING -> EXECUTED | REJECTED | UNKNOWN | STUCK
+    backward    EXECUTED | UNKNOWN | REJECTED-but-earlier-unknown
+                    -> COMPENSATING -> COMPENSATED | STUCK
+
+The rules:
+
+1. An attempt exists only by `AttemptStarted`, and its call is an effect of that record: no record,
+   no call. A step has at most one attempt open at a time.
+2. Only an answer to the open attempt counts. Anything else is an echo of an attempt that was lost
+   or replaced: the next one, under the same key, hears the same from the participant's barrier.
+3. Forward: a step starts when all that it waits for are EXECUTED. When all are, the saga is
+   COMPLETED.
+4. Rejected is definite. Before the point of no return, and of the pivot itself, it turns the saga
+   back; after it nothing can be undone, so the step is STUCK.
+5. Everything that is no typed outcome is unknown. Unknown is retried under the same key; given up,
+   the step counts as one that may have run, and a compensatable one is compensated like one that
+   did. Once unknown, a step stays "may have run" for the round, even if a later one is Rejected.
+6. The point of no return is the pivot's first attempt, or without a pivot a retriable step's first.
+   From there nothing turns the saga back but the pivot's own Rejected.
+7. Backward: no forward attempt starts. A step is compensated when nothing that came after it is
+   open or still owes a compensation: reverse dependency order, branch by branch, so that a stuck
+   branch holds up only what lies under it. Pivot, retriable and read-only steps owe none.
+   An attempt that was lost may still be running at the participant: its step is not compensated
+   before its time is over, unless a later attempt has had a definite answer.
+8. Nothing is silent: a saga that has not ended has an open attempt, a wake-up, or a stuck step.
+9. InProgress is no record. The same attempt is polled; after `PROGRESS_LIMIT_MS`, or backward
+   once the attempt's own deadline has passed, it counts as unknown.
+10. The give-up clock is the sum of what the records say: time on the wire and the waits between
+    attempts. A lost attempt adds nothing to it and never gives up by itself.
+11. Terminal stays terminal.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from amends_runtime.core.backoff import backoff_ms
+from amends_runtime.core.definition import Kind, Plan, RetryPolicy
+from amends_runtime.core.effects import (
+    CallParticipant,
+    Effect,
+    PollParticipant,
+    WakeAt,
+    WithdrawCall,
+)
+from amends_runtime.core.messages import (
+    Answered,
+    Broken,
+    CancelSaga,
+    Done,
+    InProgress,
+    Message,
+    NotSent,
+    Rejected,
+    RuntimeRestarted,
+    StartSaga,
+    Unknown,
+    Wake,
+)
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import (
+    AttemptFailed,
+    AttemptLost,
+    AttemptStarted,
+    AttemptWithdrawn,
+    CancelRequested,
+    Failure,
+    Record,
+    SagaEnded,
+    SagaStarted,
+    SagaState,
+    SagaTurnedBack,
+    StepCompensated,
+    StepExecuted,
+    StepGivenUp,
+    StepRejected,
+    StepStuck,
+    Timing,
+    TurnCause,
+    Verb,
+)
+from amends_runtime.errors import IllegalMessage, IllegalRecord
+
+__all__ = [
+    "MAX_SAGA_PAYLOAD_BYTES",
+    "MISCONFIGURED_ATTEMPTS",
+    "MISCONFIGURED_FOR_MS",
+    "PROGRESS_LIMIT_MS",
+    "TRANSITIONS",
+    "Answer",
+    "Decision",
+    "Phase",
+    "Saga",
+    "StepState",
+    "StepStatus",
+    "decide",
+    "evolve",
+    "fold",
+    "owed",
+    "owes_compensation",
+]
+
+PROGRESS_LIMIT_MS = 24 * 3600 * 1000  # a business step that takes longer is better a signal wait
+MISCONFIGURED_ATTEMPTS = 3  # one may be a rolling deployment,
+MISCONFIGURED_FOR_MS = 60_000  # and so may three within a minute
+MAX_SAGA_PAYLOAD_BYTES = 3 * 1024 * 1024  # a call with all of them fits gRPC's 4 MiB message
+
+
+# -- state -----------------------------------------------------------------------------------------
+
+
+class Phase(enum.IntEnum):
+    """Which way a saga goes."""
+
+    FORWARD = 1
+    BACKWARD = 2
+    ENDED = 3
+
+
+class StepStatus(enum.IntEnum):
+    """Where a step stands in its round."""
+
+    PENDING = 1
+    EXECUTING = 2
+    EXECUTED = 3
+    REJECTED = 4
+    UNKNOWN = 5
+    COMPENSATING = 6
+    COMPENSATED = 7
+    STUCK = 8
+
+
+class StepState(msgspec.Struct, frozen=True):
+    """A step in its round. `round`, `attempt`, `failures`, `spent_ms` are those of `verb`.
+
+    open              an attempt lies in a lane or is on the wire
+    unknown           an attempt to execute ended, or was lost, without a definite outcome
+    retry_at_ms       when the next attempt is due; 0: none is planned
+    running_until_ms  until when a lost attempt to execute may still be running; 0: none may
+    """
+
+    status: StepStatus = StepStatus.PENDING
+    verb: Verb = Verb.EXECUTE
+    round: int = 0
+    attempt: int = 0
+    open: bool = False
+    unknown: bool = False
+    executed: bool = False
+    result: Payload | None = None
+    failures: int = 0
+    spent_ms: int = 0
+    retry_at_ms: int = 0
+    running_until_ms: int = 0
+    misconfigured: int = 0
+    misconfigured_since_ms: int = 0
+    failure: Failure | None = None
+    stuck_since_ms: int = 0
+
+
+class Saga(msgspec.Struct, frozen=True):
+    """A saga's state: the fold of its records."""
+
+    saga_id: str
+    definition_name: str
+    definition_hash: str
+    content_hash: str
+    input: Payload
+    started_at_ms: int
+    updated_at_ms: int
+    deadline_at_ms: int
+    labels: dict[str, str]
+    traceparent: str
+    steps: tuple[StepState, ...]
+    phase: Phase = Phase.FORWARD
+    past_no_return: bool = False
+    cancel_requested: bool = False
+    turn: SagaTurnedBack | None = None
+    payload_bytes: int = 0
+    ended_at_ms: int = 0
+    end: SagaState | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing follows any more."""
+        return self.phase is Phase.ENDED
+
+    @property
+    def state(self) -> SagaState:
+        """Where the saga stands, as everybody outside sees it.
+
+        STUCK shows when a step is and nothing else can move; a waiting deadline is no movement.
+        """
+        if self.end is not None:
+            return self.end
+        stuck = moving = False
+        for step in self.steps:
+            stuck = stuck or step.status is StepStatus.STUCK
+            moving = moving or step.open or step.retry_at_ms > 0
+        if stuck and not moving:
+            return SagaState.STUCK
+        return SagaState.RUNNING if self.phase is Phase.FORWARD else SagaState.COMPENSATING
+
+
+class Answer(enum.Enum):
+    """What the sender of StartSaga or CancelSaga is told once the turn is durable."""
+
+    STARTED = "STARTED"
+    EXISTED = "EXISTED"
+    OTHER_CONTENT = "OTHER_CONTENT"
+    TURNED_BACK = "TURNED_BACK"
+    ALREADY_TURNED_BACK = "ALREADY_TURNED_BACK"
+    WAITS_FOR_PIVOT = "WAITS_FOR_PIVOT"
+    PAST_NO_RETURN = "PAST_NO_RETURN"
+    COMPLETED = "COMPLETED"
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What one message comes to: records to persist, the state after them, effects for *then*.
+
+    The caller must have `records` durable before it performs any of `effects` or gives `answer`.
+    """
+
+    records: tuple[Record, ...]
+    saga: Saga
+    effects: tuple[Effect, ...]
+    answer: Answer | None = None
+
+
+# The state machine as a table: what may follow what. `evolve` refuses any other turn or end, and
+# the diagram in the README is drawn from it.
+TRANSITIONS: dict[SagaState, tuple[SagaState, ...]] = {
+    SagaState.RUNNING: (SagaState.COMPLETED, SagaState.COMPENSATING, SagaState.STUCK),
+    SagaState.COMPENSATING: (SagaState.COMPENSATED, SagaState.STUCK),
+    SagaState.STUCK: (SagaState.RUNNING, SagaState.COMPENSATING, SagaState.ABANDONED),
+    SagaState.COMPLETED: (),
+    SagaState.COMPENSATED: (),
+    SagaState.ABANDONED: (),
+}
+
+
+# -- decide ----------------------------------------------------------------------------------------
+
+
+def decide(plan: Plan, saga: Saga | None, message: Message, now_ms: int, epoch: int) -> Decision:
+    """What a saga does about a message. `saga` is None only before StartSaga.
+
+    Raises IllegalMessage for a message that no correct runtime can send in this state.
+    """
+    if saga is None:
+        return _start(plan, message, now_ms, epoch)
+    turn = _Turn(plan, saga, now_ms, epoch)
+    rule: Callable[[_Turn, Any], None] | None = _RULES.get(type(message))
+    if rule is None:
+        raise IllegalMessage(saga.saga_id, saga.state.name, type(message).__name__)
+    if isinstance(message, Answered | NotSent) and not 0 <= message.step < len(plan.steps):
+        name = f"{type(message).__name__} of step {message.step}"
+        raise IllegalMessage(saga.saga_id, saga.state.name, name)
+    rule(turn, message)
+    return turn.decision()
+
+
+class _Turn:
+    """One call of `decide` in the making: the records so far, and the state after them."""
+
+    __slots__ = (
+        "answer",
+        "before",
+        "epoch",
+        "extra",
+        "fresh",
+        "now_ms",
+        "plan",
+        "records",
+        "saga",
+        "touched",
+    )
+
+    def __init__(self, plan: Plan, saga: Saga, now_ms: int, epoch: int) -> None:
+        self.plan = plan
+        self.before = saga
+        self.saga = saga
+        self.now_ms = now_ms
+        self.epoch = epoch
+        self.records: list[Record] = []
+        self.touched = 0
+        self.extra: list[Effect] = []
+        self.answer: Answer | None = None
+        self.fresh = False
+
+    def record(self, record: Record) -> None:
+        self.saga = evolve(self.plan, self.saga, record)
+        self.records.append(record)
+        step = getattr(record, "step", None)
+        if step is not None:
+            self.touched |= 1 << step
+
+    def decision(self) -> Decision:
+        """The effects are what is owed now and was not before; everything, where all was lost."""
+        if self.fresh:
+            effects = [*self.extra, *owed(self.plan, self.saga)]
+        else:
+            effects = self.extra
+            turned = self.before.phase is not self.saga.phase
+            for number in range(len(self.saga.steps)) if turned else _bits(self.touched):
+                now_owed = _owed_by_step(self.saga, number)
+                if now_owed:
+                    before = _owed_by_step(self.before, number)
+                    effects += [effect for effect in now_owed if effect not in before]
+        return Decision(tuple(self.records), self.saga, tuple(effects), self.answer)
+
+
+def _start(plan: Plan, message: Message, now_ms: int, epoch: int) -> Decision:
+    if not isinstance(message, StartSaga):
+        raise IllegalMessage("(none)", "(not started)", type(message).__name__)
+    started = SagaStarted(
+        at_ms=now_ms,
+        saga_id=message.saga_id,
+        definition_name=plan.definition.name,
+        definition_hash=plan.content_hash,
+        content_hash=message.content_hash,
+        input=message.input,
+        deadline_at_ms=message.deadline_at_ms,
+        labels=message.labels,
+        traceparent=message.traceparent,
+    )
+    turn = _Turn(plan, evolve(plan, None, started), now_ms, epoch)
+    turn.records.append(started)
+    turn.answer = Answer.STARTED
+    turn.fresh = True
+    _advance(turn)
+    return turn.decision()
+
+
+def _on_start(turn: _Turn, message: StartSaga) -> None:
+    """A repeated start: the caller's retry, or somebody else's use of the same id."""
+    same = message.content_hash == turn.saga.content_hash
+    turn.answer = Answer.EXISTED if same else Answer.OTHER_CONTENT
+
+
+def _on_wake(turn: _Turn, _: Wake) -> None:
+    _advance(turn)
+
+
+def _on_restart(turn: _Turn, _: RuntimeRestarted) -> None:
+    for number, step in enumerate(turn.saga.steps):
+        if step.open:
+            lost = (number, step.verb, step.round, step.attempt)
+            turn.record(AttemptLost(turn.now_ms, *lost, turn.epoch))
+    turn.fresh = True
+    _advance(turn)
+
+
+def _on_cancel(turn: _Turn, message: CancelSaga) -> None:
+    saga = turn.saga
+    if saga.phase is Phase.BACKWARD or saga.end in (SagaState.COMPENSATED, SagaState.ABANDONED):
+        turn.answer = Answer.ALREADY_TURNED_BACK
+    elif saga.phase is Phase.ENDED:
+        turn.answer = Answer.COMPLETED
+    elif not saga.past_no_return:
+        turn.record(CancelRequested(turn.now_ms, message.author, message.reason))
+        _turn_back(turn, TurnCause.CANCELLED, None, Failure("CANCELLED", message.reason))
+        turn.answer = Answer.TURNED_BACK
+        _advance(turn)
+    elif turn.plan.pivot is not None and saga.steps[turn.plan.pivot].status in _PIVOT_OPEN:
+        if not saga.cancel_requested:
+            turn.record(CancelRequested(turn.now_ms, message.author, message.reason))
+        turn.answer = Answer.WAITS_FOR_PIVOT
+    else:
+        turn.answer = Answer.PAST_NO_RETURN
+
+
+_PIVOT_OPEN = (StepStatus.EXECUTING, StepStatus.STUCK)
+
+
+def _on_not_sent(turn: _Turn, message: NotSent) -> None:
+    step = turn.saga.steps[message.step]
+    if not _is_open(step, message):
+        return  # an echo, see rule 2
+    turn.record(AttemptWithdrawn(turn.now_ms, message.step, step.verb, step.round, step.attempt))
+    _advance(turn)
+
+
+def _on_answered(turn: _Turn, message: Answered) -> None:
+    step = turn.saga.steps[message.step]
+    if not _is_open(step, message):
+        return  # an echo, see rule 2
+    outcome = message.outcome
+    if isinstance(outcome, InProgress):
+        given_up = _in_progress(turn, message, outcome)
+        if given_up is None:
+            return
+        outcome = given_up
+    if step.verb is Verb.EXECUTE:
+        _executed(turn, message, outcome)
+    elif step.verb is Verb.COMPENSATE:
+        _compensated(turn, message, outcome)
+    else:
+        raise IllegalMessage(
+            turn.saga.saga_id, turn.saga.state.name, f"Answered to {step.verb.name}"
+        )
+
+
+def _executed(turn: _Turn, message: Answered, outcome: Done | Rejected | Broken | Unknown) -> None:
+    number, now_ms, timing = message.step, turn.now_ms, _timing(message)
+    if isinstance(outcome, Done):
+        too_large = _too_large(turn.saga, outcome.result)
+        if too_large is None:
+            turn.record(
+                StepExecuted(now_ms, number, message.round, message.attempt, timing, outcome.result)
+            )
+            _advance(turn, (*turn.plan.dependents[number],))
+            return
+        outcome = too_large
+    if isinstance(outcome, Rejected):
+        failure = Failure(outcome.reason, outcome.message)
+        turn.record(StepRejected(now_ms, number, message.round, message.attempt, timing, failure))
+        if turn.saga.phase is Phase.FORWARD:
+            if not turn.saga.past_no_return or number == turn.plan.pivot:
+                _turn_back(turn, TurnCause.REJECTED, number, failure)
+            else:
+                turn.record(StepStuck(now_ms, number, Verb.EXECUTE, failure))
+    elif turn.saga.phase is Phase.BACKWARD:
+        # Whatever it was, it may have run; the compensation that follows settles it.
+        _attempt_failed(turn, message, outcome, retry_at_ms=0)
+    elif isinstance(outcome, Broken):
+        _attempt_failed(turn, message, outcome, retry_at_ms=0)
+        turn.record(
+            StepStuck(now_ms, number, Verb.EXECUTE, Failure(outcome.reason, outcome.message))
+        )
+    elif not _retried(turn, message, outcome, _policy(turn.plan, number)):
+        _given_up_forward(turn, number, outcome)
+    _advance(turn)
+
+
+def _given_up_forward(turn: _Turn, number: int, outcome: Unknown) -> None:
+    """Retries are used up, and the step may have run."""
+    kind = turn.plan.steps[number].kind
+    turn.record(StepGivenUp(turn.now_ms, number, turn.saga.steps[number].spent_ms))
+    failure = Failure(
+        "RETRIES_EXHAUSTED", f"the last error was {outcome.reason}: {outcome.message}"
+    )
+    if kind in (Kind.PIVOT, Kind.RETRIABLE) or turn.saga.past_no_return:
+        turn.record(StepStuck(turn.now_ms, number, Verb.EXECUTE, failure))
+    else:
+        _turn_back(turn, TurnCause.GAVE_UP, number, failure)
+
+
+def _compensated(
+    turn: _Turn, message: Answered, outcome: Done | Rejected | Broken | Unknown
+) -> None:
+    number, now_ms = message.step, turn.now_ms
+    if isinstance(outcome, Rejected):
+        outcome = Unknown(
+            "COMPENSATION_REJECTED",
+            "a compensation must not be rejected; the participant said"
+            f" {outcome.reason}: {outcome.message}",
+        )
+    if isinstance(outcome, Done):
+        turn.record(
+            StepCompensated(now_ms, number, message.round, message.attempt, _timing(message))
+        )
+    elif isinstance(outcome, Broken):
+        _attempt_failed(turn, message, outcome, retry_at_ms=0)
+        failure = Failure(outcome.reason, outcome.message)
+        turn.record(StepStuck(now_ms, number, Verb.COMPENSATE, failure))
+    else:
+        policy = turn.plan.steps[number].compensation_retry
+        assert policy is not None, "a plan is normalised"
+        if not _retried(turn, message, outcome, policy):
+            turn.record(StepGivenUp(now_ms, number, turn.saga.steps[number].spent_ms))
+            failure = Failure(
+                "RETRIES_EXHAUSTED", f"the last error was {outcome.reason}: {outcome.message}"
+            )
+            turn.record(StepStuck(now_ms, number, Verb.COMPENSATE, failure))
+    _advance(turn)
+
+
+def _retried(turn: _Turn, message: Answered, outcome: Unknown, policy: RetryPolicy) -> bool:
+    """Records an attempt of unknown outcome, with its retry if there is one.
+
+    False when the retries are used up. A lasting misconfiguration is stuck, which is no giving up.
+    """
+    number = message.step
+    step = turn.saga.steps[number]
+    wait_ms = backoff_ms(
+        policy, step.failures + 1, turn.saga.saga_id, number, step.verb, step.round, step.attempt
+    )
+    misconfigured = (
+        outcome.misconfigured
+        and step.misconfigured + 1 >= MISCONFIGURED_ATTEMPTS
+        and message.answered_at_ms - step.misconfigured_since_ms >= MISCONFIGURED_FOR_MS
+    )
+    spent_ms = step.spent_ms + max(0, message.answered_at_ms - message.sent_at_ms)
+    exhausted = spent_ms + wait_ms > policy.give_up_after_ms
+    last = misconfigured or exhausted
+    _attempt_failed(turn, message, outcome, retry_at_ms=0 if last else turn.now_ms + wait_ms)
+    if misconfigured:
+        turn.record(
+            StepStuck(turn.now_ms, number, step.verb, Failure(outcome.reason, outcome.message))
+        )
+        return True
+    return not exhausted
+
+
+def _attempt_failed(
+    turn: _Turn, message: Answered, outcome: Broken | Unknown, retry_at_ms: int
+) -> None:
+    turn.record(
+        AttemptFailed(
+            turn.now_ms,
+            message.step,
+            message.verb,
+            message.round,
+            message.attempt,
+            _timing(message),
+            Failure(outcome.reason, outcome.message),
+            isinstance(outcome, Unknown) and outcome.misconfigured,
+            retry_at_ms,
+        )
+    )
+
+
+def _in_progress(turn: _Turn, message: Answered, outcome: InProgress) -> Unknown | None:
+    """Plans the next poll; or says that the attempt has been in progress for too long."""
+    limit_at_ms = message.sent_at_ms + PROGRESS_LIMIT_MS
+    if turn.saga.phase is Phase.BACKWARD and message.verb is Verb.EXECUTE:
+        limit_at_ms = message.sent_at_ms + turn.plan.steps[message.step].timeout_ms
+    if turn.now_ms >= limit_at_ms:
+        return Unknown(
+            "IN_PROGRESS", "the participant is still at it; nothing is known of the outcome"
+        )
+    turn.extra.append(
+        PollParticipant(
+            step=message.step,
+            verb=message.verb,
+            round=message.round,
+            attempt=message.attempt,
+            at_ms=min(turn.now_ms + max(1, outcome.poll_after_ms), limit_at_ms),
+            sent_at_ms=message.sent_at_ms,
+            polls=message.polls + 1,
+        )
+    )
+    return None
+
+
+_RULES: dict[type[Any], Callable[[_Turn, Any], None]] = {
+    StartSaga: _on_start,
+    Answered: _on_answered,
+    NotSent: _on_not_sent,
+    Wake: _on_wake,
+    CancelSaga: _on_cancel,
+    RuntimeRestarted: _on_restart,
+}
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+def _turn_back(turn: _Turn, cause: TurnCause, step: int | None, failure: Failure) -> None:
+    turn.record(SagaTurnedBack(turn.now_ms, cause, step, failure))
+
+
+def _advance(turn: _Turn, candidates: Iterable[int] | None = None) -> None:
+    """Starts whatever may start now, and ends the saga when nothing is left.
+
+    `candidates` are the only steps that can have become startable, where the caller knows.
+    """
+    saga = turn.saga
+    if (
+        saga.phase is Phase.FORWARD
+        and 0 < saga.deadline_at_ms <= turn.now_ms
+        and not saga.past_no_return
+    ):
+        message = "the saga's deadline has passed"
+        _turn_back(turn, TurnCause.DEADLINE, None, Failure("DEADLINE", message))
+    if turn.saga.phase is Phase.FORWARD:
+        _advance_forward(turn, range(len(saga.steps)) if candidates is None else candidates)
+    elif turn.saga.phase is Phase.BACKWARD:
+        _advance_backward(turn)
+
+
+def _advance_forward(turn: _Turn, candidates: Iterable[int]) -> None:
+    for number in candidates:
+        step = turn.saga.steps[number]
+        if step.open:
+            continue
+        if step.status is StepStatus.EXECUTING:
+            if step.retry_at_ms <= turn.now_ms:
+                _start_attempt(turn, number, Verb.EXECUTE)
+        elif step.status is StepStatus.PENDING and all(
+            turn.saga.steps[other].status is StepStatus.EXECUTED
+            for other in turn.plan.waits_for[number]
+        ):
+            _start_attempt(turn, number, Verb.EXECUTE)
+    if _all_executed(turn.saga):
+        turn.record(SagaEnded(turn.now_ms, SagaState.COMPLETED))
+
+
+def _advance_backward(turn: _Turn) -> None:
+    plan, steps = turn.plan, turn.saga.steps
+    unsettled = _unsettled(plan, steps)
+    if not unsettled:
+        turn.record(SagaEnded(turn.now_ms, SagaState.COMPENSATED))
+        return
+    for number in reversed(range(len(steps))):
+        step = steps[number]
+        if step.open or step.status is StepStatus.STUCK or not unsettled >> number & 1:
+            continue
+        begun = step.status is StepStatus.COMPENSATING
+        if step.retry_at_ms <= turn.now_ms and (begun or not plan.descendants[number] & unsettled):
+            _start_attempt(turn, number, Verb.COMPENSATE)
+
+
+def _start_attempt(turn: _Turn, number: int, verb: Verb) -> None:
+    step = turn.saga.steps[number]
+    attempt = step.attempt + 1 if step.verb is verb else 1
+    turn.record(AttemptStarted(turn.now_ms, number, verb, max(1, step.round), attempt, turn.epoch))
+
+
+def _all_executed(saga: Saga) -> bool:
+    return all(step.status is StepStatus.EXECUTED for step in saga.steps)
+
+
+def _unsettled(plan: Plan, steps: tuple[StepState, ...]) -> int:
+    """The steps that hold up a saga going backward, as a bit set."""
+    unsettled = 0
+    for number, step in enumerate(steps):
+        if step.open or owes_compensation(plan, number, step):
+            unsettled |= 1 << number
+    return unsettled
+
+
+def owes_compensation(plan: Plan, number: int, step: StepState) -> bool:
+    """Whether a saga that goes backward has to undo this step, or to learn that it never ran."""
+    if plan.steps[number].kind is not Kind.COMPENSATABLE:
+        return False
+    if step.status is StepStatus.REJECTED:
+        return step.unknown
+    return step.status in _MAY_HAVE_RUN
+
+
+_MAY_HAVE_RUN = frozenset(
+    (StepStatus.EXECUTED, StepStatus.UNKNOWN, StepStatus.COMPENSATING, StepStatus.STUCK)
+)
+
+
+# -- owed ------------------------------------------------------------------------------------------
+
+
+def owed(plan: Plan, saga: Saga) -> list[Effect]:
+    """Everything that this state owes the world, in the order of the steps."""
+    effects = [
+        effect for number in range(len(plan.steps)) for effect in _owed_by_step(saga, number)
+    ]
+    if saga.deadline_at_ms and saga.phase is Phase.FORWARD and not saga.past_no_return:
+        effects.append(WakeAt(saga.deadline_at_ms))
+    return effects
+
+
+def _owed_by_step(saga: Saga, number: int) -> list[Effect]:
+    step = saga.steps[number]
+    if step.open:
+        key = (number, step.verb, step.round, step.attempt)
+        if step.verb is Verb.EXECUTE and saga.phase is Phase.BACKWARD:
+            return [CallParticipant(*key), WithdrawCall(*key)]
+        return [CallParticipant(*key)]
+    if step.retry_at_ms and saga.phase is not Phase.ENDED:
+        return [WakeAt(step.retry_at_ms)]
+    return []
+
+
+# -- evolve ----------------------------------------------------------------------------------------
+
+
+def fold(plan: Plan, records: Iterable[Record]) -> Saga | None:
+    """The state that a history comes to; None for an empty one."""
+    saga: Saga | None = None
+    for record in records:
+        saga = evolve(plan, saga, record)
+    return saga
+
+
+def evolve(plan: Plan, saga: Saga | None, record: Record) -> Saga:
+    """The state after one more record. Raises IllegalRecord for one that cannot follow."""
+    if saga is None:
+        if not isinstance(record, SagaStarted):
+            raise IllegalRecord("(none)", "(not started)", type(record).__name__)
+        return _evolve_started(plan, record)
+    if saga.phase is Phase.ENDED or isinstance(record, SagaStarted):
+        raise IllegalRecord(saga.saga_id, saga.state.name, type(record).__name__)
+    if isinstance(record, SagaTurnedBack):
+        return _evolve_turned_back(plan, saga, record)
+    if isinstance(record, SagaEnded):
+        return _evolve_ended(plan, saga, record)
+    if isinstance(record, CancelRequested):
+        return _replace(saga, cancel_requested=True, updated_at_ms=record.at_ms)
+    step = _evolve_step(plan, saga, record)
+    steps = saga.steps
+    steps = (*steps[: record.step], step, *steps[record.step + 1 :])
+    if isinstance(record, AttemptStarted) and record.verb is Verb.EXECUTE:
+        return _replace(
+            saga,
+            steps=steps,
+            updated_at_ms=record.at_ms,
+            past_no_return=saga.past_no_return or _is_no_return(plan, record.step),
+        )
+    if isinstance(record, StepExecuted):
+        return _replace(
+            saga,
+            steps=steps,
+            updated_at_ms=record.at_ms,
+            payload_bytes=saga.payload_bytes + len(record.result.data),
+        )
+    return _replace(saga, steps=steps, updated_at_ms=record.at_ms)
+
+
+def _evolve_started(plan: Plan, record: SagaStarted) -> Saga:
+    return Saga(
+        saga_id=record.saga_id,
+        definition_name=record.definition_name,
+        definition_hash=record.definition_hash,
+        content_hash=record.content_hash,
+        input=record.input,
+        started_at_ms=record.at_ms,
+        updated_at_ms=record.at_ms,
+        deadline_at_ms=record.deadline_at_ms,
+        labels=record.labels,
+        traceparent=record.traceparent,
+        steps=(_NEW_STEP,) * len(plan.steps),
+        payload_bytes=len(record.input.data),
+    )
+
+
+_NEW_STEP = StepState()
+
+
+def _evolve_turned_back(plan: Plan, saga: Saga, record: SagaTurnedBack) -> Saga:
+    by_pivot = record.step is not None and record.step == plan.pivot
+    if saga.phase is not Phase.FORWARD or (saga.past_no_return and not by_pivot):
+        raise IllegalRecord(saga.saga_id, saga.state.name, "SagaTurnedBack")
+    return _replace(
+        saga,
+        phase=Phase.BACKWARD,
+        turn=record,
+        past_no_return=False,
+        updated_at_ms=record.at_ms,
+        steps=tuple(_step_turned_back(step) for step in saga.steps),
+    )
+
+
+def _step_turned_back(step: StepState) -> StepState:
+    """A forward step that will not go on: it may have run, or it has not."""
+    if step.open or step.status not in _UNDER_WAY:
+        return step
+    return _forward_over(step)
+
+
+_UNDER_WAY = frozenset((StepStatus.EXECUTING, StepStatus.UNKNOWN, StepStatus.STUCK))
+
+
+def _forward_over(step: StepState) -> StepState:
+    """Nobody tries to execute the step any more: it may have run, or it has not."""
+    return _replace(
+        step,
+        status=StepStatus.UNKNOWN if step.unknown else StepStatus.PENDING,
+        open=False,
+        retry_at_ms=step.running_until_ms,
+        stuck_since_ms=0,
+    )
+
+
+def _evolve_ended(plan: Plan, saga: Saga, record: SagaEnded) -> Saga:
+    if record.state is SagaState.COMPLETED:
+        due = saga.phase is Phase.FORWARD and _all_executed(saga)
+    elif record.state is SagaState.COMPENSATED:
+        due = saga.phase is Phase.BACKWARD and not _unsettled(plan, saga.steps)
+    else:
+        due = False
+    if not due or record.state not in TRANSITIONS[saga.state]:
+        raise IllegalRecord(saga.saga_id, saga.state.name, f"SagaEnded({record.state.name})")
+    return _replace(
+        saga,
+        phase=Phase.ENDED,
+        end=record.state,
+        ended_at_ms=record.at_ms,
+        updated_at_ms=record.at_ms,
+    )
+
+
+def _evolve_step(plan: Plan, saga: Saga, record: _StepRecord) -> StepState:
+    step = saga.steps[record.step]
+    backward = saga.phase is Phase.BACKWARD
+    if not _can_follow(step, record, backward=backward):
+        raise IllegalRecord(saga.saga_id, saga.state.name, type(record).__name__)
+    if isinstance(record, AttemptStarted):
+        executing = record.verb is Verb.EXECUTE
+        fresh = (
+            {} if step.verb is record.verb else {"failures": 0, "spent_ms": 0, "misconfigured": 0}
+        )
+        return _replace(
+            step,
+            status=StepStatus.EXECUTING if executing else StepStatus.COMPENSATING,
+            verb=record.verb,
+            round=record.round,
+            attempt=record.attempt,
+            open=True,
+            retry_at_ms=0,
+            **fresh,
+        )
+    if isinstance(record, StepStuck):
+        return _replace(
+            step,
+            status=StepStatus.STUCK,
+            failure=record.failure,
+            retry_at_ms=0,
+            stuck_since_ms=record.at_ms,
+        )
+    if isinstance(record, StepGivenUp):
+        return _replace(step, status=StepStatus.UNKNOWN, retry_at_ms=0)
+    if isinstance(record, StepExecuted):
+        return _replace(
+            step,
+            status=StepStatus.EXECUTED,
+            open=False,
+            executed=True,
+            result=record.result,
+            running_until_ms=0,
+        )
+    if isinstance(record, StepRejected):
+        return _replace(
+            step,
+            status=StepStatus.REJECTED,
+            open=False,
+            failure=record.failure,
+            running_until_ms=0,
+        )
+    if isinstance(record, StepCompensated):
+        return _replace(step, status=StepStatus.COMPENSATED, open=False)
+    if isinstance(record, AttemptFailed):
+        return _step_failed(step, record, backward=backward)
+    if isinstance(record, AttemptLost):
+        return _step_lost(plan, step, record, backward=backward)
+    if backward and record.verb is Verb.EXECUTE:
+        return _forward_over(step)
+    return _replace(step, open=False, retry_at_ms=record.at_ms)
+
+
+def _can_follow(step: StepState, record: _StepRecord, *, backward: bool) -> bool:
+    if isinstance(record, AttemptStarted):
+        again = step.verb is record.verb and step.round == record.round
+        if step.open or (again and record.attempt <= step.attempt):
+            return False
+        return not (backward and record.verb is Verb.EXECUTE)
+    if isinstance(record, StepStuck | StepGivenUp):
+        return not step.open
+    if isinstance(record, StepExecuted | StepRejected):
+        verb = Verb.EXECUTE
+    elif isinstance(record, StepCompensated):
+        verb = Verb.COMPENSATE
+    else:
+        verb = record.verb
+    ends = (verb, record.round, record.attempt)
+    return step.open and ends == (step.verb, step.round, step.attempt)
+
+
+def _step_failed(step: StepState, record: AttemptFailed, *, backward: bool) -> StepState:
+    executing = record.verb is Verb.EXECUTE
+    timing = record.timing
+    wait_ms = max(0, record.retry_at_ms - record.at_ms) if record.retry_at_ms else 0
+    since_ms = step.misconfigured_since_ms if step.misconfigured else timing.answered_at_ms
+    step = _replace(
+        step,
+        open=False,
+        unknown=step.unknown or executing,
+        failures=step.failures + 1,
+        spent_ms=step.spent_ms + max(0, timing.answered_at_ms - timing.sent_at_ms) + wait_ms,
+        retry_at_ms=record.retry_at_ms,
+        misconfigured=step.misconfigured + 1 if record.misconfigured else 0,
+        misconfigured_since_ms=since_ms,
+        failure=record.failure,
+    )
+    return _forward_over(step) if executing and backward else step
+
+
+def _step_lost(plan: Plan, step: StepState, record: AttemptLost, *, backward: bool) -> StepState:
+    if record.verb is Verb.COMPENSATE:
+        return _replace(step, open=False, retry_at_ms=record.at_ms)
+    running_until_ms = step.running_until_ms
+    if plan.steps[record.step].kind is Kind.COMPENSATABLE:
+        # It was sent before the runtime died, if it was; nobody knows when.
+        running_until_ms = record.at_ms + plan.steps[record.step].timeout_ms
+    step = _replace(
+        step,
+        open=False,
+        unknown=True,
+        retry_at_ms=record.at_ms,
+        running_until_ms=running_until_ms,
+    )
+    return _forward_over(step) if backward else step
+
+
+_StepRecord = (
+    AttemptStarted
+    | StepExecuted
+    | StepRejected
+    | StepCompensated
+    | AttemptFailed
+    | AttemptLost
+    | AttemptWithdrawn
+    | StepGivenUp
+    | StepStuck
+)
+
+
+# -- small pure parts ------------------------------------------------------------------------------
+
+_replace = msgspec.structs.replace
+
+
+def _is_open(step: StepState, message: Answered | NotSent) -> bool:
+    return (
+        step.open
+        and step.attempt == message.attempt
+        and step.verb is message.verb
+        and step.round == message.round
+    )
+
+
+def _is_no_return(plan: Plan, number: int) -> bool:
+    if plan.pivot is not None:
+        return number == plan.pivot
+    return plan.steps[number].kind is Kind.RETRIABLE
+
+
+def _policy(plan: Plan, number: int) -> RetryPolicy:
+    policy = plan.steps[number].retry
+    assert policy is not None, "a plan is normalised"
+    return policy
+
+
+def _timing(message: Answered) -> Timing:
+    return Timing(message.sent_at_ms, message.answered_at_ms, message.status, message.polls)
+
+
+def _too_large(saga: Saga, result: Payload) -> Unknown | None:
+    total = saga.payload_bytes + len(result.data)
+    if total <= MAX_SAGA_PAYLOAD_BYTES:
+        return None
+    return Unknown(
+        "PAYLOADS_TOO_LARGE",
+        f"with this result the saga's payloads would be {total} bytes, and {MAX_SAGA_PAYLOAD_BYTES}"
+        " are the most: return a reference instead of the content",
+        misconfigured=True,
+    )
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

@@ -1,0 +1,1 @@
+"""The way out: one lane per participant, and the transports that carry its calls."""

@@ -1,0 +1,435 @@
+"""Lanes: one per participant, between the sagas that want to call it and the wire.
+
+How to think about it. A saga hands its attempt to a lane once the attempt's record is durable, and
+from then on the lane owes it exactly one answer: Answered, for what was sent, or NotSent, for what
+was withdrawn first. In between the call waits, for as long as it takes, and nothing is compensated
+because of that:
+
+1. Compensations before forward calls, older sagas before younger ones: rather 200 sagas finished
+   than 1,000 half done.
+2. At most `limit` calls on the wire, of which forward calls may hold all but a share, so that slow
+   forward calls never shut out the compensations.
+3. While the breaker is open nothing leaves. Its probes are the first in the queue.
+4. A poll waits for its time and then queues like a call. It belongs to an attempt that was sent, so
+   withdrawing it only brings it forward to the attempt's own deadline.
+5. A participant that is not registered (any more) has a lane without a transport: calls wait there,
+   visibly, until somebody registers it.
+
+Workers are tasks that take the next call when one ends, so that under load no task is made per
+call. The queue's bound is that of the live sagas: each has at most `MAX_PARALLEL` calls open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+
+from amends_runtime.core import breaker as breakers
+from amends_runtime.core.breaker import Breaker, BreakerPolicy, BreakerState
+from amends_runtime.core.messages import Answered, NotSent, Unknown
+from amends_runtime.core.records import Verb
+from amends_runtime.ports import (
+    Call,
+    Clock,
+    Observer,
+    ParticipantAddress,
+    Transport,
+)
+
+__all__ = ["Deliver", "Lane", "LaneStatus", "Lanes"]
+
+_log = structlog.get_logger(__name__)
+
+Deliver = Callable[[str, Answered | NotSent], None]
+"""Hands a saga (by id) what became of its call. Must not block."""
+
+DEFAULT_LIMIT = 256  # keeps one HTTP/2 connection busy without burying a small service
+COMPENSATION_SHARE = 8  # one in so many places is never given to a forward call
+
+
+class LaneStatus(msgspec.Struct, frozen=True):
+    """A lane as an operator sees it."""
+
+    name: str
+    address: str
+    by_operator: bool
+    breaker: Breaker
+    in_flight: int
+    waiting: int
+    limit: int
+    transport: str
+    last_error: str
+
+
+class _Entry:
+    """One attempt in a lane. `sent_at_ms` is 0 until it was first sent."""
+
+    __slots__ = ("call", "gone", "key", "order", "poll_timer", "polls", "queued", "sent_at_ms")
+
+    def __init__(self, call: Call, order: tuple[int, int, int]) -> None:
+        self.call = call
+        self.order = order
+        self.key = (call.saga_id, call.step, call.verb)
+        self.sent_at_ms = 0
+        self.polls = 0
+        self.queued = False
+        self.gone = False
+        self.poll_timer: asyncio.TimerHandle | None = None
+
+    def __lt__(self, other: _Entry) -> bool:
+        return self.order < other.order
+
+
+class Lane:
+    """The calls of one participant. Everything but `work` is synchronous."""
+
+    def __init__(
+        self,
+        address: ParticipantAddress,
+        transport: Transport | None,
+        *,
+        limit: int,
+        policy: BreakerPolicy,
+        clock: Clock,
+        deliver: Deliver,
+        observer: Observer,
+        tasks: TaskGroup,
+    ) -> None:
+        self.address = address
+        self._transport = transport
+        self._limit = limit
+        self._forward_limit = max(1, limit - max(1, limit // COMPENSATION_SHARE))
+        self._policy = policy
+        self._clock = clock
+        self._deliver = deliver
+        self._observer = observer
+        self._tasks = tasks
+        self._breaker = Breaker()
+        self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # compensations, forward calls
+        self._waiting = 0
+        self._in_flight = [0, 0]
+        self._entries: dict[tuple[str, int, Verb], _Entry] = {}
+        self._idle: list[asyncio.Future[_Entry]] = []
+        self._sequence = 0
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._last_error = ""
+        self._stopped = False
+
+    # -- what a saga asks of it ----------------------------------------------------------------
+
+    def submit(self, call: Call, started_at_ms: int) -> None:
+        """Takes an attempt in. `started_at_ms`, the saga's, is its place among its equals."""
+        self._enqueue(self._take_in(call, started_at_ms))
+        self._pump()
+
+    def poll(self, call: Call, started_at_ms: int, at_ms: int, sent_at_ms: int, polls: int) -> None:
+        """Asks an attempt that is in progress again, at `at_ms`.
+
+        It was first sent at `sent_at_ms`.
+        """
+        entry = self._take_in(call, started_at_ms)
+        entry.sent_at_ms = sent_at_ms
+        entry.polls = polls
+        self._poll_at(entry, at_ms)
+
+    def withdraw(self, saga_id: str, step: int, verb: Verb, attempt: int) -> None:
+        """Takes an attempt out that was never sent, and answers NotSent; see rule 4 for a poll."""
+        entry = self._entries.get((saga_id, step, verb))
+        if entry is None or entry.call.attempt != attempt:
+            return
+        if entry.sent_at_ms == 0 and entry.queued:
+            self._remove(entry)
+            call = entry.call
+            self._deliver(
+                saga_id, NotSent(step=step, verb=verb, round=call.round, attempt=call.attempt)
+            )
+        elif entry.poll_timer is not None:
+            deadline_at_ms = entry.sent_at_ms + entry.call.timeout_ms
+            remaining_s = entry.poll_timer.when() - asyncio.get_running_loop().time()
+            planned_at_ms = self._clock.now_ms() + int(remaining_s * 1000)
+            self._poll_at(entry, min(planned_at_ms, deadline_at_ms))
+
+    def forget(self, saga_id: str, steps: int) -> None:
+        """Drops all calls of a saga that never left.
+
+        Its state in memory is gone and it will ask anew.
+        """
+        for step in range(steps):
+            for verb in Verb:
+                entry = self._entries.get((saga_id, step, verb))
+                if entry is not None:
+                    self._remove(entry)
+
+    # -- what an operator sees -----------------------------------------------------------------
+
+    def status(self) -> LaneStatus:
+        """A snapshot."""
+        return LaneStatus(
+            name=self.address.name,
+            address=self.address.address,
+            by_operator=self.address.by_operator,
+            breaker=self._breaker,
+            in_flight=sum(self._in_flight),
+            waiting=self._waiting,
+            limit=self._limit,
+            transport=self._transport.name if self._transport is not None else "",
+            last_error=self._last_error,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Calls on the wire."""
+        return sum(self._in_flight)
+
+    def stop_sending(self) -> None:
+        """Nothing leaves any more; what is on the wire still gets its answer."""
+        self._stopped = True
+
+    async def close(self) -> None:
+        """Closes the transport. The workers end with their task group."""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        for entry in self._entries.values():
+            if entry.poll_timer is not None:
+                entry.poll_timer.cancel()
+        if self._transport is not None:
+            await self._transport.close()
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def _take_in(self, call: Call, started_at_ms: int) -> _Entry:
+        self._sequence += 1
+        forward = 0 if call.verb is Verb.COMPENSATE else 1
+        entry = _Entry(call, (forward, started_at_ms, self._sequence))
+        replaced = self._entries.get(entry.key)
+        if replaced is not None:
+            self._remove(replaced)  # its attempt was recorded as lost; this one follows it
+        self._entries[entry.key] = entry
+        return entry
+
+    def _enqueue(self, entry: _Entry) -> None:
+        entry.queued = True
+        self._waiting += 1
+        heapq.heappush(self._queues[entry.order[0]], entry)
+
+    def _remove(self, entry: _Entry) -> None:
+        """Forgets an entry wherever it is; what lies in a heap is skipped when it comes up."""
+        entry.gone = True
+        if entry.queued:
+            entry.queued = False
+            self._waiting -= 1
+        if entry.poll_timer is not None:
+            entry.poll_timer.cancel()
+            entry.poll_timer = None
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+
+    def _next(self) -> _Entry | None:
+        """The call that should leave now, or None when none may."""
+        if self._transport is None or self._stopped:
+            return None
+        for kind, queue in enumerate(self._queues):
+            while queue and queue[0].gone:
+                heapq.heappop(queue)
+            if not queue or sum(self._in_flight) >= self._limit:
+                continue
+            if kind == 1 and self._in_flight[1] >= self._forward_limit:
+                continue
+            now_ms = self._clock.now_ms()
+            if not breakers.admits(self._breaker, self._policy, now_ms):
+                self._wake_for_probe(now_ms)
+                return None
+            entry = heapq.heappop(queue)
+            entry.queued = False
+            self._waiting -= 1
+            self._in_flight[kind] += 1
+            self._set_breaker(breakers.sent(self._breaker, now_ms))
+            return entry
+        return None
+
+    def _pump(self) -> None:
+        """Gives calls that may leave to idle workers, or to new ones."""
+        while (entry := self._next()) is not None:
+            while self._idle:
+                idle = self._idle.pop()
+                if not idle.done():
+                    idle.set_result(entry)
+                    break
+            else:
+                self._tasks.start_soon(self._work, entry, name=f"lane {self.address.name}")
+
+    async def _work(self, entry: _Entry | None) -> None:
+        """Carries calls, one after another, for as long as the runtime lives."""
+        while True:
+            while entry is not None:
+                await self._carry(entry)
+                entry = self._next()
+            idle: asyncio.Future[_Entry] = asyncio.get_running_loop().create_future()
+            self._idle.append(idle)
+            entry = await idle
+
+    async def _carry(self, entry: _Entry) -> None:
+        assert self._transport is not None, "nothing leaves a lane without transport"
+        call, kind, generation = entry.call, entry.order[0], self._breaker.generation
+        asked_at_ms = self._clock.now_ms()
+        first_sent_at_ms = entry.sent_at_ms = entry.sent_at_ms or asked_at_ms
+        reply = await self._transport.call(call)
+        answered_at_ms = self._clock.now_ms()
+        self._in_flight[kind] -= 1
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if isinstance(reply.outcome, Unknown):
+            self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
+        self._settle_breaker(healthy=reply.healthy, generation=generation, now_ms=answered_at_ms)
+        self._deliver(
+            call.saga_id,
+            Answered(
+                step=call.step,
+                verb=call.verb,
+                round=call.round,
+                attempt=call.attempt,
+                sent_at_ms=first_sent_at_ms,
+                answered_at_ms=answered_at_ms,
+                status=reply.status,
+                polls=entry.polls,
+                outcome=reply.outcome,
+            ),
+        )
+
+    # -- breaker and timers --------------------------------------------------------------------
+
+    def _settle_breaker(self, *, healthy: bool | None, generation: int, now_ms: int) -> None:
+        before = self._breaker.state
+        if healthy is None:
+            self._set_breaker(breakers.unsettled(self._breaker, generation))
+        elif healthy:
+            self._set_breaker(breakers.succeeded(self._breaker, generation, now_ms))
+        else:
+            self._set_breaker(breakers.failed(self._breaker, self._policy, generation, now_ms))
+        if self._breaker.state is BreakerState.OPEN:
+            self._wake_for_probe(now_ms)
+        if self._breaker.state is not before:
+            self._pump()  # otherwise one call ended, and its worker takes the one that may follow
+
+    def _set_breaker(self, breaker: Breaker) -> None:
+        if breaker is self._breaker:
+            return
+        changed = breaker.state is not self._breaker.state
+        self._breaker = breaker
+        if changed:
+            _log.warning(
+                "breaker_changed",
+                participant=self.address.name,
+                state=breaker.state.name,
+                failures=breaker.failures,
+                waiting=self._waiting,
+                last_error=self._last_error,
+            )
+            self._observer.breaker_changed(self.address.name, breaker.state)
+
+    def _wake_for_probe(self, now_ms: int) -> None:
+        if self._breaker.state is not BreakerState.OPEN or self._probe_timer is not None:
+            return
+        delay_s = max(0, self._breaker.probe_at_ms - now_ms) / 1000
+        self._probe_timer = asyncio.get_running_loop().call_later(delay_s, self._probe)
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        self._pump()
+
+    def _poll_at(self, entry: _Entry, at_ms: int) -> None:
+        if entry.poll_timer is not None:
+            entry.poll_timer.cancel()
+        delay_s = max(0, at_ms - self._clock.now_ms()) / 1000
+        entry.poll_timer = asyncio.get_running_loop().call_later(delay_s, self._poll_now, entry)
+
+    def _poll_now(self, entry: _Entry) -> None:
+        entry.poll_timer = None
+        if not entry.gone:
+            self._enqueue(entry)
+            self._pump()
+
+
+class Lanes:
+    """All lanes, by participant."""
+
+    def __init__(
+        self,
+        policy: BreakerPolicy,
+        clock: Clock,
+        observer: Observer,
+        connect: Callable[[ParticipantAddress], Transport],
+        limits: Mapping[str, int],
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._observer = observer
+        self._connect = connect
+        self._limits = limits
+        self._lanes: dict[str, Lane] = {}
+        self._tasks: TaskGroup | None = None
+        self._deliver: Deliver | None = None
+
+    def open(self, tasks: TaskGroup, deliver: Deliver, addresses: list[ParticipantAddress]) -> None:
+        """Makes a lane for each registered participant; their workers live in `tasks`."""
+        self._tasks = tasks
+        self._deliver = deliver
+        for address in addresses:
+            self._lanes[address.name] = self._lane(address, self._connect(address))
+
+    def names(self) -> list[str]:
+        """The registered participants."""
+        return [name for name, lane in self._lanes.items() if lane.address.address]
+
+    def of(self, participant: str) -> Lane:
+        """The participant's lane.
+
+        One without transport for a participant that is not registered.
+        """
+        lane = self._lanes.get(participant)
+        if lane is None:
+            _log.error(
+                "participant_not_registered",
+                participant=participant,
+                hint="its calls wait for it: add it to the configuration and restart",
+            )
+            lane = self._lanes[participant] = self._lane(ParticipantAddress(participant, ""), None)
+        return lane
+
+    def status(self) -> list[LaneStatus]:
+        """All lanes, by name."""
+        return [self._lanes[name].status() for name in sorted(self._lanes)]
+
+    def stop_sending(self) -> None:
+        """Nothing leaves any more; what is on the wire still gets its answer."""
+        for lane in self._lanes.values():
+            lane.stop_sending()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls on the wire, of all participants."""
+        return sum(lane.in_flight for lane in self._lanes.values())
+
+    async def close(self) -> None:
+        """Closes every transport."""
+        for lane in self._lanes.values():
+            await lane.close()
+
+    def _lane(self, address: ParticipantAddress, transport: Transport | None) -> Lane:
+        assert self._tasks is not None, "open() comes first"
+        assert self._deliver is not None, "open() comes first"
+        return Lane(
+            address=address,
+            transport=transport,
+            limit=self._limits.get(address.name, DEFAULT_LIMIT),
+            policy=self._policy,
+            clock=self._clock,
+            deliver=self._deliver,
+            observer=self._observer,
+            tasks=self._tasks,
+        )

@@ -1,0 +1,197 @@
+"""The composition root: the only file that knows every part.
+
+A runtime comes up in this order, and goes down in the reverse of it:
+
+    store         owned by lock and epoch, checkpointed, read back
+    definitions   loaded, then those of the configuration registered
+    lanes         one per registered participant; nothing is called yet
+    tasks         decider, committer, timers, loader; then recovery of what had not ended
+    API           bound and SERVING
+
+Going down: the API says NOT_SERVING and takes nothing new, calls on the wire get a moment for their
+replies, every decided turn is committed, the store is closed. What was still in flight then is
+found as lost at the next start and asked again under the same keys: a stop needs no more care than
+a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import structlog
+
+from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.supervisor import Limits, Outbox, Supervisor
+from amends_runtime.api.server import ApiServer
+from amends_runtime.clock import SystemClock
+from amends_runtime.config import Config
+from amends_runtime.core.breaker import BreakerPolicy
+from amends_runtime.core.definition import Definition
+from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.dispatch.unary import UnaryTransport
+from amends_runtime.ports import ParticipantAddress, Store, Transport
+from amends_runtime.storage import open_sqlite_store
+from amends_runtime.telemetry.observers import HistoryLog, Observers
+
+__all__ = ["Engine", "run_engine"]
+
+_log = structlog.get_logger(__name__)
+
+DRAIN_CALLS_S = 5.0  # a usual call's length; what takes longer is asked again after the restart
+DRAIN_TURNS_S = 10.0  # far more than the longest commit
+DRAIN_REQUESTS_S = 2.0  # handlers answer at once when the runtime stops
+DRAIN_CHECK_S = 0.01
+
+
+class Engine:
+    """A running runtime.
+
+    `store`, `supervisor`, `definitions` and `lanes` are for tests and the console.
+    """
+
+    def __init__(
+        self, store: Store, definitions: Definitions, lanes: Lanes, supervisor: Supervisor
+    ) -> None:
+        self.store = store
+        self.definitions = definitions
+        self.lanes = lanes
+        self.supervisor = supervisor
+        self.address = ""
+        self._stop = anyio.Event()
+        self._failure: BaseException | None = None
+
+    def request_stop(self) -> None:
+        """Begins the way down. `wait_stopped` returns; leaving `run_engine` does the rest."""
+        self._stop.set()
+
+    async def wait_stopped(self) -> None:
+        """Until a stop is requested.
+
+        Raises what made the runtime unable to go on, if anything did.
+        """
+        await self._stop.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def fail(self, failure: BaseException) -> None:
+        """A part has died: the runtime must not go on without it."""
+        if self._failure is None:
+            self._failure = failure
+        self._stop.set()
+
+
+@asynccontextmanager
+async def run_engine(
+    config: Config, definitions: Sequence[Definition] = ()
+) -> AsyncIterator[Engine]:
+    """Runs a runtime for the length of the block; when the block is entered it serves.
+
+    Registers `definitions` first. Raises StoreError, InvalidRequest (a definition) or
+    ConfigurationError (an address) with one clear message, before anything was done.
+    """
+    clock = SystemClock()
+    observer = Observers([HistoryLog()])
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_sqlite_store(config.server.database))
+        lanes = Lanes(
+            policy=BreakerPolicy(
+                failures_to_open=config.breaker.failures_to_open,
+                open_ms=round(config.breaker.open_s * 1000),
+                max_open_ms=round(config.breaker.max_open_s * 1000),
+            ),
+            clock=clock,
+            observer=observer,
+            connect=lambda address: _connect(address, store, clock),
+            limits={name: p.concurrency for name, p in config.participants.items()},
+        )
+        known = Definitions(store, clock, lanes.names)
+        supervisor = Supervisor(
+            store,
+            known,
+            clock=clock,
+            observer=observer,
+            limits=Limits(
+                live_sagas=config.limits.live_sagas,
+                mailbox=config.limits.mailbox,
+                commit_batch=config.limits.commit_batch,
+                commit_queue=config.limits.commit_queue,
+            ),
+            outbox=_outbox(lanes),
+        )
+        engine = Engine(store, known, lanes, supervisor)
+        await known.load()
+        async with anyio.create_task_group() as tasks:
+            lanes.open(
+                tasks,
+                supervisor.deliver,
+                [ParticipantAddress(name, p.address) for name, p in config.participants.items()],
+            )
+            stack.push_async_callback(lanes.close)
+            for definition in definitions:
+                await known.register(definition)
+            server = ApiServer(config, store, supervisor, known, lanes)
+            for part in (
+                supervisor.run_decider,
+                supervisor.run_committer,
+                supervisor.run_timers,
+                supervisor.run_loader,
+            ):
+                tasks.start_soon(_guarded, engine, part, name=part.__name__)
+            tasks.start_soon(_guarded, engine, lambda: _recover(supervisor), name="recovery")
+            engine.address = await server.start()
+            try:
+                yield engine
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _go_down(server, supervisor, lanes)
+                tasks.cancel_scope.cancel()
+
+
+def _connect(address: ParticipantAddress, store: Store, clock: SystemClock) -> Transport:
+    return UnaryTransport(address.address, store.identity, clock)
+
+
+def _outbox(lanes: Lanes) -> Outbox:
+    return Outbox(
+        submit=lambda call, started_at_ms: lanes.of(call.participant).submit(call, started_at_ms),
+        poll=lambda call, started_at_ms, poll: lanes.of(call.participant).poll(
+            call, started_at_ms, poll.at_ms, poll.sent_at_ms, poll.polls
+        ),
+        withdraw=lambda participant, saga_id, effect: lanes.of(participant).withdraw(
+            saga_id, effect.step, effect.verb, effect.attempt
+        ),
+        forget=lambda participant, saga_id, steps: lanes.of(participant).forget(saga_id, steps),
+    )
+
+
+async def _guarded(engine: Engine, part: Callable[[], Awaitable[object]]) -> None:
+    """Runs a part for as long as the runtime lives.
+
+    One that dies takes the runtime down, in order.
+    """
+    try:
+        await part()
+    except Exception as failure:  # noqa: BLE001  # whatever it was, the runtime ends in order
+        _log.exception("part_died", part=getattr(part, "__name__", "?"))
+        engine.fail(failure)
+
+
+async def _recover(supervisor: Supervisor) -> None:
+    recovered = await supervisor.run_recovery()
+    _log.info("recovered", sagas=recovered)
+
+
+async def _go_down(server: ApiServer, supervisor: Supervisor, lanes: Lanes) -> None:
+    await server.refuse_new()
+    supervisor.stop_accepting()
+    lanes.stop_sending()
+    await server.stop(DRAIN_REQUESTS_S)
+    with anyio.move_on_after(DRAIN_CALLS_S):
+        while lanes.in_flight:  # noqa: ASYNC110  # once in a lifetime
+            await anyio.sleep(DRAIN_CHECK_S)
+    with anyio.move_on_after(DRAIN_TURNS_S) as bound:
+        await supervisor.wait_idle()
+    if bound.cancelled_caught:
+        _log.error("stopped_with_undecided_messages", counts=supervisor.counts())

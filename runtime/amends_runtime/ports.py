@@ -1,0 +1,335 @@
+"""What the engine needs of the world around it, as small Protocols.
+
+    Store           the durable truth: whole batches of transitions, under compare-and-set and epoch
+    Insights        the same truth, for readers that must not write
+    Transport       one participant's endpoint: a call out, an outcome in
+    Clock           wall time and monotonic time
+    Observer        told of what became durable and of what went on the wire; can change nothing
+
+Implementations live in `storage/`, `dispatch/`, `telemetry/`; they know this file and not each
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from amends_runtime.core.breaker import BreakerState
+from amends_runtime.core.definition import Definition
+from amends_runtime.core.messages import Outcome
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Record, SagaState, SagaTurnedBack, Verb
+from amends_runtime.core.saga import Saga
+
+__all__ = [
+    "Call",
+    "Clock",
+    "Insights",
+    "LoadedSaga",
+    "Observer",
+    "ParticipantAddress",
+    "RegisteredDefinition",
+    "Reply",
+    "SagaFilter",
+    "SagaSummary",
+    "Store",
+    "StoreIdentity",
+    "StoredTurn",
+    "Tombstone",
+    "Transition",
+    "Transport",
+    "summarise",
+]
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+class StoreIdentity(msgspec.Struct, frozen=True):
+    """Which store this is.
+
+    `epoch` grows with every opening; `incarnation` changes with a restore.
+    """
+
+    store_id: str
+    incarnation: str
+    epoch: int
+
+
+class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga's row in the read model: what lists show. No payloads, nothing per step."""
+
+    saga_no: int
+    saga_id: str
+    definition_name: str
+    definition_hash: str
+    state: SagaState
+    version: int
+    started_at_ms: int
+    updated_at_ms: int
+    ended_at_ms: int = 0
+    deadline_at_ms: int = 0
+    wake_at_ms: int = 0
+    past_no_return: bool = False
+    labels: dict[str, str] = {}
+
+
+def summarise(saga: Saga, saga_no: int, version: int) -> SagaSummary:
+    """The row that lists show of this saga.
+
+    The read model is this function of every saga's history.
+    """
+    return SagaSummary(
+        saga_no=saga_no,
+        saga_id=saga.saga_id,
+        definition_name=saga.definition_name,
+        definition_hash=saga.definition_hash,
+        state=saga.state,
+        version=version,
+        started_at_ms=saga.started_at_ms,
+        updated_at_ms=saga.updated_at_ms,
+        ended_at_ms=saga.ended_at_ms,
+        deadline_at_ms=saga.deadline_at_ms,
+        past_no_return=saga.past_no_return,
+        labels=saga.labels,
+    )
+
+
+class Transition(msgspec.Struct, frozen=True, gc=False):
+    """One saga's turn: records to append, and the read-model row if what it shows changed.
+
+    `version` is the version that the turn makes, from 1; `version - 1` must be the stored one.
+    The first transition of a saga always carries its summary.
+    """
+
+    saga_no: int
+    version: int
+    records: tuple[Record, ...]
+    summary: SagaSummary | None = None
+
+
+class StoredTurn(msgspec.Struct, frozen=True):
+    """One turn as it was persisted. `seq` is its position in the history of all sagas."""
+
+    seq: int
+    version: int
+    records: tuple[Record, ...]
+
+
+class LoadedSaga(msgspec.Struct, frozen=True):
+    """A saga's whole history, oldest turn first."""
+
+    saga_no: int
+    saga_id: str
+    definition_hash: str
+    turns: tuple[StoredTurn, ...]
+
+    @property
+    def version(self) -> int:
+        """The version that the next transition follows."""
+        return self.turns[-1].version
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """What is left of a purged saga, so that its id is never used again."""
+
+    saga_id: str
+    content_hash: str
+    state: SagaState
+    ended_at_ms: int
+
+
+class RegisteredDefinition(msgspec.Struct, frozen=True):
+    """A definition as it was registered. `version` counts the contents of one name, from 1."""
+
+    definition: Definition
+    content_hash: str
+    version: int
+    registered_at_ms: int
+
+
+class ParticipantAddress(msgspec.Struct, frozen=True):
+    """Where a participant is called.
+
+    `by_operator`: registered at run time, not by configuration.
+    """
+
+    name: str
+    address: str
+    by_operator: bool = False
+
+
+class SagaFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions that must all hold; an empty one holds always. Instants are UTC milliseconds."""
+
+    states: tuple[SagaState, ...] = ()
+    definition_name: str = ""
+    started_from_ms: int = 0
+    started_before_ms: int = 0
+    labels: dict[str, str] = {}
+
+
+class Insights(Protocol):
+    """The store, for reading.
+
+    Every answer includes every commit that was acknowledged before the question.
+    """
+
+    async def load(self, saga_ids: Sequence[str]) -> dict[str, LoadedSaga | Tombstone]:
+        """The histories of these sagas, or their tombstones.
+
+        An unknown id is absent from the answer.
+        """
+        ...
+
+    async def list_sagas(
+        self, where: SagaFilter, limit: int, before_no: int | None = None
+    ) -> list[SagaSummary]:
+        """Matching sagas, newest (highest number) first, below `before_no`."""
+        ...
+
+    async def count_by_state(self) -> dict[SagaState, int]:
+        """How many sagas the read model has in each state."""
+        ...
+
+    async def definitions(self) -> list[RegisteredDefinition]:
+        """All registered definitions, by name and version."""
+        ...
+
+
+class Store(Insights, Protocol):
+    """The durable truth, with one writer.
+
+    Every write is one transaction with one sync and checks the epoch. A write is never cancelled
+    half-way: a cancelled caller gets its cancellation after the transaction has ended.
+    """
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """Which store this is, as of its opening."""
+        ...
+
+    def next_saga_no(self) -> int:
+        """A number that no saga of this store has had."""
+        ...
+
+    async def commit(self, transitions: Sequence[Transition]) -> int:
+        """Appends all of the transitions, or none; answers the highest `seq` after the sync.
+
+        Raises VersionConflict (naming all sagas concerned; nothing written), OwnershipLost, or
+        CommitUnknown, after which only `reopen` and `close` may be called.
+        """
+        ...
+
+    async def reopen(self) -> None:
+        """After CommitUnknown.
+
+        Closes, opens anew, checkpoints with truncation. Raises StoreError if it cannot.
+        """
+        ...
+
+    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
+        """Sagas that have not ended, lowest number first, above `after_no`."""
+        ...
+
+    async def put_definition(
+        self, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        """Registers a normalised definition.
+
+        The answer's second part: this content was there before.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends everything in order; afterwards another runtime may open the store."""
+        ...
+
+
+# -- participants ----------------------------------------------------------------------------------
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt as it goes on the wire. `results` are (step name, result) pairs."""
+
+    saga_id: str
+    definition_name: str
+    step: int
+    step_name: str
+    participant: str
+    action: str
+    verb: Verb
+    round: int
+    attempt: int
+    timeout_ms: int
+    input: Payload
+    results: tuple[tuple[str, Payload], ...] = ()
+    executed: bool = False
+    own_result: Payload | None = None
+    turn: SagaTurnedBack | None = None
+    turn_step_name: str = ""
+    traceparent: str = ""
+    poll: bool = False
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came back of one attempt.
+
+    `healthy` is what it says of the endpoint: True (it answered), False (it is unwell), None
+    (nothing).
+    """
+
+    outcome: Outcome
+    status: str
+    healthy: bool | None
+
+
+class Transport(Protocol):
+    """One participant's endpoint."""
+
+    name: str
+
+    async def call(self, call: Call) -> Reply:
+        """Sends one attempt and waits for its end, at most `call.timeout_ms`.
+
+        Raises nothing but cancellation.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        ...
+
+
+# -- time and onlookers ----------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Wall time for records, monotonic time for waits."""
+
+    def now_ms(self) -> int:
+        """UTC milliseconds."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Seconds that never jump."""
+        ...
+
+
+class Observer(Protocol):
+    """Told of what happened; must not block, must not raise, can change nothing."""
+
+    def turn_committed(self, saga_id: str, version: int, records: Sequence[Record]) -> None:
+        """These records are durable."""
+        ...
+
+    def batch_committed(self, transitions: int, seconds: float) -> None:
+        """One commit of so many transitions took so long, sync included."""
+        ...
+
+    def breaker_changed(self, participant: str, state: BreakerState) -> None:
+        """A participant's breaker is in another state now."""
+        ...

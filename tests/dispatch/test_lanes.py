@@ -1,0 +1,307 @@
+"""Lanes: what waits, what leaves first, and what an open breaker does to it.
+
+The transport here is a script: it records what was sent and answers when the test says so. Calls
+over a real wire are in `test_unary.py` and in the acceptance tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from amends_runtime.clock import SystemClock
+from amends_runtime.core.breaker import BreakerPolicy, BreakerState
+from amends_runtime.core.messages import (
+    Answered,
+    Done,
+    InProgress,
+    NotSent,
+    Outcome,
+    Rejected,
+    Unknown,
+)
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Verb
+from amends_runtime.dispatch.lanes import Lane
+from amends_runtime.ports import Call, ParticipantAddress, Reply
+from amends_runtime.telemetry.observers import Observers
+
+
+class ScriptedTransport:
+    """Records calls in the order in which they were sent; each waits until the test answers it."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.sent: list[Call] = []
+        self._replies: dict[tuple[str, int, bool], asyncio.Future[Reply]] = {}
+        self._news = anyio.Event()
+
+    async def call(self, call: Call) -> Reply:
+        self.sent.append(call)
+        reply = self._replies[_key(call)] = asyncio.get_running_loop().create_future()
+        self._news.set()
+        return await reply
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def answer(self, call: Call, outcome: Outcome, *, healthy: bool | None = True) -> None:
+        status = outcome.reason if isinstance(outcome, Unknown) else "OK"
+        self._replies.pop(_key(call)).set_result(Reply(outcome, status, healthy))
+
+    async def wait_sent(self, count: int) -> None:
+        while len(self.sent) < count:
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def names(self) -> list[str]:
+        return [call.saga_id for call in self.sent]
+
+
+class Sagas:
+    """Takes what the lane delivers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Answered | NotSent]] = []
+        self._news = anyio.Event()
+
+    def deliver(self, saga_id: str, message: Answered | NotSent) -> None:
+        self.told.append((saga_id, message))
+        self._news.set()
+
+    async def wait_told(self, count: int) -> None:
+        while len(self.told) < count:
+            self._news = anyio.Event()
+            await self._news.wait()
+
+
+def _key(call: Call) -> tuple[str, int, bool]:
+    return call.saga_id, call.attempt, call.poll
+
+
+def a_call(saga_id: str, *, verb: Verb = Verb.EXECUTE, attempt: int = 1) -> Call:
+    """One attempt of the step `charge` of a saga."""
+    return Call(
+        saga_id=saga_id,
+        definition_name="order",
+        step=0,
+        step_name="charge",
+        participant="payments",
+        action="charge",
+        verb=verb,
+        round=1,
+        attempt=attempt,
+        timeout_ms=10_000,
+        input=Payload(),
+    )
+
+
+@asynccontextmanager
+async def a_lane(
+    limit: int = 256, policy: BreakerPolicy | None = None, *, connected: bool = True
+) -> AsyncIterator[tuple[Lane, ScriptedTransport, Sagas]]:
+    """A lane, the transport it sends by, and the sagas it answers to."""
+    transport, sagas = ScriptedTransport(), Sagas()
+    async with anyio.create_task_group() as tasks:
+        lane = Lane(
+            ParticipantAddress("payments", "127.0.0.1:1"),
+            transport if connected else None,
+            limit=limit,
+            policy=policy or BreakerPolicy(),
+            clock=SystemClock(),
+            deliver=sagas.deliver,
+            observer=Observers([]),
+            tasks=tasks,
+        )
+        with anyio.fail_after(20):
+            yield lane, transport, sagas
+        await lane.close()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_call_is_sent_and_its_answer_delivered_with_the_attempt_it_belongs_to() -> None:
+    """What comes back names step, verb, round and attempt, so that the saga can tell an echo."""
+    async with a_lane() as (lane, transport, sagas):
+        lane.submit(a_call("s1", attempt=3), started_at_ms=1)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], Rejected("no"))
+        await sagas.wait_told(1)
+        saga_id, told = sagas.told[0]
+        assert saga_id == "s1"
+        assert isinstance(told, Answered)
+        assert (told.step, told.verb, told.round, told.attempt) == (0, Verb.EXECUTE, 1, 3)
+        assert told.outcome == Rejected("no")
+        assert 0 < told.sent_at_ms <= told.answered_at_ms
+
+
+async def test_no_more_than_the_limit_is_on_the_wire_and_compensations_keep_a_share() -> None:
+    """Of eight places seven may be forward calls'; the eighth is a compensation's."""
+    async with a_lane(limit=8) as (lane, transport, _):
+        for number in range(10):
+            lane.submit(a_call(f"forward-{number}"), started_at_ms=number)
+        await transport.wait_sent(7)
+        assert lane.status().in_flight == 7
+        assert lane.status().waiting == 3
+        lane.submit(a_call("undo", verb=Verb.COMPENSATE), started_at_ms=99)
+        await transport.wait_sent(8)
+        assert transport.names()[-1] == "undo"
+        assert lane.status().in_flight == 8
+
+
+async def test_what_waits_leaves_compensations_first_and_then_by_the_age_of_its_saga() -> None:
+    """Rather 200 sagas finished than 1,000 half done."""
+    async with a_lane(limit=1) as (lane, transport, sagas):
+        lane.submit(a_call("first"), started_at_ms=50)
+        await transport.wait_sent(1)
+        lane.submit(a_call("young"), started_at_ms=30)
+        lane.submit(a_call("old"), started_at_ms=10)
+        lane.submit(a_call("undo-young", verb=Verb.COMPENSATE), started_at_ms=40)
+        lane.submit(a_call("undo-old", verb=Verb.COMPENSATE), started_at_ms=20)
+        for done in range(4):
+            transport.answer(transport.sent[done], Done())
+            await sagas.wait_told(done + 1)
+            await transport.wait_sent(done + 2)
+        assert transport.names() == ["first", "undo-old", "undo-young", "old", "young"]
+
+
+async def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -> None:
+    """An open breaker decides nothing: the call just waits, and leaves as the probe."""
+    policy = BreakerPolicy(failures_to_open=3, open_ms=50, max_open_ms=50)
+    async with a_lane(policy=policy) as (lane, transport, sagas):
+        for number in range(3):
+            lane.submit(a_call(f"s{number}"), started_at_ms=number)
+        await transport.wait_sent(3)
+        for call in list(transport.sent):
+            transport.answer(call, Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(3)
+        assert lane.status().breaker.state is BreakerState.OPEN
+        lane.submit(a_call("younger"), started_at_ms=20)
+        lane.submit(a_call("elder"), started_at_ms=10)
+        assert lane.status().waiting == 2
+        await transport.wait_sent(4)  # after open_ms, without anybody asking
+        assert transport.names()[3:] == ["elder"]
+        assert lane.status().breaker.state is BreakerState.HALF_OPEN
+        assert lane.status().waiting == 1
+        transport.answer(transport.sent[3], Done())
+        await transport.wait_sent(5)
+        assert transport.names()[4] == "younger"
+        assert lane.status().breaker.state is BreakerState.CLOSED
+
+
+async def test_a_refusal_is_a_healthy_answer_and_a_handler_that_raises_says_nothing() -> None:
+    """Neither a business refusal nor one action's bug closes the way for the others."""
+    async with a_lane(policy=BreakerPolicy(failures_to_open=1)) as (lane, transport, sagas):
+        for number, (outcome, healthy) in enumerate(
+            [(Rejected("no"), True), (Unknown("UNKNOWN"), None)]
+        ):
+            lane.submit(a_call(f"s{number}"), started_at_ms=0)
+            await transport.wait_sent(number + 1)
+            transport.answer(transport.sent[number], outcome, healthy=healthy)
+            await sagas.wait_told(number + 1)
+        assert lane.status().breaker.state is BreakerState.CLOSED
+
+
+async def test_a_probe_that_says_nothing_lets_the_next_one_through() -> None:
+    """A half-open breaker never stays shut because its probe ended without a verdict."""
+    policy = BreakerPolicy(failures_to_open=1, open_ms=1, max_open_ms=1)
+    async with a_lane(policy=policy) as (lane, transport, sagas):
+        lane.submit(a_call("s0"), started_at_ms=0)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(1)
+        lane.submit(a_call("probe"), started_at_ms=1)
+        lane.submit(a_call("next"), started_at_ms=2)
+        await transport.wait_sent(2)
+        transport.answer(transport.sent[1], Unknown("UNKNOWN"), healthy=None)
+        await transport.wait_sent(3)
+        assert transport.names()[2] == "next"
+
+
+async def test_withdrawing_answers_not_sent_only_for_what_never_left() -> None:
+    """NotSent means that there is nothing to undo, so it must be true."""
+    async with a_lane(limit=1) as (lane, transport, sagas):
+        lane.submit(a_call("out"), started_at_ms=0)
+        await transport.wait_sent(1)
+        lane.submit(a_call("waiting"), started_at_ms=1)
+        lane.withdraw("out", 0, Verb.EXECUTE, 1)
+        lane.withdraw("waiting", 0, Verb.EXECUTE, 1)
+        assert sagas.told == [("waiting", NotSent(step=0, verb=Verb.EXECUTE, round=1, attempt=1))]
+        transport.answer(transport.sent[0], Done())
+        await sagas.wait_told(2)
+        lane.submit(a_call("later"), started_at_ms=2)
+        await transport.wait_sent(2)
+        assert transport.names() == ["out", "later"]
+
+
+async def test_a_poll_asks_the_same_attempt_again_and_keeps_when_it_was_first_sent() -> None:
+    """Polls count nothing but themselves."""
+    async with a_lane() as (lane, transport, sagas):
+        lane.submit(a_call("s"), started_at_ms=0)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], InProgress(1))
+        await sagas.wait_told(1)
+        first = sagas.told[0][1]
+        assert isinstance(first, Answered)
+        lane.poll(a_call("s"), 0, at_ms=0, sent_at_ms=first.sent_at_ms, polls=1)
+        await transport.wait_sent(2)
+        assert transport.sent[1].poll or transport.sent[1].attempt == 1
+        transport.answer(transport.sent[1], Done())
+        await sagas.wait_told(2)
+        second = sagas.told[1][1]
+        assert isinstance(second, Answered)
+        assert (second.attempt, second.polls) == (1, 1)
+        assert second.sent_at_ms == first.sent_at_ms
+
+
+async def test_withdrawing_a_poll_brings_it_forward_to_the_attempts_own_deadline() -> None:
+    """A saga that turns back does not wait a day for a poll that was planned before."""
+    async with a_lane() as (lane, transport, sagas):
+        day_ms = 24 * 3600 * 1000
+        now_ms = SystemClock().now_ms()
+        lane.poll(a_call("s"), 0, at_ms=now_ms + day_ms, sent_at_ms=now_ms - 60_000, polls=1)
+        assert transport.sent == []
+        lane.withdraw("s", 0, Verb.EXECUTE, 1)
+        await transport.wait_sent(1)
+        assert sagas.told == []  # it was sent once: NotSent would be a lie
+
+
+async def test_forgotten_calls_never_leave_and_a_new_attempt_takes_the_place_of_the_old() -> None:
+    """After a failed commit the saga asks anew; what it had waiting must not leave besides."""
+    async with a_lane(limit=1) as (lane, transport, sagas):
+        lane.submit(a_call("out"), started_at_ms=0)
+        await transport.wait_sent(1)
+        lane.submit(a_call("dropped"), started_at_ms=1)
+        lane.submit(a_call("replaced", attempt=1), started_at_ms=2)
+        lane.submit(a_call("replaced", attempt=2), started_at_ms=2)
+        lane.forget("dropped", steps=1)
+        transport.answer(transport.sent[0], Done())
+        await transport.wait_sent(2)
+        transport.answer(transport.sent[1], Done())
+        await sagas.wait_told(2)
+        assert [(c.saga_id, c.attempt) for c in transport.sent] == [("out", 1), ("replaced", 2)]
+        assert lane.status().waiting == 0
+
+
+async def test_calls_for_a_participant_that_is_not_registered_wait_visibly() -> None:
+    """Nothing is lost and nothing is compensated because a name is missing from a file."""
+    async with a_lane(connected=False) as (lane, transport, _):
+        lane.submit(a_call("s"), started_at_ms=0)
+        assert lane.status().waiting == 1
+        assert transport.sent == []
+
+
+async def test_a_lane_that_stops_sending_still_delivers_what_is_on_the_wire() -> None:
+    """A shutdown takes in replies and sends nothing new."""
+    async with a_lane() as (lane, transport, sagas):
+        lane.submit(a_call("out"), started_at_ms=0)
+        await transport.wait_sent(1)
+        lane.stop_sending()
+        lane.submit(a_call("kept"), started_at_ms=0)
+        transport.answer(transport.sent[0], Done())
+        await sagas.wait_told(1)
+        assert transport.names() == ["out"]
+        assert lane.in_flight == 0
