@@ -25,7 +25,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -171,50 +170,56 @@ async def _load(
 
 def run(rounds: int, seconds: float, output: Path, profile: Path | None) -> int:
     """Alternates the two loads and writes `output`. Answers the exit code."""
-    folder = Path(tempfile.mkdtemp(prefix="amends-bench-"))
-    conditions = _conditions(rounds, seconds, folder)
     print(
         f"amends bench: {rounds} rounds of {seconds:g} s each way, then one at a time", flush=True
     )
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        worker = stack.enter_context(_process(folder, "participant", _self("participant")))
-        runtime = stack.enter_context(
-            _process(folder, "runtime", _runtime(folder, worker["address"], profile))
-        )
-        asyncio.run(_register(runtime["address"]))
-        loads = {"naive": worker["address"], "amends": runtime["address"]}
-        done: Counter[str] = Counter()
-
-        def load(way: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
-            result = _run_load(way, loads[way], tag, seconds, concurrency)
-            done[way] += result["sagas"]
-            return result
-
-        results: dict[str, list[dict[str, Any]]] = {way: [] for way in loads}
-        for way in loads:  # connections, imports and caches are warm before anything is timed
-            load(way, "warm", 1.0, CONCURRENCY)
-        for number in range(rounds):
-            for way in loads:
-                result = load(way, f"r{number}", seconds, CONCURRENCY)
-                results[way].append(result)
-                rate = result["sagas"] / result["seconds"]
-                print(f"  round {number + 1}  {way:7} {rate:8.0f} sagas/s", flush=True)
-        single = {way: load(way, "single", 3.0, 1) for way in loads}
-        cpu_s = _cpu_seconds(runtime["pid"])
+    with tempfile.TemporaryDirectory(prefix="amends-bench-") as name:
+        folder = Path(name)
+        figures, done = _measure(folder, rounds, seconds, profile)
+        # The runtime has ended, which moved its log into the database.
         finished = _count_sagas(folder / "amends.db")
-        effects = asyncio.run(_report(worker["address"]))
-        disk = sum(f.stat().st_size for f in folder.glob("amends.db*"))
-    figures = _figures(results, single)
-    figures["effects"] = effects
+        disk = (folder / "amends.db").stat().st_size
     figures["disk_bytes_per_saga"] = round(disk / finished)
-    figures["runtime_cpu_us_per_saga"] = round(cpu_s * 1e6 / finished)
-    figures["conditions"] = conditions
+    figures["runtime_cpu_us_per_saga"] = round(figures.pop("runtime_cpu_s") * 1e6 / finished)
+    figures["conditions"] = _conditions(rounds, seconds)
     exact = figures["exact"] = _exact(figures, done, finished)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=2) + "\n")
     _print_table(figures, output)
     return 0 if exact else 1
+
+
+def _measure(
+    folder: Path, rounds: int, seconds: float, profile: Path | None
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Runs everything. Answers the figures, and how many sagas each way was told were done."""
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(_process(folder, "participant", _self("participant")))
+        command = _runtime(folder, worker["address"], profile)
+        runtime = stack.enter_context(_process(folder, "runtime", command))
+        asyncio.run(_register(runtime["address"]))
+        addresses = {"naive": worker["address"], "amends": runtime["address"]}
+        done: Counter[str] = Counter()
+
+        def load(way: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
+            result = _run_load(way, addresses[way], tag, seconds, concurrency)
+            done[way] += result["sagas"]
+            return result
+
+        results: dict[str, list[dict[str, Any]]] = {way: [] for way in addresses}
+        for way in addresses:  # connections, imports and caches are warm before anything is timed
+            load(way, "warm", 1.0, CONCURRENCY)
+        for number in range(rounds):
+            for way in addresses:
+                result = load(way, f"r{number}", seconds, CONCURRENCY)
+                results[way].append(result)
+                rate = result["sagas"] / result["seconds"]
+                print(f"  round {number + 1}  {way:7} {rate:8.0f} sagas/s", flush=True)
+        single = {way: load(way, "single", 3.0, 1) for way in addresses}
+        figures = _figures(results, single)
+        figures["runtime_cpu_s"] = _cpu_seconds(runtime["pid"])
+        figures["effects"] = asyncio.run(_report(worker["address"]))
+        return figures, done
 
 
 def _run_load(way: str, address: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
@@ -354,7 +359,7 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _conditions(rounds: int, seconds: float, folder: Path) -> dict[str, Any]:
+def _conditions(rounds: int, seconds: float) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -370,7 +375,6 @@ def _conditions(rounds: int, seconds: float, folder: Path) -> dict[str, Any]:
         "seconds_per_round": seconds,
         "loop": "closed",
         "machine": platform.machine(),
-        "database_folder": "a temporary folder on disk" if folder else "",
     }
 
 

@@ -75,6 +75,11 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def failed(self) -> bool:
+        """Whether a part has died."""
+        return self._failure is not None
+
     def fail(self, failure: BaseException) -> None:
         """A part has died: the runtime must not go on without it."""
         if self._failure is None:
@@ -91,6 +96,19 @@ async def run_engine(
     Registers `definitions` first. Raises StoreError, InvalidRequest (a definition) or
     ConfigurationError (an address) with one clear message, before anything was done.
     """
+    try:
+        async with _running(config, definitions) as engine:
+            yield engine
+    except BaseExceptionGroup as group:
+        # The task group wraps what was raised inside its block; callers want to catch it by type.
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+        raise failure from None
+
+
+@asynccontextmanager
+async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIterator[Engine]:
     clock = SystemClock()
     observer = Observers([HistoryLog()])
     async with AsyncExitStack() as stack:
@@ -123,29 +141,28 @@ async def run_engine(
         engine = Engine(store, known, lanes, supervisor)
         await known.load()
         async with anyio.create_task_group() as tasks:
-            lanes.open(
-                tasks,
-                supervisor.deliver,
-                [ParticipantAddress(name, p.address) for name, p in config.participants.items()],
-            )
+            addresses = [ParticipantAddress(n, p.address) for n, p in config.participants.items()]
+            lanes.open(tasks, supervisor.deliver, addresses)
             stack.push_async_callback(lanes.close)
             for definition in definitions:
                 await known.register(definition)
             server = ApiServer(config, store, supervisor, known, lanes)
+            # Whatever can be wrong has been said once the server has its port: nothing is decided
+            # and no participant is called before that.
+            engine.address = await server.start()
             for part in (
                 supervisor.run_decider,
                 supervisor.run_committer,
                 supervisor.run_timers,
                 supervisor.run_loader,
+                supervisor.run_recovery,
             ):
                 tasks.start_soon(_guarded, engine, part, name=part.__name__)
-            tasks.start_soon(_guarded, engine, lambda: _recover(supervisor), name="recovery")
-            engine.address = await server.start()
             try:
                 yield engine
             finally:
                 with anyio.CancelScope(shield=True):
-                    await _go_down(server, supervisor, lanes)
+                    await _go_down(engine, server)
                 tasks.cancel_scope.cancel()
 
 
@@ -178,20 +195,17 @@ async def _guarded(engine: Engine, part: Callable[[], Awaitable[object]]) -> Non
         engine.fail(failure)
 
 
-async def _recover(supervisor: Supervisor) -> None:
-    recovered = await supervisor.run_recovery()
-    _log.info("recovered", sagas=recovered)
-
-
-async def _go_down(server: ApiServer, supervisor: Supervisor, lanes: Lanes) -> None:
+async def _go_down(engine: Engine, server: ApiServer) -> None:
     await server.refuse_new()
-    supervisor.stop_accepting()
-    lanes.stop_sending()
+    engine.supervisor.stop_accepting()
+    engine.lanes.stop_sending()
     await server.stop(DRAIN_REQUESTS_S)
+    if engine.failed:
+        return  # nothing more can be decided; the next start finds all of it
     with anyio.move_on_after(DRAIN_CALLS_S):
-        while lanes.in_flight:  # noqa: ASYNC110  # once in a lifetime
+        while engine.lanes.in_flight:  # noqa: ASYNC110  # once in a lifetime
             await anyio.sleep(DRAIN_CHECK_S)
     with anyio.move_on_after(DRAIN_TURNS_S) as bound:
-        await supervisor.wait_idle()
+        await engine.supervisor.wait_idle()
     if bound.cancelled_caught:
-        _log.error("stopped_with_undecided_messages", counts=supervisor.counts())
+        _log.error("stopped_with_undecided_messages", counts=engine.supervisor.counts())

@@ -143,12 +143,17 @@ class Tombstone(msgspec.Struct, frozen=True):
 
 
 class RegisteredDefinition(msgspec.Struct, frozen=True):
-    """A definition as it was registered. `version` counts the contents of one name, from 1."""
+    """A definition as it was registered. `version` counts the contents of one name, from 1.
+
+    `activated` orders the contents of a name by when each last became the one that new sagas get:
+    the highest is it. Registering an older content again raises it, and keeps its version.
+    """
 
     definition: Definition
     content_hash: str
     version: int
     registered_at_ms: int
+    activated: int = 0
 
 
 class ParticipantAddress(msgspec.Struct, frozen=True):

@@ -22,7 +22,8 @@ class HandClock:
 
 def test_what_is_due_is_woken_in_order_and_nothing_early() -> None:
     """A wake-up may come late under load, but a saga is never told of a time that has not come."""
-    clock, woken = HandClock(), []
+    clock = HandClock()
+    woken: list[str] = []
     timers = Timers(clock, woken.append)
     for offset in (300, 100, 200):
         timers.set(f"s{offset}", clock.at_ms + offset)
@@ -35,7 +36,8 @@ def test_what_is_due_is_woken_in_order_and_nothing_early() -> None:
 
 def test_a_jump_forward_is_paced() -> None:
     """A clock that jumps a year makes everything due; it is fired a batch at a time."""
-    clock, woken = HandClock(), []
+    clock = HandClock()
+    woken: list[str] = []
     timers = Timers(clock, woken.append)
     for number in range(PACE * 2 + 1):
         timers.set(f"s{number}", clock.at_ms + 1 + number)
@@ -46,7 +48,8 @@ def test_a_jump_forward_is_paced() -> None:
 
 def test_a_jump_backward_loses_nothing() -> None:
     """What was planned before the jump is due when its instant comes, by the new time."""
-    clock, woken = HandClock(), []
+    clock = HandClock()
+    woken: list[str] = []
     timers = Timers(clock, woken.append)
     timers.set("s", clock.at_ms + 100)
     clock.at_ms -= 5_000
@@ -58,7 +61,8 @@ def test_a_jump_backward_loses_nothing() -> None:
 
 def test_forgotten_timers_wake_nobody_and_do_not_pile_up() -> None:
     """Sagas that ended long before their deadline must not stay in memory until it."""
-    clock, woken = HandClock(), []
+    clock = HandClock()
+    woken: list[str] = []
     timers = Timers(clock, woken.append)
     day_ms = 24 * 3600 * 1000
     for number in range(MIN_DEAD * 3):

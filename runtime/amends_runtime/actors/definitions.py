@@ -67,7 +67,7 @@ class Definitions:
                 {"definition": name[:64]},
             )
         if not content_hash:
-            return max(versions.values(), key=lambda registered: registered.version)
+            return max(versions.values(), key=lambda registered: registered.activated)
         if content_hash not in versions:
             raise NotFound(
                 "UNKNOWN_DEFINITION_VERSION",

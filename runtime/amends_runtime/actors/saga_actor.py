@@ -152,6 +152,8 @@ class SagaActor:
         """Hands everybody who waits to the actor that takes this one's place."""
         other._waiters += self._waiters
         self._waiters = []
+        if other.saga is not None:
+            other._tell_waiters()  # what they wait for may have become durable in between
 
     def _tell_waiters(self) -> None:
         if not self._waiters:

@@ -285,8 +285,8 @@ class Supervisor:
             for saga_id in ids:
                 self._arrived(saga_id, found.get(saga_id))
 
-    async def run_recovery(self) -> int:
-        """Brings in every saga that had not ended when the store was opened; answers how many.
+    async def run_recovery(self) -> None:
+        """Brings in every saga that had not ended when the store was opened.
 
         Page by page, each page's turns before the next page, so that neither memory nor
         participants are flooded. One that cannot be read holds up no other.
@@ -302,7 +302,8 @@ class Supervisor:
                     self._arrived(loaded.saga_id, loaded)
                     recovered += 1
             if len(page) < RECOVERY_PAGE or after_no >= boundary:
-                return recovered
+                _log.info("recovered", sagas=recovered)
+                return
             _log.info("recovering", sagas=recovered)
             while self._turns.backlog > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace, not a condition
                 await anyio.sleep(RECOVERY_PAUSE_S)

@@ -25,7 +25,7 @@ import anyio.lowlevel
 import structlog
 
 from amends_runtime.actors.saga_actor import MAX_CRASHES, SagaActor, Turn
-from amends_runtime.errors import CommitUnknown, Unavailable, VersionConflict
+from amends_runtime.errors import AmendsError, CommitUnknown, Unavailable, VersionConflict
 from amends_runtime.ports import Clock, Observer, Store
 
 __all__ = ["Turns"]
@@ -163,7 +163,11 @@ class Turns:
                 await self._something_decided.wait()
             self._in_flight, self._slot = self._slot, []
             self._room.set()
-            await self._commit(self._in_flight)
+            try:
+                await self._commit(self._in_flight)
+            except AmendsError:
+                self._abandon()
+                raise
             self._in_flight = []
 
     async def _commit(self, batch: list[Turn]) -> None:
@@ -219,6 +223,15 @@ class Turns:
             batch,
             Unavailable("the store failed in the middle of this write; ask again with the same id"),
         )
+
+    def _abandon(self) -> None:
+        """This runtime commits no more: whoever waits for an answer is told that there is none."""
+        error = Unavailable("this runtime has lost its store; ask again with the same id")
+        for turn in [*self._in_flight, *self._slot]:
+            turn.envelope.fail(error)
+        for actor in self._ready:
+            for envelope in actor.mailbox.drain():
+                envelope.fail(error)
 
     def _drop(self, lost: list[Turn], error: Exception) -> None:
         for turn in lost:

@@ -1,0 +1,166 @@
+"""Rule 7: a failed commit is an unknown commit, and nothing is lost or doubled by it.
+
+The store is a real one on a real file; between it and the engine stands one that makes a chosen
+commit fail: before it was written, after it was written (the answer is lost), or as somebody
+else's write would.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import amends
+from amends_runtime import engine as engine_module
+from amends_runtime.config import Config, Participant, Server
+from amends_runtime.engine import run_engine
+from amends_runtime.errors import CommitUnknown, OwnershipLost, VersionConflict
+from amends_runtime.ports import Transition
+from amends_runtime.storage import SqliteStore, open_sqlite_store
+
+
+class StoreWithOneFailure:
+    """A real store, but for its `nth` commit of sagas, which fails in the way `how` says."""
+
+    def __init__(self, store: SqliteStore, nth: int, how: str) -> None:
+        self._store = store
+        self._left = nth
+        self._how = how
+        self.failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, transitions: Sequence[Transition]) -> int:
+        """Commits, or fails in its way."""
+        self._left -= 1
+        if self._left:
+            return await self._store.commit(transitions)
+        self.failed = True
+        if self._how == "written, answer lost":
+            await self._store.commit(transitions)
+        if self._how == "version conflict":
+            raise VersionConflict([transitions[0].saga_no])
+        if self._how == "ownership lost":
+            raise OwnershipLost("another runtime owns the store now")
+        raise CommitUnknown(f"the disk failed ({self._how})")
+
+
+def a_shop(folder: Path) -> amends.Participant:
+    """A participant whose effects are rows of a ledger, behind a real barrier."""
+    shop = amends.Participant("shop", barrier=amends.SqliteBarrier(folder / "shop.db"))
+
+    def note(call: amends.Call, tx: amends.Transaction, sign: int) -> None:
+        tx.execute("CREATE TABLE IF NOT EXISTS ledger (saga TEXT, step TEXT, sign INTEGER)")
+        tx.execute("INSERT INTO ledger VALUES (?, ?, ?)", (call.saga_id, call.step, sign))
+
+    @shop.execute("do")
+    def do(call: amends.Call, tx: amends.Transaction) -> None:
+        note(call, tx, 1)
+
+    @shop.compensate("do")
+    def undo(call: amends.Call, tx: amends.Transaction) -> None:
+        note(call, tx, -1)
+
+    @shop.execute("refuse", compensatable=False)
+    def refuse(call: amends.Call) -> None:
+        raise amends.Rejected("not_today")
+
+    return shop
+
+
+@asynccontextmanager
+async def a_runtime(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, nth: int, how: str
+) -> AsyncIterator[tuple[amends.Client, StoreWithOneFailure]]:
+    """A runtime, a shop and a client; the runtime's store has one failure."""
+    stores: list[StoreWithOneFailure] = []
+
+    @asynccontextmanager
+    async def open_store(path: str) -> AsyncIterator[StoreWithOneFailure]:
+        async with open_sqlite_store(path) as store:
+            stores.append(StoreWithOneFailure(store, nth, how))
+            yield stores[-1]
+
+    monkeypatch.setattr(engine_module, "open_sqlite_store", open_store)
+    async with amends.serve(a_shop(folder), listen="127.0.0.1:0") as server:
+        config = Config(
+            server=Server(listen="127.0.0.1:0", database=str(folder / "amends.db")),
+            participants={"shop": Participant(address=server.address)},
+        )
+        async with run_engine(config) as engine, amends.Client(engine.address) as client:
+            await client.register(
+                amends.Definition("good").step("a", "shop", "do").step("b", "shop", "do")
+            )
+            await client.register(
+                amends.Definition("bad")
+                .step("a", "shop", "do")
+                .step("b", "shop", "do")
+                .pivot("c", "shop", "refuse")
+            )
+            yield client, stores[-1]
+
+
+def ledger_of(folder: Path) -> list[tuple[str, str, int]]:
+    """What the participant did, in order."""
+    connection = sqlite3.connect(folder / "shop.db")
+    try:
+        return connection.execute("SELECT saga, step, sign FROM ledger ORDER BY rowid").fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("how", ["not written", "written, answer lost", "version conflict"])
+@pytest.mark.parametrize("nth", range(1, 7))
+async def test_a_saga_ends_as_it_should_whichever_of_its_commits_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, how: str
+) -> None:
+    """The n-th commit of two sagas fails, and their effects are still exact."""
+    async with a_runtime(tmp_path, monkeypatch, nth, how) as (client, store):
+        # Below the runtime's own bound of a wait: who waits across the failure is told.
+        with anyio.fail_after(20):
+            good = await client.start("good", saga_id="good-1")
+            assert (await good.result()).state is amends.SagaState.COMPLETED
+            bad = await client.start("bad", saga_id="bad-1")
+            assert (await bad.result()).state is amends.SagaState.COMPENSATED
+        assert store.failed
+    assert ledger_of(tmp_path) == [
+        ("good-1", "a", 1),
+        ("good-1", "b", 1),
+        ("bad-1", "a", 1),
+        ("bad-1", "b", 1),
+        ("bad-1", "b", -1),
+        ("bad-1", "a", -1),
+    ]
+
+
+async def test_a_runtime_that_lost_its_store_to_another_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not go on deciding: what it would send was never its to decide."""
+    with pytest.raises(OwnershipLost):  # noqa: PT012  # what raises is the end of the block
+        async with amends.serve(a_shop(tmp_path), listen="127.0.0.1:0") as server:
+            stores: list[StoreWithOneFailure] = []
+
+            @asynccontextmanager
+            async def open_store(path: str) -> AsyncIterator[StoreWithOneFailure]:
+                async with open_sqlite_store(path) as store:
+                    stores.append(StoreWithOneFailure(store, 1, "ownership lost"))
+                    yield stores[-1]
+
+            monkeypatch.setattr(engine_module, "open_sqlite_store", open_store)
+            config = Config(
+                server=Server(listen="127.0.0.1:0", database=str(tmp_path / "amends.db")),
+                participants={"shop": Participant(address=server.address)},
+            )
+            async with run_engine(config) as engine, amends.Client(engine.address) as client:
+                await client.register(amends.Definition("good").step("a", "shop", "do"))
+                with pytest.raises(amends.AmendsError):
+                    await client.start("good", timeout_s=1)
+                await engine.wait_stopped()
