@@ -1,0 +1,290 @@
+"""The barrier for participants whose effects live in a SQLite database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from amends.barrier.sqlite_database import Database, Parameters, Rows
+from amends.barrier.sqlite_writer import Held, OneHop, Task, Writer
+from amends.barrier.verdict import POLL_AFTER_S
+from amends.errors import BarrierError, HandlerFailed, TransactionMisused
+from amends.handler import Handler
+from amends.outcomes import Call, InProgress, Outcome
+
+T = TypeVar("T")
+
+DEFAULT_BUSY_TIMEOUT_S: Final = 1.0
+"""Longer than another process's transaction should take, shorter than an attempt's deadline."""
+
+DEFAULT_MAX_HOLD_S: Final = 30.0
+"""While one handler holds the transaction all others wait; three times the default deadline."""
+
+
+class Transaction:
+    """The open transaction, as a `def` handler sees it.
+
+    What is written here is committed together with the barrier's row when the handler returns, and
+    rolled back when it raises. It ends with its handler and stays in its thread.
+    """
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database: Database | None = database
+
+    def execute(self, statement: str, parameters: Parameters = ()) -> Rows:
+        """Run one statement and give all of its rows.
+
+        Raises what `sqlite3` raises, and `TransactionMisused` for statements that would end the
+        transaction or change the barrier's table.
+        """
+        return self._lent().execute(statement, parameters)
+
+    def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Rows:
+        """Run one statement for each set of parameters. Raises as `execute` does."""
+        return self._lent().executemany(statement, parameters)
+
+    def end(self) -> None:
+        """Refuse every further use; the SDK calls it when the handler returns."""
+        self._database = None
+
+    def _lent(self) -> Database:
+        if self._database is None:
+            raise TransactionMisused("the transaction has ended; it lives as long as its handler")
+        return self._database
+
+
+class AsyncTransaction:
+    """The open transaction, as an `async def` handler sees it: the same methods, to be awaited.
+
+    While the handler awaits, the transaction stays open and the barrier's other calls wait: keep
+    slow calls out of it. A statement whose `await` was cancelled may or may not have run; after
+    that the transaction can only be rolled back.
+    """
+
+    __slots__ = ("_held", "_is_doomed")
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._is_doomed = False
+
+    async def execute(self, statement: str, parameters: Parameters = ()) -> Rows:
+        """Run one statement and give all of its rows. Raises as `Transaction.execute` does."""
+        return await self._wait(lambda database: database.execute(statement, parameters))
+
+    async def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Rows:
+        """Run one statement for each set of parameters. Raises as `execute` does."""
+        # A list: the author's generator must not run in the writer's thread.
+        sets = list(parameters)
+        return await self._wait(lambda database: database.executemany(statement, sets))
+
+    async def settle(self, outcome: Outcome) -> Outcome:
+        """End the transaction with an outcome; the SDK calls it when the handler returns."""
+        self._check_not_doomed()
+        return await asyncio.wrap_future(self._held.settle(outcome))
+
+    async def _wait(self, work: Callable[[Database], Rows]) -> Rows:
+        self._check_not_doomed()
+        try:
+            return await asyncio.wrap_future(self._held.submit(work))
+        except asyncio.CancelledError:
+            self._is_doomed = True
+            raise
+
+    def _check_not_doomed(self) -> None:
+        if self._is_doomed:
+            raise TransactionMisused(
+                "a statement of this transaction was cancelled, so nobody knows whether it ran; "
+                "let the cancellation pass, and the transaction is rolled back"
+            )
+
+
+class SqliteBarrier:
+    """Keeps the barrier's rows in the author's own SQLite database, in the author's transactions.
+
+    `database` is a path, or a function that opens and returns a connection (for row factories, SQL
+    functions or pragmas of your own); the function is called in the barrier's thread, at the start
+    and after a failure. The barrier makes its table ``amends_barrier`` there, sets WAL and
+    ``synchronous=FULL`` and reads both back. `schema` is SQL for tables of your own, run at each
+    opening, so write ``CREATE TABLE IF NOT EXISTS``.
+
+    A handler that takes a second argument is given the open transaction: `Transaction` for `def`,
+    `AsyncTransaction` for `async def`. A `def` handler runs whole in the barrier's thread and
+    cannot be interrupted, except in a statement that takes longer than `max_hold_s`; an `async def`
+    handler is cancelled when its caller leaves and after `max_hold_s`. Handlers run one at a time:
+    it is one database. A handler that takes only the call runs inside the transaction, too, but
+    what it does elsewhere is not rolled back with it: pass `Call.idempotency_key` on there.
+
+    Calls that another process holds up for `busy_timeout_s` are answered `InProgress`. SQLite
+    before 3.51.3 has a rare fault that can damage a database into which two connections write at
+    once; so write into it through this barrier alone where you can (`write`), and read through
+    connections of your own that are opened with ``mode=ro``.
+    """
+
+    transaction_types: tuple[type[Any], type[Any]] = (Transaction, AsyncTransaction)
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str] | Callable[[], sqlite3.Connection],
+        *,
+        schema: str = "",
+        busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
+        max_hold_s: float = DEFAULT_MAX_HOLD_S,
+    ) -> None:
+        if callable(database):
+            connect, name = database, "the database of the connection factory"
+        else:
+            if os.fspath(database) in {"", ":memory:"}:
+                raise ValueError("a barrier in memory forgets; give it the path of a file")
+            # Absolute now: the thread opens it again later, wherever the process is then.
+            path = Path(database).absolute()
+            connect, name = partial(sqlite3.connect, path), str(path)
+        self._name = name
+        self._max_hold_s = max_hold_s
+        self._database = Database(
+            connect,
+            name=name,
+            schema=schema,
+            busy_timeout_s=busy_timeout_s,
+            max_hold_s=max_hold_s,
+        )
+        self._writer: Writer | None = None
+        self._openings = 0
+        self._running: set[tuple[str, str, str, int]] = set()
+        self._oldest_open_at_ms: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the database and make the barrier's table and yours. Raises `BarrierError`.
+
+        May be called again while it is open; each `open` wants its `aclose`.
+        """
+        self._openings += 1
+        if self._writer is None:
+            self._writer = Writer(self._database, self._name)
+        try:
+            await self._in_thread(Database.open)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Let the calls under way and queued end, then close the database."""
+        self._openings = max(0, self._openings - 1)
+        if self._openings == 0 and self._writer is not None:
+            writer, self._writer = self._writer, None
+            await asyncio.wrap_future(writer.stop())
+
+    async def run(self, call: Call, handler: Handler | None) -> Outcome:
+        """Answer one call; see `amends.barrier.Barrier.run` and the rules in `verdict.py`."""
+        writer = self._opened()
+        life = call.store_id, call.saga_id, call.step, call.round
+        if life in self._running:
+            return InProgress(POLL_AFTER_S)
+        if call.oldest_open_at_ms > self._oldest_open_at_ms.get(call.store_id, 0):
+            self._oldest_open_at_ms[call.store_id] = call.oldest_open_at_ms
+        # Released by the thread when the transaction has ended, not when the caller leaves.
+        self._running.add(life)
+        release = partial(self._running.discard, life)
+        if handler is None or not handler.is_async:
+            job = OneHop(call, handler, lend=Transaction, release=release)
+            writer.submit(job)
+            return await asyncio.wrap_future(job.future)
+        held = Held(call, max_hold_s=self._max_hold_s, release=release)
+        writer.submit(held)
+        return await self._run_held(call, handler, held)
+
+    async def _run_held(self, call: Call, handler: Handler, held: Held) -> Outcome:
+        try:
+            answer = await asyncio.wrap_future(held.begun)
+            if answer is not None:
+                return answer
+            transaction = AsyncTransaction(held)
+            outcome = await self._bounded(call, handler, transaction)
+            return await transaction.settle(outcome)
+        except asyncio.CancelledError:
+            held.abandon()
+            raise
+        except Exception:
+            held.abandon()
+            await asyncio.wrap_future(held.ended)
+            raise
+
+    async def _bounded(self, call: Call, handler: Handler, tx: AsyncTransaction) -> Outcome:
+        try:
+            # A TimeoutError of the handler's own has become HandlerFailed inside.
+            async with asyncio.timeout(self._max_hold_s):
+                return await handler.answer_async(call, tx)
+        except TimeoutError as error:
+            raise HandlerFailed(
+                f"the handler of {call.verb} {call.action!r} held its transaction for more than "
+                f"{self._max_hold_s:g} s; it was rolled back",
+                cause_type="TimeoutError",
+                where=handler.where,
+            ) from error
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction of its own, in the barrier's thread, and commit it.
+
+        For what the participant writes without being called, so that one connection writes into the
+        database. Raises what `work` raises (nothing is kept then) and `BarrierError`.
+        """
+
+        def transact(database: Database) -> T:
+            database.begin_write()
+            transaction = Transaction(database)
+            try:
+                value = work(transaction)
+            finally:
+                transaction.end()
+            database.commit_write()
+            return value
+
+        return await self._in_thread(transact)
+
+    async def purge(self, older_than_ms: int) -> int:
+        """Delete rows that were written more than `older_than_ms` ago; give how many.
+
+        Choose an age beyond the longest life of a saga *and* the oldest backup that could ever be
+        restored: a row that is gone no longer recognises a repeated call. Rows that may belong to a
+        saga that is still open, as far as the runtime has said so in its calls, stay.
+        Raises `BarrierError`.
+        """
+        if older_than_ms < 0:
+            raise ValueError(f"older_than_ms is an age, and {older_than_ms} is negative")
+        written_before_ms = time.time_ns() // 1_000_000 - older_than_ms
+        deleted = 0
+        position: int | None = 0
+        while position is not None:
+            page = partial(
+                Database.purge_page,
+                after_seq=position,
+                written_before_ms=written_before_ms,
+                oldest_open_at_ms=dict(self._oldest_open_at_ms),
+            )
+            count, position = await self._in_thread(page)
+            deleted += count
+        return deleted
+
+    async def _in_thread(self, work: Callable[[Database], T]) -> T:
+        task = Task(work)
+        self._opened().submit(task)
+        return await asyncio.wrap_future(task.future)
+
+    def _opened(self) -> Writer:
+        if self._writer is None:
+            raise BarrierError(f"the barrier on {self._name} is not open")
+        return self._writer

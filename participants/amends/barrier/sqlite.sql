@@ -1,0 +1,65 @@
+-- The barrier's statements for SQLite. The marks /* amends */ keep the texts apart from those of
+-- authors: Python caches prepared statements by their text, and a cached COMMIT of ours would pass
+-- the guard that refuses theirs.
+
+-- name: create-table
+-- One row for each verb of a step's life. `seq` grows with time, so that a purge by age reads only
+-- the oldest rows and needs no index; `state` is done, rejected or fenced; a fence has no hash and
+-- no reply; `reply` is an amends.v1.Outcome; `written_at_ms` is UTC.
+CREATE TABLE IF NOT EXISTS amends_barrier (
+    seq INTEGER PRIMARY KEY,
+    store_id TEXT NOT NULL,
+    saga_id TEXT NOT NULL,
+    step TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    verb TEXT NOT NULL,
+    state TEXT NOT NULL,
+    request_hash BLOB,
+    reply BLOB,
+    written_at_ms INTEGER NOT NULL,
+    UNIQUE (store_id, saga_id, step, round, verb)
+)
+
+-- name: check-table
+-- Fails if a table of this name has other columns.
+SELECT seq, store_id, saga_id, step, round, verb, state, request_hash, reply, written_at_ms
+FROM amends_barrier LIMIT 0
+
+-- name: begin
+-- Takes the write lock at once: BEGIN, read, write would fail with SQLITE_BUSY_SNAPSHOT.
+BEGIN IMMEDIATE /* amends */
+
+-- name: set-savepoint
+-- Where a refusal rolls back to.
+SAVEPOINT amends_effect /* amends */
+
+-- name: roll-back-effect
+-- Undoes what the handler wrote and keeps the lock.
+ROLLBACK TO amends_effect /* amends */
+
+-- name: commit
+-- Effect, row and reply together; releases the savepoint, too.
+COMMIT /* amends */
+
+-- name: roll-back
+-- Nothing stays.
+ROLLBACK /* amends */
+
+-- name: read-rows
+-- The rows of one life, at most three.
+SELECT verb, state, request_hash, reply FROM amends_barrier
+WHERE store_id = ? AND saga_id = ? AND step = ? AND round = ?
+
+-- name: write-row
+-- The unique index is the claim: whoever inserts first has decided.
+INSERT INTO amends_barrier
+    (store_id, saga_id, step, round, verb, state, request_hash, reply, written_at_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: read-oldest
+-- A page of the oldest rows behind a position, for a purge.
+SELECT seq, store_id, written_at_ms FROM amends_barrier WHERE seq > ? ORDER BY seq LIMIT ?
+
+-- name: delete-row
+-- One row that a purge has judged.
+DELETE FROM amends_barrier WHERE seq = ?

@@ -1,0 +1,250 @@
+"""What the barrier says to a call: pure, and the same for every database.
+
+How to think about it
+---------------------
+
+A step's *life* is one (store, saga, step, round). The participant keeps at most one row for each
+verb of a life. A row is written once, in the transaction that holds the effect, and never changed:
+
+- ``DONE``: the verb's effect, this row and the reply were committed together.
+- ``REJECTED``: the verb was refused; it has no effect, and the refusal is stored.
+- ``FENCED``: Compensate was here first and took the place, so that the verb can never run.
+
+Who inserts a row has decided the matter; everybody later only reads it.
+
+`judge` is asked after the rows were read under the database's write lock; it says whether to run
+the handler, and if not, what to answer and what to write. `settle` is asked after the handler; it
+says whether its effect stays and what to write. Both write in that same transaction.
+
+Rules, in the order in which they are tried:
+
+1. Somebody holds the life (another call of it runs in this process, or the database's lock is not
+   free): `InProgress`. Nothing was read, so nothing else can be said.
+2. The verb's row is there and is from another request: ``Broken("request_changed")``. One key, two
+   meanings: no reply can be true for both.
+3. Compensate:
+
+   a. Its own row is there: the stored reply.
+   b. A forward row (Execute or Prepare) is done: run, once.
+   c. A forward row is there and none is done: `Done`, nothing is run.
+   d. No forward row, and the runtime says that it recorded `Done`: ``Broken("barrier_lost")``. The
+      database was purged, restored or exchanged; to say `Done` would lose the effect silently.
+   e. No forward row: `Done`, nothing is run.
+
+   However it ends, with b., c. and e. Compensate also writes `FENCED` rows for the forward verbs
+   that have none: the fence.
+
+4. Execute and Prepare:
+
+   a. The verb's row is rejected: the stored reply.
+   b. Compensate was here (its row, or a fence): ``Rejected("fenced")``. This goes for a done row,
+      too: what it did is undone, and a runtime that was restored from a backup and asks again must
+      turn back rather than go on.
+   c. The verb's row is done: the stored reply.
+   d. No row: run.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
+from amends.payload import Payload
+
+POLL_AFTER_S: Final = 0.1
+"""When a call that finds its step held is to be asked again: longer than a transaction takes."""
+
+FORWARD: Final = (Verb.PREPARE, Verb.EXECUTE)
+"""The verbs that have an effect, and that Compensate therefore fences."""
+
+
+class RowState(enum.StrEnum):
+    """What a row says of its verb; the values are stored."""
+
+    DONE = "done"
+    """Effect, row and reply were committed together."""
+    REJECTED = "rejected"
+    """Refused: no effect."""
+    FENCED = "fenced"
+    """Compensate came first: the verb never runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the barrier; a fence has neither hash nor reply."""
+
+    state: RowState
+    request_hash: bytes | None = None
+    reply: bytes | None = None
+
+
+Rows: TypeAlias = Mapping[Verb, Row]
+"""The rows of one life that exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The part of a call that decides."""
+
+    verb: Verb
+    request_hash: bytes
+    executed: bool = False
+    """Compensate only: the runtime has recorded `Done` for this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A row to be written: for the question's own verb with its hash and reply, else a fence."""
+
+    verb: Verb
+    state: RowState
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run the handler in the transaction that is open; then ask `settle`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Answer with a stored reply."""
+
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer without running anything, once `writes` (if any) are committed."""
+
+    outcome: Outcome
+    writes: tuple[Write, ...] = ()
+
+
+Verdict: TypeAlias = Run | Replay | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What becomes of a handler's transaction."""
+
+    keeps_effect: bool
+    """False: roll back to the savepoint that was set before the handler."""
+    writes: tuple[Write, ...]
+    """Rows to write and commit. None: roll back everything."""
+
+
+def judge(question: Question, rows: Rows | None) -> Verdict:
+    """Say what to do with a call, given the rows of its life; ``None`` if somebody holds it."""
+    if rows is None:
+        return Answer(InProgress(POLL_AFTER_S))
+    own = rows.get(question.verb)
+    if own is not None and own.request_hash not in (None, question.request_hash):
+        return Answer(
+            Broken(
+                "request_changed",
+                f"this key was answered before for another request to {question.verb} (other "
+                "action, input or results); no reply is true for both",
+            )
+        )
+    if question.verb is Verb.COMPENSATE:
+        return _judge_compensate(question, own, rows)
+    return _judge_forward(question, own, rows)
+
+
+def _judge_compensate(question: Question, own: Row | None, rows: Rows) -> Verdict:
+    if own is not None:
+        return _replay(own)
+    forward = [rows[verb].state for verb in FORWARD if verb in rows]
+    if RowState.DONE in forward:
+        return Run()
+    if not forward and question.executed:
+        return Answer(
+            Broken(
+                "barrier_lost",
+                "the runtime recorded that this step was executed, and the barrier has no row of "
+                "it: its database was purged, restored or exchanged. Undo the step by hand, then "
+                "resolve it as compensated",
+            )
+        )
+    return Answer(Done(), _compensation(rows))
+
+
+def _judge_forward(question: Question, own: Row | None, rows: Rows) -> Verdict:
+    if own is not None and own.state is RowState.REJECTED:
+        return _replay(own)
+    fenced = Verb.COMPENSATE in rows or any(row.state is RowState.FENCED for row in rows.values())
+    if fenced:
+        return Answer(
+            Rejected("fenced", f"the step was compensated; {question.verb} came after that")
+        )
+    if own is not None:
+        return _replay(own)
+    return Run()
+
+
+def settle(question: Question, rows: Rows, outcome: Outcome) -> Settlement:
+    """Say what becomes of the transaction in which the handler ran that ended in `outcome`.
+
+    `rows` are those that `judge` saw. A handler that ended without an outcome is not settled: its
+    transaction is rolled back.
+    """
+    match outcome:
+        case Done() if question.verb is Verb.COMPENSATE:
+            return Settlement(keeps_effect=True, writes=_compensation(rows))
+        case Done():
+            return Settlement(keeps_effect=True, writes=(Write(question.verb, RowState.DONE),))
+        case Rejected():
+            assert question.verb is not Verb.COMPENSATE, "a compensation cannot be refused"
+            return Settlement(keeps_effect=False, writes=(Write(question.verb, RowState.REJECTED),))
+        case InProgress() | Broken():
+            return Settlement(keeps_effect=False, writes=())
+
+
+def _compensation(rows: Rows) -> tuple[Write, ...]:
+    """Compensate's own row, and the fence in every place that is still free."""
+    fence = tuple(Write(verb, RowState.FENCED) for verb in FORWARD if verb not in rows)
+    return (*fence, Write(Verb.COMPENSATE, RowState.DONE))
+
+
+def _replay(row: Row) -> Replay:
+    assert row.reply is not None, f"a row that is {row.state} has a reply"
+    return Replay(row.reply)
+
+
+def question_of(call: Call) -> Question:
+    """Take the part of a call that decides."""
+    return Question(call.verb, request_hash(call), call.executed)
+
+
+def request_hash(call: Call) -> bytes:
+    """Give the hash by which a repeated request is known to be the same one: SHA-256, 32 bytes.
+
+    It covers what the handler's effect may depend on: action, verb, input, results and own result.
+    What differs between attempts is left out: attempt, deadline, epoch, trace context, poll. Every
+    part is preceded by its length, so that no two requests run together.
+    """
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+
+    def add_payload(payload: Payload) -> None:
+        add(payload.content_type.encode())
+        add(payload.data)
+
+    add(b"amends request 1")
+    add(call.action.encode())
+    add(call.verb.encode())
+    add_payload(Payload(call.input, call.content_type))
+    for step in sorted(call.results):
+        add(step.encode())
+        add_payload(call.results[step])
+    if call.own_result is not None:
+        add(b"own result")
+        add_payload(call.own_result)
+    return digest.digest()

@@ -1,0 +1,571 @@
+"""Definitions: what a saga consists of, written in Python or read from a file.
+
+::
+
+    order = (
+        amends.Definition("order", deadline_s=60)
+        .step("reserve", "inventory", "reserve")
+        .step("charge", "payments", "charge", timeout_s=5, retry=amends.Retry(give_up_after_s=30))
+        .pivot("ship", "shipping", "ship")
+        .retriable("notify", "orders", "notify")
+    )
+    registered = await client.register(order)
+
+A `Definition` never changes: each of its methods returns a new one with one more step. What can be
+judged here (types, kinds, names, references) is judged as early as possible, and everything that is
+wrong is said at once; the rules of the graph are the runtime's, which has the last word.
+
+Durations are seconds, exact to the millisecond.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from amends.definition_checks import (
+    DEFINITION_NAME,
+    STEP_NAME,
+    References,
+    check_name,
+    collected,
+    given_names,
+    is_number,
+    member,
+    names_of_steps,
+    nearest,
+    raise_if,
+    references_in,
+    repeated_names,
+    seconds,
+    shown,
+    step_label,
+    unknown_references,
+)
+from amends.errors import InvalidDefinition
+from amends.v1 import types_pb2
+
+
+class Mode(enum.StrEnum):
+    """How a saga reaches everything or nothing."""
+
+    SAGA = "SAGA"
+    """Steps take effect one after another; what took effect is compensated when it turns back."""
+    TWO_PHASE_COMMIT = "TWO_PHASE_COMMIT"
+    """All participants vote first, then one decision is carried out by all."""
+
+
+class StepKind(enum.StrEnum):
+    """What a step means for turning back."""
+
+    COMPENSATABLE = "COMPENSATABLE"
+    """Can be undone by its compensation."""
+    PIVOT = "PIVOT"
+    """The point of no return: the saga turns back only if this step is refused."""
+    RETRIABLE = "RETRIABLE"
+    """Comes after the point of no return and must succeed in the end."""
+    READ_ONLY = "READ_ONLY"
+    """Has no effect, so there is nothing to undo."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When to try again, and when to stop trying. What is left out is the runtime's default.
+
+    The wait before a further attempt is drawn between 0 and a bound, which grows from `first_s` by
+    `factor` with each failed attempt. Raises `InvalidDefinition`.
+    """
+
+    first_s: float | None = None
+    """Bound of the first wait. Default 0.1 s."""
+    factor: float | None = None
+    """Growth of the bound, at least 1. Default 2."""
+    max_s: float | None = None
+    """The bound never grows beyond this. Default 30 s."""
+    give_up_after_s: float | None = None
+    """Stop when attempts and the waits between them took this long together. Default 5 min; 24 h
+    for compensations and for pivot and retriable steps."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        for name in ("first_s", "max_s", "give_up_after_s"):
+            with collected(problems, f"{name} "):
+                object.__setattr__(self, name, seconds(getattr(self, name)))
+        if self.factor is not None and not (is_number(self.factor) and self.factor >= 1):
+            problems.append(f"factor must be a number of at least 1, not {shown(self.factor)}")
+        raise_if(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDefinition:
+    """One step of a definition: a call of a participant's action. Raises `InvalidDefinition`."""
+
+    name: str
+    """Unique in the definition: a lower-case letter, then up to 47 of ``a-z 0-9 _ -``."""
+    participant: str
+    """Registered name of the participant. Never an address."""
+    action: str
+    """The business operation inside that participant, for example ``charge``."""
+    kind: StepKind = StepKind.COMPENSATABLE
+    """What it means for turning back."""
+    after: tuple[str, ...] | None = None
+    """Steps that must be done first. None: the step before it in the list; empty: none."""
+    uses: tuple[str, ...] | None = None
+    """Earlier steps whose results it is handed. None: all that it comes after."""
+    timeout_s: float | None = None
+    """Per attempt, from the moment it is sent. Default 10 s."""
+    retry: Retry | None = None
+    """Backoff and give-up of the action itself."""
+    compensation_retry: Retry | None = None
+    """The same for its compensation."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        with collected(problems):
+            check_name(self.name, STEP_NAME, "name", 47)
+        with collected(problems):
+            check_name(self.participant, STEP_NAME, "participant", 47)
+        action: object = self.action
+        if not (isinstance(action, str) and action):
+            problems.append(f"action must be a name, not {shown(action)}")
+        with collected(problems, "kind "):
+            object.__setattr__(self, "kind", member(StepKind, self.kind))
+        for name in ("after", "uses"):
+            with collected(problems, f"{name} "):
+                object.__setattr__(self, name, names_of_steps(getattr(self, name)))
+        with collected(problems, "timeout_s "):
+            object.__setattr__(self, "timeout_s", seconds(self.timeout_s))
+        for name in ("retry", "compensation_retry"):
+            value: object = getattr(self, name)
+            if value is not None and not isinstance(value, Retry):
+                problems.append(f"{name} must be an amends.Retry, not {shown(value)}")
+        raise_if([f"{step_label(self.name)}: {problem}" for problem in problems])
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """An immutable description of a saga.
+
+    Raises `InvalidDefinition` when it is made wrongly; references between steps are judged when it
+    is complete, in `to_proto` (which `Client.register` calls).
+    """
+
+    name: str
+    """A lower-case letter, then up to 63 of ``a-z 0-9 _ -``."""
+    mode: Mode = field(default=Mode.SAGA, kw_only=True)
+    """How it reaches all or nothing."""
+    deadline_s: float | None = field(default=None, kw_only=True)
+    """From its start; then the saga turns back, if it still can. None: no deadline."""
+    retention_s: float | None = field(default=None, kw_only=True)
+    """How long an ended saga stays readable. None: for ever."""
+    steps: tuple[StepDefinition, ...] = field(default=(), kw_only=True)
+    """Its steps, in order."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        with collected(problems):
+            check_name(self.name, DEFINITION_NAME, "name", 63)
+        with collected(problems, "mode "):
+            object.__setattr__(self, "mode", member(Mode, self.mode))
+        for name in ("deadline_s", "retention_s"):
+            with collected(problems, f"{name} "):
+                object.__setattr__(self, name, seconds(getattr(self, name)))
+        steps: tuple[object, ...] = tuple(self.steps)
+        object.__setattr__(self, "steps", steps)
+        problems += [
+            f"steps[{number}] must be an amends.StepDefinition, not {shown(step)}"
+            for number, step in enumerate(steps)
+            if not isinstance(step, StepDefinition)
+        ]
+        problems += repeated_names(step.name for step in steps if isinstance(step, StepDefinition))
+        raise_if(problems, self.name)
+
+    # -- building ------------------------------------------------------------------------------
+
+    def step(
+        self,
+        name: str,
+        participant: str,
+        action: str,
+        *,
+        after: str | Iterable[str] | None = None,
+        uses: str | Iterable[str] | None = None,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+        compensation_retry: Retry | None = None,
+    ) -> Definition:
+        """Return this definition with one more step, which its participant can compensate.
+
+        `after` are the steps that must be done first; by default the step before it in the list, so
+        that a plain list is sequential; an empty one starts at once. `uses` are the earlier steps
+        whose results it is handed; by default all that it comes after. The rest is as in
+        `StepDefinition`. Raises `InvalidDefinition`.
+        """
+        return self._with(
+            StepDefinition(
+                name=name,
+                participant=participant,
+                action=action,
+                after=given_names(after),
+                uses=given_names(uses),
+                timeout_s=timeout_s,
+                retry=retry,
+                compensation_retry=compensation_retry,
+            )
+        )
+
+    def pivot(
+        self,
+        name: str,
+        participant: str,
+        action: str,
+        *,
+        after: str | Iterable[str] | None = None,
+        uses: str | Iterable[str] | None = None,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Definition:
+        """Return this definition with the point of no return as one more step.
+
+        There is at most one, and all compensatable steps come before it. From its first attempt on
+        the saga turns back only if this step is refused. Arguments as in `step`.
+        """
+        return self._with(
+            StepDefinition(
+                name=name,
+                participant=participant,
+                action=action,
+                kind=StepKind.PIVOT,
+                after=given_names(after),
+                uses=given_names(uses),
+                timeout_s=timeout_s,
+                retry=retry,
+            )
+        )
+
+    def retriable(
+        self,
+        name: str,
+        participant: str,
+        action: str,
+        *,
+        after: str | Iterable[str] | None = None,
+        uses: str | Iterable[str] | None = None,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Definition:
+        """Return this definition with one more step that must succeed in the end.
+
+        It comes after the pivot; without one, after all compensatable steps. Arguments as in
+        `step`.
+        """
+        return self._with(
+            StepDefinition(
+                name=name,
+                participant=participant,
+                action=action,
+                kind=StepKind.RETRIABLE,
+                after=given_names(after),
+                uses=given_names(uses),
+                timeout_s=timeout_s,
+                retry=retry,
+            )
+        )
+
+    def read_only(
+        self,
+        name: str,
+        participant: str,
+        action: str,
+        *,
+        after: str | Iterable[str] | None = None,
+        uses: str | Iterable[str] | None = None,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+    ) -> Definition:
+        """Return this definition with one more step that has no effect and is never undone.
+
+        Arguments as in `step`.
+        """
+        return self._with(
+            StepDefinition(
+                name=name,
+                participant=participant,
+                action=action,
+                kind=StepKind.READ_ONLY,
+                after=given_names(after),
+                uses=given_names(uses),
+                timeout_s=timeout_s,
+                retry=retry,
+            )
+        )
+
+    def _with(self, step: StepDefinition) -> Definition:
+        return replace(self, steps=(*self.steps, step))
+
+    # -- files ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Definition:
+        """Make a definition of what a JSON or TOML file holds.
+
+        Keys are the names of the fields of `Definition`, `StepDefinition` and `Retry`; ``kind`` and
+        ``mode`` may be in lower case. Raises `InvalidDefinition` with everything that is wrong; an
+        unknown key is wrong, and the message names the known one that is nearest.
+        """
+        if not isinstance(content, Mapping):
+            raise InvalidDefinition([f"it must be a table of keys, not {shown(content)}"])
+        name = content.get("name")
+        problems = list(_wrong_keys(content, _KEYS, required=("name", "steps")))
+        steps: list[StepDefinition] = []
+        tables = content.get("steps", [])
+        if isinstance(tables, list | tuple):
+            for number, table in enumerate(tables):
+                with collected(problems):
+                    steps.append(_step_from_dict(number, table))
+            # Of all tables, not of the steps made: one that is wrong may still be referred to, and
+            # may itself refer to what there is not.
+            problems += unknown_references(references_in(tables))
+        else:
+            problems.append(f"steps must be a list of tables, not {shown(tables)}")
+        options = {key: content[key] for key in _OPTIONS if key in content}
+        definition = None
+        if "name" in content:
+            with collected(problems):
+                definition = cls(content["name"], steps=tuple(steps), **options)
+        raise_if(problems, name if isinstance(name, str) else "")
+        assert definition is not None
+        return definition
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the content of a file, as `from_dict` reads it; what is left out is not in it."""
+        return _without_none(
+            name=self.name,
+            mode=str(self.mode),
+            deadline_s=self.deadline_s,
+            retention_s=self.retention_s,
+            steps=[_step_to_dict(step) for step in self.steps],
+        )
+
+    # -- the contract --------------------------------------------------------------------------
+
+    def to_proto(self) -> types_pb2.Definition:
+        """Give the message of the contract.
+
+        Raises `InvalidDefinition` if a step refers to one that there is not.
+        """
+        references = [References(step.name, step.after, step.uses) for step in self.steps]
+        raise_if(unknown_references(references), self.name)
+        return types_pb2.Definition(
+            name=self.name,
+            mode=types_pb2.Mode.Value(f"MODE_{self.mode}"),
+            steps=[_step_to_proto(step) for step in self.steps],
+            deadline_ms=_to_ms(self.deadline_s),
+            retention_ms=_to_ms(self.retention_s),
+        )
+
+    @classmethod
+    def from_proto(cls, message: types_pb2.Definition) -> Definition:
+        """Read the message of the contract.
+
+        Raises `InvalidDefinition` if it holds something that this version of the SDK cannot
+        express.
+        """
+        problems: list[str] = []
+        steps: list[StepDefinition] = []
+        for step in message.steps:
+            with collected(problems):
+                steps.append(_step_from_proto(step))
+        if message.mode not in _MODES:
+            problems.append(f"mode {int(message.mode)} is not known to this version of the SDK")
+        if message.HasField("two_phase"):
+            problems.append("two_phase is not known to this version of the SDK: update amends")
+        raise_if(problems, message.name)
+        return cls(
+            message.name,
+            mode=_MODES[message.mode],
+            deadline_s=_from_ms(message.deadline_ms),
+            retention_s=_from_ms(message.retention_ms),
+            steps=tuple(steps),
+        )
+
+
+_OPTIONS: Final = ("mode", "deadline_s", "retention_s")
+_KEYS: Final = ("name", *_OPTIONS, "steps")
+_STEP_KEYS: Final = (
+    "name",
+    "participant",
+    "action",
+    "kind",
+    "after",
+    "uses",
+    "timeout_s",
+    "retry",
+    "compensation_retry",
+)
+_RETRY_KEYS: Final = ("first_s", "factor", "max_s", "give_up_after_s")
+
+_MODES: Final = {
+    types_pb2.MODE_UNSPECIFIED: Mode.SAGA,
+    types_pb2.MODE_SAGA: Mode.SAGA,
+    types_pb2.MODE_TWO_PHASE_COMMIT: Mode.TWO_PHASE_COMMIT,
+}
+_KINDS: Final = {
+    types_pb2.STEP_KIND_UNSPECIFIED: StepKind.COMPENSATABLE,
+    types_pb2.STEP_KIND_COMPENSATABLE: StepKind.COMPENSATABLE,
+    types_pb2.STEP_KIND_PIVOT: StepKind.PIVOT,
+    types_pb2.STEP_KIND_RETRIABLE: StepKind.RETRIABLE,
+    types_pb2.STEP_KIND_READ_ONLY: StepKind.READ_ONLY,
+}
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def _step_from_dict(number: int, table: object) -> StepDefinition:
+    if not isinstance(table, Mapping):
+        raise InvalidDefinition([f"steps[{number}] must be a table of keys, not {shown(table)}"])
+    name = table.get("name")
+    label = step_label(name) if isinstance(name, str) and name else f"steps[{number}]"
+    required = ("name", "participant", "action")
+    problems = [
+        f"{label}: {problem}" for problem in _wrong_keys(table, _STEP_KEYS, required=required)
+    ]
+    values = {key: table[key] for key in _STEP_KEYS if key in table}
+    for key in ("retry", "compensation_retry"):
+        if key in values:
+            with collected(problems, f"{label}: {key}: "):
+                values[key] = _retry_from_dict(values.pop(key))
+    # A stand-in for what is missing, so that what is there is judged as well.
+    stand_ins = {key: "missing" for key in required if key not in values}
+    step = None
+    with collected(problems):
+        step = StepDefinition(**{**stand_ins, **values})
+    raise_if(problems)
+    assert step is not None
+    return step
+
+
+def _retry_from_dict(table: object) -> Retry:
+    if not isinstance(table, Mapping):
+        raise InvalidDefinition([f"it must be a table of keys, not {shown(table)}"])
+    problems = list(_wrong_keys(table, _RETRY_KEYS))
+    retry = None
+    with collected(problems):
+        retry = Retry(**{key: table[key] for key in _RETRY_KEYS if key in table})
+    raise_if(problems)
+    assert retry is not None
+    return retry
+
+
+def _wrong_keys(
+    table: Mapping[Any, Any], known: Collection[str], required: Iterable[str] = ()
+) -> Iterator[str]:
+    for key in table:
+        if key not in known:
+            yield f"unknown key {shown(key)}; {nearest(key, known, 'keys')}"
+    for key in required:
+        if key not in table:
+            yield f"the key {key!r} is missing"
+
+
+def _step_to_dict(step: StepDefinition) -> dict[str, Any]:
+    return _without_none(
+        name=step.name,
+        participant=step.participant,
+        action=step.action,
+        kind=str(step.kind),
+        after=None if step.after is None else list(step.after),
+        uses=None if step.uses is None else list(step.uses),
+        timeout_s=step.timeout_s,
+        retry=_retry_to_dict(step.retry),
+        compensation_retry=_retry_to_dict(step.compensation_retry),
+    )
+
+
+def _retry_to_dict(retry: Retry | None) -> dict[str, Any] | None:
+    if retry is None:
+        return None
+    return _without_none(**{key: getattr(retry, key) for key in _RETRY_KEYS})
+
+
+def _without_none(**values: object) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+# -- the contract ------------------------------------------------------------------------------
+
+
+def _step_to_proto(step: StepDefinition) -> types_pb2.Step:
+    return types_pb2.Step(
+        name=step.name,
+        kind=types_pb2.StepKind.Value(f"STEP_KIND_{step.kind}"),
+        after=None if step.after is None else types_pb2.StepNames(names=step.after),
+        uses=None if step.uses is None else types_pb2.StepNames(names=step.uses),
+        call=types_pb2.CallStep(
+            participant=step.participant,
+            action=step.action,
+            timeout_ms=_to_ms(step.timeout_s),
+            retry=_retry_to_proto(step.retry),
+            compensation_retry=_retry_to_proto(step.compensation_retry),
+        ),
+    )
+
+
+def _retry_to_proto(retry: Retry | None) -> types_pb2.RetryPolicy | None:
+    if retry is None:
+        return None
+    return types_pb2.RetryPolicy(
+        first_ms=_to_ms(retry.first_s),
+        factor=retry.factor or 0,
+        max_ms=_to_ms(retry.max_s),
+        give_up_after_ms=_to_ms(retry.give_up_after_s),
+    )
+
+
+def _step_from_proto(message: types_pb2.Step) -> StepDefinition:
+    label = step_label(message.name)
+    work = message.WhichOneof("work")
+    if work != "call":
+        raise InvalidDefinition(
+            [f"{label}: work {shown(work)} is not known to this version of the SDK: update amends"]
+        )
+    if message.kind not in _KINDS:
+        raise InvalidDefinition(
+            [f"{label}: kind {int(message.kind)} is not known to this version of the SDK"]
+        )
+    call = message.call
+    return StepDefinition(
+        name=message.name,
+        participant=call.participant,
+        action=call.action,
+        kind=_KINDS[message.kind],
+        after=tuple(message.after.names) if message.HasField("after") else None,
+        uses=tuple(message.uses.names) if message.HasField("uses") else None,
+        timeout_s=_from_ms(call.timeout_ms),
+        retry=_retry_from_proto(call.retry) if call.HasField("retry") else None,
+        compensation_retry=(
+            _retry_from_proto(call.compensation_retry)
+            if call.HasField("compensation_retry")
+            else None
+        ),
+    )
+
+
+def _retry_from_proto(message: types_pb2.RetryPolicy) -> Retry:
+    return Retry(
+        first_s=_from_ms(message.first_ms),
+        factor=message.factor or None,
+        max_s=_from_ms(message.max_ms),
+        give_up_after_s=_from_ms(message.give_up_after_ms),
+    )
+
+
+def _to_ms(seconds: float | None) -> int:
+    return 0 if seconds is None else round(seconds * 1000)
+
+
+def _from_ms(milliseconds: int) -> float | None:
+    return milliseconds / 1000 if milliseconds else None

@@ -1,0 +1,304 @@
+"""A participant: its name, its actions, and the checks that keep a wrong one from being served."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from amends.barrier import Barrier
+from amends.barrier.absent import NoBarrier
+from amends.errors import InvalidParticipant
+from amends.handler import Handler, is_async, locate
+from amends.outcomes import Call, Verb
+
+H = TypeVar("H", bound=Callable[[Call], object] | Callable[[Call, Any], object])
+
+NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""Names of participants: they stand in definitions, in configuration and in logs."""
+
+ACTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+"""Names of actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Registration:
+    """A function under a decorator, as it was given; judged later, all at once."""
+
+    verb: Verb
+    action: str
+    function: Callable[..., object]
+    compensatable: bool
+
+    @property
+    def where(self) -> str:
+        return locate(self.function)
+
+
+class Participant:
+    """The handlers of one service, by action and verb, and the barrier before them.
+
+    ::
+
+        payments = Participant("payments", barrier=SqliteBarrier("payments.db"))
+
+
+        @payments.execute("charge")
+        def charge(call: Call, tx: Transaction) -> dict[str, str]: ...
+
+    A handler is a `def` or `async def` function that takes the `Call`, or the `Call` and the open
+    transaction of the barrier's database; what it may return and raise stands in `outcomes.py`. The
+    decorators give the function back unchanged. Nothing is checked before `serve`, which then lists
+    every fault at once.
+
+    Without a barrier handlers are called directly, which is weaker: see `barrier/absent.py`.
+    """
+
+    def __init__(self, name: str, *, barrier: Barrier | None = None) -> None:
+        self.name = name
+        self.barrier: Barrier = NoBarrier() if barrier is None else barrier
+        self._registrations: list[_Registration] = []
+        self._unused: dict[object, str] = {}
+        self._faults: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<Participant {self.name!r}: {', '.join(self.actions()) or 'no actions'}>"
+
+    # --------------------------------------------------------------------------- decorators
+
+    def execute(self, action: str, *, compensatable: bool = True) -> Callable[[H], H]:
+        """Register the function that does an action; in two-phase commit: that commits it.
+
+        Say ``compensatable=False`` for an action that has no compensation, to be used in pivot,
+        retriable and read-only steps.
+        """
+        return self._decorator(Verb.EXECUTE, action, compensatable=compensatable)
+
+    def compensate(self, action: str) -> Callable[[H], H]:
+        """Register the function that undoes an action; in two-phase commit: that rolls it back.
+
+        It may not refuse. With a barrier it is called only if the action took effect, and once.
+        """
+        return self._decorator(Verb.COMPENSATE, action)
+
+    def prepare(self, action: str) -> Callable[[H], H]:
+        """Register the function that votes on an action (two-phase commit only)."""
+        return self._decorator(Verb.PREPARE, action)
+
+    def _decorator(
+        self, verb: Verb, action: str, *, compensatable: bool = True
+    ) -> Callable[[H], H]:
+        caller = sys._getframe(2)  # noqa: SLF001  # the author's line is what a fault must name
+        where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        if callable(action):
+            # Written as `@p.execute`, without an action: the function comes where the name belongs.
+            self._faults.append(
+                f'{locate(action)}: @{self.name}.{verb} has no action name; write @….{verb}("…")'
+            )
+            return action  # the author's name must stay bound to his function
+        token = object()
+        self._unused[token] = f'{where}: .{verb}("{action}") decorates nothing'
+
+        def register(function: H) -> H:
+            self._unused.pop(token, None)
+            self._registrations.append(_Registration(verb, action, function, compensatable))
+            return function
+
+        return register
+
+    # ---------------------------------------------------------------------------- what it has
+
+    def actions(self) -> list[str]:
+        """Name the actions that can be executed, sorted."""
+        return sorted({r.action for r in self._registrations if r.verb is Verb.EXECUTE})
+
+    def handlers(self) -> dict[tuple[str, Verb], Handler]:
+        """Give the checked handlers. Raises `InvalidParticipant` that lists every fault."""
+        faults = [*self._faults, *self._unused.values(), *self._faults_found()]
+        if faults:
+            raise InvalidParticipant(self.name, sorted(set(faults)))
+        return {
+            (r.action, r.verb): Handler(
+                verb=r.verb,
+                action=r.action,
+                function=r.function,
+                where=r.where,
+                is_async=is_async(r.function),
+                takes_transaction=len(_positional(r.function)) == 2,
+            )
+            for r in self._registrations
+        }
+
+    # ----------------------------------------------------------------------------- the checks
+
+    def _faults_found(self) -> Iterator[str]:
+        if not _matches(NAME, self.name):
+            yield (
+                f"the name {self.name!r} is not one for a participant: use lower-case letters, "
+                "digits, _ and -, beginning with a letter, at most 64"
+            )
+        if not any(r.verb is Verb.EXECUTE for r in self._registrations):
+            yield 'no action is registered: decorate a function with @….execute("…")'
+        for registration in self._registrations:
+            yield from self._faults_of(registration)
+        yield from self._duplicates()
+        yield from self._partners_missing()
+        yield from self._undecorated()
+
+    def _faults_of(self, registration: _Registration) -> Iterator[str]:
+        where, function = registration.where, registration.function
+        action = registration.action
+        if not _matches(ACTION, action):
+            yield (
+                f"{where}: {action!r} is not a name for an action: use letters, digits, _ . and -, "
+                "beginning with a letter, at most 64"
+            )
+        if isinstance(function, type) or not callable(function):
+            yield f"{where}: {registration.verb} {action!r} is not a function"
+            return
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            yield f"{where}: {registration.verb} {action!r} is a generator; return, do not yield"
+            return
+        yield from self._signature_faults(registration)
+
+    def _signature_faults(self, registration: _Registration) -> Iterator[str]:
+        where, function = registration.where, registration.function
+        subject = f"{where}: {registration.verb} {registration.action!r}"
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):
+            yield f"{subject} has no signature that Python can read; wrap it in a function"
+            return
+        others = [p for p in parameters if p.kind not in _POSITIONAL]
+        count = len(parameters) - len(others)
+        if any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in others) or (
+            count not in (1, 2)
+        ):
+            got = ", ".join(map(_shape, parameters)) or "nothing"
+            yield f"{subject} takes ({got}); a handler takes (call) or (call, tx)"
+            return
+        names = [_last_word(p.annotation) for p in parameters]
+        if parameters[0].name in ("self", "cls"):
+            yield (
+                f"{subject} is a method without its object; register the bound method: "
+                f'….{registration.verb}("{registration.action}")(service.method)'
+            )
+        elif names[1:2] == [Call.__name__]:
+            yield f"{subject} takes (tx, call); a handler takes (call) or (call, tx)"
+        elif count == 2:
+            yield from self._transaction_faults(registration, parameters)
+
+    def _transaction_faults(
+        self, registration: _Registration, parameters: list[inspect.Parameter]
+    ) -> Iterator[str]:
+        subject = f"{registration.where}: {registration.verb} {registration.action!r}"
+        if isinstance(self.barrier, NoBarrier):
+            yield (
+                f"{subject} takes a transaction, and participant {self.name!r} has no barrier: "
+                "give it one (barrier=SqliteBarrier(…)), or take (call) only"
+            )
+            return
+        for_def, for_async = self.barrier.transaction_types
+        if is_async(registration.function):
+            kind, wanted, other = "async def", for_async, for_def
+        else:
+            kind, wanted, other = "def", for_def, for_async
+        annotation = _last_word(parameters[1].annotation)
+        if annotation == other.__name__:
+            yield (
+                f"{subject} is {kind} and annotates its transaction as {annotation}; "
+                f"it is given an {wanted.__name__}"
+            )
+
+    def _duplicates(self) -> Iterator[str]:
+        seen: dict[tuple[str, Verb], str] = {}
+        for registration in self._registrations:
+            key = registration.action, registration.verb
+            if key in seen:
+                yield (
+                    f"{registration.where}: {registration.verb} {registration.action!r} is "
+                    f"registered twice; the first is at {seen[key]}"
+                )
+            seen.setdefault(key, registration.where)
+
+    def _partners_missing(self) -> Iterator[str]:
+        by_verb = {verb: {r.action for r in self._registrations if r.verb is verb} for verb in Verb}
+        executed, compensated = by_verb[Verb.EXECUTE], by_verb[Verb.COMPENSATE]
+        for r in self._registrations:
+            if r.verb is not Verb.EXECUTE:
+                if r.action not in executed:
+                    hint = _nearest(r.action, executed - compensated)
+                    yield f"{r.where}: {r.verb} {r.action!r} has no execute{hint}"
+            elif r.compensatable and r.action not in compensated:
+                hint = _nearest(r.action, compensated - executed)
+                yield (
+                    f"{r.where}: execute {r.action!r} has no compensate{hint}; write one, or say "
+                    f'@….execute("{r.action}", compensatable=False)'
+                )
+            elif not r.compensatable and r.action in compensated:
+                yield (
+                    f"{r.where}: execute {r.action!r} says compensatable=False, and there is a "
+                    "compensate for it; remove one of the two"
+                )
+
+    def _undecorated(self) -> Iterator[str]:
+        """Find functions beside the handlers that look meant: named by a verb, taking a `Call`.
+
+        One that begins with ``_`` is private and means nothing.
+        """
+        registered = {id(inspect.unwrap(r.function)) for r in self._registrations}
+        modules = {getattr(r.function, "__module__", None) for r in self._registrations}
+        verbs = {verb.value for verb in Verb}
+        for name in sorted(module for module in modules if module in sys.modules):
+            for symbol, thing in vars(sys.modules[name]).items():
+                if (
+                    inspect.isfunction(thing)
+                    and thing.__module__ == name
+                    and id(inspect.unwrap(thing)) not in registered
+                    and verbs & set(symbol.lower().split("_"))
+                    and not symbol.startswith("_")
+                    and _takes_call(thing)
+                ):
+                    yield (
+                        f"{locate(thing)}: {symbol} takes a Call and no decorator registers it; "
+                        f"decorate it, or name it _{symbol} if it is no handler"
+                    )
+
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+def _matches(pattern: re.Pattern[str], name: object) -> bool:
+    return isinstance(name, str) and pattern.fullmatch(name) is not None
+
+
+def _positional(function: Callable[..., object]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p for p in parameters if p.kind in _POSITIONAL]
+
+
+def _shape(parameter: inspect.Parameter) -> str:
+    return str(parameter.replace(annotation=inspect.Parameter.empty))
+
+
+def _last_word(annotation: object) -> str:
+    """Give the bare name of an annotation, which may be a class or text."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return str(text).rpartition(".")[2]
+
+
+def _takes_call(function: Callable[..., object]) -> bool:
+    parameters = _positional(function)
+    return len(parameters) in (1, 2) and _last_word(parameters[0].annotation) == Call.__name__
+
+
+def _nearest(action: str, candidates: set[str]) -> str:
+    close = difflib.get_close_matches(action, candidates, n=1)
+    return f" (is {close[0]!r} misspelt, or this?)" if close else ""

@@ -1,0 +1,410 @@
+"""What a client sees: sagas, their steps and records, definitions, participants, breakers.
+
+All of it is frozen and made of plain Python types. Instants are UTC milliseconds (`*_at_ms`), None
+where there is none. Payloads are shown by size only.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from amends.definition import Definition
+from amends.outcomes import Cause, Verb
+from amends.payload import EMPTY, Payload
+
+
+class SagaState(enum.StrEnum):
+    """Where a saga stands."""
+
+    UNRECOGNISED = "UNRECOGNISED"
+    """A state that this version of the SDK does not know: update amends."""
+    RUNNING = "RUNNING"
+    """Going forward."""
+    COMPENSATING = "COMPENSATING"
+    """Turned back; undoing."""
+    STUCK = "STUCK"
+    """At least one step needs an operator and nothing else can move."""
+    COMPLETED = "COMPLETED"
+    """Ended: every step is done."""
+    COMPENSATED = "COMPENSATED"
+    """Ended: everything that may have taken effect was undone."""
+    ABANDONED = "ABANDONED"
+    """Ended by an operator, who gave a reason."""
+    MIXED = "MIXED"
+    """Ended two-phase commit in which a participant broke its vote."""
+
+
+class StepState(enum.StrEnum):
+    """Where a step stands."""
+
+    UNRECOGNISED = "UNRECOGNISED"
+    """A state that this version of the SDK does not know: update amends."""
+    UNKNOWN = "UNKNOWN"
+    """Given up or turned back with an outcome that nobody knows; it may have run."""
+    PENDING = "PENDING"
+    """Waits for others, or was never started because the saga turned back."""
+    EXECUTING = "EXECUTING"
+    """An attempt of Execute is under way or due."""
+    EXECUTED = "EXECUTED"
+    """Done."""
+    REJECTED = "REJECTED"
+    """Definitely refused: it has no effect."""
+    COMPENSATING = "COMPENSATING"
+    """An attempt of Compensate is under way or due."""
+    COMPENSATED = "COMPENSATED"
+    """Undone."""
+    STUCK = "STUCK"
+    """Nothing more is tried until an operator says so."""
+    PREPARING = "PREPARING"
+    """An attempt of Prepare is under way or due (two-phase commit)."""
+    PREPARED = "PREPARED"
+    """Voted yes (two-phase commit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A refusal or an error, for programs and for people."""
+
+    reason: str
+    """UPPER_SNAKE_CASE or the participant's own word; stable, for programs."""
+    message: str = ""
+    """For people."""
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Ids, sizes and limits. Never payloads."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}" if self.message else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Why and when a saga turned back."""
+
+    cause: Cause
+    """The kind of cause."""
+    step: str
+    """The step that caused it; empty for a deadline or a cancellation."""
+    failure: Failure | None
+    """Details: the participant's refusal, the canceller's words."""
+    at_ms: int
+    """When."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a running or ended saga."""
+
+    name: str
+    """Its name in the definition."""
+    state: StepState
+    """Where it stands."""
+    verb: Verb | None = None
+    """What is, or was last, asked of its participant; None if nothing was."""
+    round: int = 0
+    """Life of the step, from 1; 0 if it never started."""
+    attempt: int = 0
+    """Number of the last attempt of `verb` in this round, from 1; 0 if there was none."""
+    last_error: Failure | None = None
+    """The last failed attempt's error."""
+    next_attempt_at_ms: int | None = None
+    """When the next attempt is due."""
+    stuck_since_ms: int | None = None
+    """Since when the step is stuck."""
+    result: Payload | None = None
+    """What its participant answered, when the step is done."""
+    call_open: bool = False
+    """A call of this step lies in its participant's lane or is on the wire."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saga:
+    """A saga as it stood when the runtime answered."""
+
+    saga_id: str
+    """Its id."""
+    definition: str
+    """Name of its definition."""
+    definition_hash: str
+    """The content of the definition that it is pinned to."""
+    state: SagaState
+    """Where it stands."""
+    version: int
+    """Number of its last turn; grows by one with each."""
+    started_at_ms: int
+    """When it was started."""
+    updated_at_ms: int
+    """When it last changed."""
+    ended_at_ms: int | None = None
+    """When it ended."""
+    deadline_at_ms: int | None = None
+    """When it turns back by itself."""
+    turn: Turn | None = None
+    """Set once it turned back."""
+    steps: tuple[Step, ...] = ()
+    """Its steps, in the order of the definition. Empty in lists."""
+    input: Payload = EMPTY
+    """What it was started with. Empty in lists."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The caller's labels."""
+    paused: bool = False
+    """An operator paused it."""
+    past_no_return: bool = False
+    """The pivot's (without one: a retriable step's) first attempt has begun."""
+    parent_saga_id: str | None = None
+    """The parent saga's id, for a child."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whatever way. A stuck saga has not."""
+        return self.ended_at_ms is not None
+
+    @property
+    def completed(self) -> bool:
+        """Whether it has ended with every step done."""
+        return self.state is SagaState.COMPLETED
+
+    def step(self, name: str) -> Step:
+        """Give the step of that name. Raises `KeyError`, which names the steps that there are."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        there_are = ", ".join(step.name for step in self.steps) or "none (lists leave them out)"
+        raise KeyError(f"saga {self.saga_id} has no step {name!r}; its steps: {there_are}")
+
+
+class RecordKind(enum.StrEnum):
+    """What a record of a saga's history says."""
+
+    UNRECOGNISED = "Unrecognised"
+    """Something that this version of the SDK does not know: update amends."""
+    SAGA_STARTED = "SagaStarted"
+    """The saga exists: `definition`, `definition_hash`, `input`, `deadline_at_ms`, `labels`."""
+    ATTEMPT_STARTED = "AttemptStarted"
+    """An attempt is about to leave, written before the call: `epoch`."""
+    STEP_EXECUTED = "StepExecuted"
+    """A participant said Done to Execute: `result`, `timing`."""
+    STEP_REJECTED = "StepRejected"
+    """A participant refused Execute or Prepare: `failure`, `timing`."""
+    STEP_COMPENSATED = "StepCompensated"
+    """A participant said Done to Compensate: `timing`."""
+    ATTEMPT_FAILED = "AttemptFailed"
+    """An attempt ended without a deciding outcome: `failure`, `timing`, `retry_at_ms`."""
+    ATTEMPT_LOST = "AttemptLost"
+    """An attempt was in flight when its runtime died: `epoch`, of the runtime that found it."""
+    ATTEMPT_WITHDRAWN = "AttemptWithdrawn"
+    """An attempt never left its lane."""
+    STEP_GIVEN_UP = "StepGivenUp"
+    """Retries of a step are used up: `spent_s`."""
+    STEP_STUCK = "StepStuck"
+    """A step needs an operator: `failure`."""
+    CANCEL_REQUESTED = "CancelRequested"
+    """Somebody asked to cancel: `author`, `reason`."""
+    SAGA_TURNED_BACK = "SagaTurnedBack"
+    """The saga turned back: `turn`."""
+    SAGA_ENDED = "SagaEnded"
+    """The saga ended: `state`."""
+    STEP_PREPARED = "StepPrepared"
+    """A participant voted yes (two-phase commit): `result`, `timing`."""
+    DECISION_MADE = "DecisionMade"
+    """The decision of a two-phase commit: `detail`, and `turn` for an abort."""
+    HEURISTIC_REPORTED = "HeuristicReported"
+    """A participant broke its vote (two-phase commit): `detail` is ``committed`` or empty."""
+    TIMER_CHANGED = "TimerChanged"
+    """A durable timer of a step began or fired: `detail` is ``fired`` or empty."""
+    SIGNAL_RECEIVED = "SignalReceived"
+    """A signal was received: `detail`, its name; `result`, its payload."""
+    OPERATOR_ACTED = "OperatorActed"
+    """An operator acted: `detail`, the verb; `author`, `reason`, `result`."""
+    CHILD_CHANGED = "ChildChanged"
+    """A child saga was recorded, or ended: `detail`, its id; `state`, its state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When an attempt was on the wire, and what the wire said."""
+
+    sent_at_ms: int | None
+    """When it was sent, if known."""
+    answered_at_ms: int | None
+    """When it was answered or timed out."""
+    status: str
+    """Name of the gRPC status, for example ``OK`` or ``UNAVAILABLE``."""
+    polls: int
+    """How often the same attempt was asked again after InProgress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One persisted fact of a saga's history.
+
+    `RecordKind` says which of the fields a kind fills; the others are None or empty.
+    """
+
+    seq: int
+    """Position in the store's history; grows over all sagas. Records of one turn share it."""
+    version: int
+    """The saga's version that the record belongs to."""
+    at_ms: int
+    """When it was decided."""
+    kind: RecordKind
+    """What it says."""
+    step: str = ""
+    """The step that it is about; empty if it is about the saga."""
+    verb: Verb | None = None
+    """The verb of the attempt that it is about."""
+    round: int = 0
+    """The step's round, from 1; 0 if it is not about an attempt."""
+    attempt: int = 0
+    """The attempt's number, from 1; 0 if it is not about an attempt."""
+    timing: Timing | None = None
+    """The attempt on the wire."""
+    epoch: int | None = None
+    """Epoch of a runtime."""
+    failure: Failure | None = None
+    """What was refused, or went wrong."""
+    retry_at_ms: int | None = None
+    """When the next attempt is due; None if none is planned."""
+    spent_s: float | None = None
+    """Time spent on attempts and the waits between them."""
+    result: Payload | None = None
+    """What a participant answered, or an operator gave instead."""
+    turn: Turn | None = None
+    """Why the saga turned back."""
+    state: SagaState | None = None
+    """How a saga ended."""
+    author: str = ""
+    """Who asked."""
+    reason: str = ""
+    """Why, in the author's words."""
+    definition: str = ""
+    """Name of the saga's definition."""
+    definition_hash: str = ""
+    """The content that the saga is pinned to."""
+    input: Payload | None = None
+    """What the saga was started with."""
+    deadline_at_ms: int | None = None
+    """When the saga turns back by itself."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The caller's labels."""
+    detail: str = ""
+    """A word more, as the kind says."""
+
+
+class CancelDisposition(enum.StrEnum):
+    """What became of a request to cancel."""
+
+    UNRECOGNISED = "UNRECOGNISED"
+    """Something that this version of the SDK does not know: update amends."""
+    TURNED_BACK = "TURNED_BACK"
+    """The saga has turned back by this request."""
+    ALREADY_TURNED_BACK = "ALREADY_TURNED_BACK"
+    """It had turned back before, perhaps by an earlier attempt of this very request."""
+    WAITS_FOR_PIVOT = "WAITS_FOR_PIVOT"
+    """Recorded: the pivot is being tried, and its outcome decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelResult:
+    """The answer to a request to cancel; the request is durable."""
+
+    saga: Saga
+    """The saga as it stands."""
+    disposition: CancelDisposition
+    """What became of the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredDefinition:
+    """A definition as the runtime holds it."""
+
+    name: str
+    """Its name."""
+    content_hash: str
+    """SHA-256 of its content, lower-case hex: the name of this version."""
+    version: int
+    """1 for the first content of this name, 2 for the next, ..."""
+    registered_at_ms: int
+    """When this content was first registered."""
+    latest: bool
+    """Whether a start that names no version gets this one."""
+    definition: Definition | None
+    """Its content; None if it holds something that this version of the SDK cannot express."""
+    existed: bool = True
+    """False only in the answer to the registration that made it."""
+
+
+class BreakerState(enum.StrEnum):
+    """State of a circuit breaker."""
+
+    UNRECOGNISED = "UNRECOGNISED"
+    """A state that this version of the SDK does not know: update amends."""
+    CLOSED = "CLOSED"
+    """Calls pass."""
+    OPEN = "OPEN"
+    """Calls wait."""
+    HALF_OPEN = "HALF_OPEN"
+    """A few calls pass to see whether the participant is back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerInfo:
+    """The circuit breaker in front of a participant."""
+
+    participant: str
+    """The participant."""
+    state: BreakerState
+    """Its state."""
+    consecutive_failures: int
+    """Failures running."""
+    since_ms: int | None
+    """Since when it is in this state."""
+    next_probe_at_ms: int | None
+    """When the next probe is let through; None if it is closed."""
+    held: bool
+    """An operator holds it in this state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantInfo:
+    """A participant as the runtime knows it, with its lane."""
+
+    name: str
+    """Its registered name."""
+    address: str
+    """``host:port``, or ``unix:path``."""
+    by_operator: bool
+    """An operator registered it or pointed it here, over what the configuration says."""
+    breaker: BreakerInfo
+    """Its breaker."""
+    calls_in_flight: int
+    """Calls on the wire now."""
+    calls_waiting: int
+    """Calls that wait in the lane."""
+    concurrency_limit: int
+    """Upper bound of calls on the wire."""
+    transport: str
+    """How it is called: ``unary`` or ``exchange``."""
+    last_error: str
+    """The last error status seen; empty if none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeInfo:
+    """What a runtime is."""
+
+    version: str
+    """Its version."""
+    store_id: str
+    """Identity of its store."""
+    incarnation: str
+    """Incarnation of its store."""
+    epoch: int
+    """Grows with every start on the same store."""
+    started_at_ms: int
+    """When it started."""
+    sagas: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Number of sagas, by state."""
+    without_wake_up: int = 0
+    """Sagas without anything that would wake them. 0, or there is a bug in amends."""

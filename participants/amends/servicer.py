@@ -1,0 +1,219 @@
+"""The gRPC service: from a request to a handler's outcome, or to an error that decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+
+from amends.barrier import Barrier
+from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
+from amends.handler import Handler
+from amends.outcomes import Broken, Call, Outcome, Verb
+from amends.v1 import participant_pb2, participant_pb2_grpc
+from amends.wire import call_from_wire, faults_in_call, outcome_to_wire
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_CONCURRENT: Final = 256
+"""Handlers at once; the runtime keeps as many calls live per participant."""
+
+MAX_QUEUED: Final = 4096
+"""Calls that wait for a place, each within its own deadline: 16 runtimes with full lanes."""
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class Admission:
+    """Who may come in: so many handlers at once, so many calls waiting, none while draining.
+
+    gRPC's own `maximum_concurrent_rpcs` has been ignored in several releases.
+    """
+
+    def __init__(self, max_concurrent: int) -> None:
+        self._max_concurrent = max_concurrent
+        self._places = asyncio.Semaphore(max_concurrent)
+        self._inside = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self.is_draining = False
+
+    @property
+    def inside(self) -> int:
+        """How many calls are under way or wait for a place."""
+        return self._inside
+
+    def is_full(self) -> bool:
+        """Tell whether one more call would wait behind too many."""
+        return self._inside >= self._max_concurrent + MAX_QUEUED
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait for a place and hold it; the call's own deadline bounds the wait."""
+        self._inside += 1
+        self._is_idle.clear()
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._is_idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no call is inside."""
+        await self._is_idle.wait()
+
+
+class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
+    """Serves the three unary verbs of one participant.
+
+    Only an outcome in a gRPC ``OK`` decides anything; every error status leaves the outcome open
+    and the runtime asks again. Logs and errors name ids, never payloads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Mapping[tuple[str, Verb], Handler],
+        barrier: Barrier,
+        *,
+        max_concurrent: int = DEFAULT_MAX_CONCURRENT,
+    ) -> None:
+        self.admission = Admission(max_concurrent)
+        self._name = name
+        self._handlers = handlers
+        self._barrier = barrier
+
+    async def Prepare(
+        self, request: participant_pb2.PrepareRequest, context: Context
+    ) -> participant_pb2.PrepareResponse:
+        """Vote."""
+        outcome = await self._answer(Verb.PREPARE, request, context)
+        return participant_pb2.PrepareResponse(outcome=outcome)
+
+    async def Execute(
+        self, request: participant_pb2.ExecuteRequest, context: Context
+    ) -> participant_pb2.ExecuteResponse:
+        """Do the action."""
+        outcome = await self._answer(Verb.EXECUTE, request, context)
+        return participant_pb2.ExecuteResponse(outcome=outcome)
+
+    async def Compensate(
+        self, request: participant_pb2.CompensateRequest, context: Context
+    ) -> participant_pb2.CompensateResponse:
+        """Undo the action."""
+        outcome = await self._answer(Verb.COMPENSATE, request, context)
+        return participant_pb2.CompensateResponse(outcome=outcome)
+
+    # grpc.aio takes a coroutine, too; the generated types know iterators only.
+    async def Exchange(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[participant_pb2.ExchangeRequest], context: Context
+    ) -> NoReturn:
+        """Refuse: a runtime then uses the unary verbs."""
+        await _abort(
+            context, grpc.StatusCode.UNIMPLEMENTED, "Exchange is not served; use the unary verbs"
+        )
+
+    async def _answer(
+        self,
+        verb: Verb,
+        request: participant_pb2.PrepareRequest
+        | participant_pb2.ExecuteRequest
+        | participant_pb2.CompensateRequest,
+        context: Context,
+    ) -> participant_pb2.Outcome:
+        if self.admission.is_draining:
+            await _abort(
+                context,
+                grpc.StatusCode.UNAVAILABLE,
+                f"participant {self._name} is shutting down and takes no new calls",
+            )
+        if self.admission.is_full():
+            await _abort(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"participant {self._name} has {self.admission.inside} calls under way or waiting; "
+                "nothing was done",
+            )
+        if not request.HasField("call"):
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "call is missing")
+        faults = faults_in_call(request.call, verb)
+        if faults:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "; ".join(faults))
+        call = call_from_wire(request.call)
+        async with self.admission.place():
+            outcome, error = await self._ask(call, context)
+        if error is not None:
+            await _abort(context, *error)
+        assert outcome is not None
+        return outcome_to_wire(outcome)
+
+    async def _ask(
+        self, call: Call, context: Context
+    ) -> tuple[Outcome | None, tuple[grpc.StatusCode, str] | None]:
+        """Give the outcome, or the gRPC error that stands for an unknown one."""
+        handler = self._handlers.get((call.action, call.verb))
+        # An action without a compensation still has a barrier, which knows whether there is
+        # anything to undo.
+        is_known = handler is not None or (
+            call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers
+        )
+        if not is_known:
+            return None, (grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
+        try:
+            outcome = await self._barrier.run(call, handler)
+        except asyncio.CancelledError:
+            logger.info("%s: the caller left or its deadline passed", _ids(call))
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown
+            return None, self._explain(call, error)
+        if isinstance(outcome, Broken):
+            logger.error("%s: broken: %s", _ids(call), outcome)
+        return outcome, None
+
+    def _explain(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """Log why there is no outcome, and give the status that says so."""
+        match error:
+            case HandlerFailed():
+                logger.error("%s: outcome unknown: %s [at %s]", _ids(call), error, error.where)
+                message = f"{error}; see the log of participant {self._name}"
+                return grpc.StatusCode.INTERNAL, message
+            case NotCompensatable():
+                logger.error("%s: %s", _ids(call), error)
+                return grpc.StatusCode.UNIMPLEMENTED, str(error)
+            case BarrierError():
+                logger.error("%s: outcome unknown: %s", _ids(call), error)
+                return grpc.StatusCode.UNAVAILABLE, str(error)
+            case AmendsError():
+                logger.error("%s: outcome unknown: %s", _ids(call), error)
+                return grpc.StatusCode.INTERNAL, str(error)
+            case _:
+                # A fault of our own. Its message may quote anything, so only its type is told.
+                kind = type(error).__name__
+                logger.critical("%s: outcome unknown: the SDK failed: %s", _ids(call), kind)
+                return grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}"
+
+    def _unknown(self, call: Call) -> str:
+        verbs = ", ".join(f"{verb} {action}" for action, verb in sorted(self._handlers))
+        return (
+            f"participant {self._name} has no {call.verb} for action {call.action!r}; it has: "
+            f"{verbs}"
+        )
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort raises")
+
+
+def _ids(call: Call) -> str:
+    return (
+        f"{call.verb} {call.action} saga={call.saga_id} step={call.step} round={call.round} "
+        f"attempt={call.attempt}"
+    )

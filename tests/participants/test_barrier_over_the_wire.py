@@ -1,0 +1,276 @@
+"""Every row of the barrier's table, through real gRPC and a real SQLite file."""
+
+import grpc
+import pytest
+
+from amends import Broken, Call, InProgress, Rejected, Transaction, Verb
+from amends.v1 import types_pb2
+from tests.participants.asking import call_message, json_payload
+from tests.participants.ledger import LIMIT, Ledger, read_rows, write_entry
+
+EXECUTE, COMPENSATE, PREPARE = Verb.EXECUTE, Verb.COMPENSATE, Verb.PREPARE
+TOO_MUCH = LIMIT + 1
+
+
+async def test_first_call_and_finished_duplicate(ledger: Ledger) -> None:
+    """The handler runs once; a repeated attempt gets the very same reply."""
+    async with ledger.served() as asker:
+        first = await asker.ask(call_message(EXECUTE))
+        again = await asker.ask(call_message(EXECUTE, attempt=2, poll=True))
+    assert first.done.result == json_payload_compact({"charged": 5})
+    assert again == first
+    assert ledger.entries() == [("charge", 5)]
+    assert ledger.ran == ["execute"]
+
+
+async def test_a_refusal_leaves_no_effect_and_is_remembered(ledger: Ledger) -> None:
+    """The effect goes back to the savepoint, the refusal is committed and repeated."""
+    async with ledger.served() as asker:
+        first = await asker.ask(call_message(EXECUTE, amount=TOO_MUCH))
+        again = await asker.ask(call_message(EXECUTE, amount=TOO_MUCH, attempt=2))
+    assert first.rejected.reason == "card_declined"
+    assert first.rejected.message == "the amount is above the limit"
+    assert again == first
+    assert ledger.entries() == []
+    assert ledger.ran == ["execute"]
+    assert read_rows(ledger.path) == [("execute", "rejected")]
+
+
+async def test_another_request_under_the_same_key_is_broken(ledger: Ledger) -> None:
+    """No stored reply is true for two requests."""
+    async with ledger.served() as asker:
+        await asker.ask(call_message(EXECUTE))
+        assert await asker.say(call_message(EXECUTE, amount=6)) == "broken request_changed"
+    assert ledger.entries() == [("charge", 5)]
+
+
+async def test_compensate_undoes_what_was_done_once(ledger: Ledger) -> None:
+    """A repeated Compensate is answered from its row."""
+    async with ledger.served() as asker:
+        await asker.ask(call_message(EXECUTE))
+        undo = call_message(COMPENSATE, executed=True, own_result={"charged": 5})
+        assert await asker.say(undo) == "done"
+        assert await asker.say(undo) == "done"
+    assert ledger.entries() == [("charge", 5), ("refund", 5)]
+    assert ledger.ran == ["execute", "compensate"]
+
+
+async def test_compensate_of_a_refused_step_runs_nothing(ledger: Ledger) -> None:
+    """There is nothing to undo, and the saga may go on turning back."""
+    async with ledger.served() as asker:
+        await asker.ask(call_message(EXECUTE, amount=TOO_MUCH))
+        assert await asker.say(call_message(COMPENSATE, amount=TOO_MUCH)) == "done"
+    assert ledger.ran == ["execute"]
+    assert ledger.entries() == []
+
+
+@pytest.mark.parametrize("late", [EXECUTE, PREPARE], ids=str)
+async def test_compensate_comes_first_and_fences(ledger: Ledger, late: Verb) -> None:
+    """Compensate of a step that never came runs nothing; what comes late is refused."""
+    async with ledger.served() as asker:
+        assert await asker.say(call_message(COMPENSATE)) == "done"
+        assert await asker.say(call_message(late)) == "rejected fenced"
+        assert await asker.say(call_message(COMPENSATE, attempt=2)) == "done"
+    assert ledger.ran == []
+    assert ledger.entries() == []
+    assert read_rows(ledger.path) == [
+        ("compensate", "done"),
+        ("execute", "fenced"),
+        ("prepare", "fenced"),
+    ]
+
+
+async def test_a_lost_barrier_is_broken(ledger: Ledger) -> None:
+    """The runtime recorded Done and the row is gone: never a silent Done."""
+    async with ledger.served() as asker:
+        assert await asker.say(call_message(COMPENSATE, executed=True)) == "broken barrier_lost"
+        # Nothing was written: the answer stays the same until somebody mends it.
+        assert await asker.say(call_message(COMPENSATE, executed=True)) == "broken barrier_lost"
+    assert read_rows(ledger.path) == []
+
+
+async def test_execute_after_its_compensation_is_fenced(ledger: Ledger) -> None:
+    """A runtime restored from a backup asks again, and must turn back."""
+    async with ledger.served() as asker:
+        await asker.ask(call_message(EXECUTE))
+        await asker.ask(call_message(COMPENSATE, executed=True))
+        assert await asker.say(call_message(EXECUTE, attempt=2)) == "rejected fenced"
+    assert ledger.ran == ["execute", "compensate"]
+
+
+async def test_a_vote_is_undone_although_it_was_never_committed(ledger: Ledger) -> None:
+    """Prepare's row is a forward row like Execute's."""
+    async with ledger.served() as asker:
+        assert await asker.say(call_message(PREPARE)) == "done"
+        assert await asker.say(call_message(COMPENSATE)) == "done"
+        assert await asker.say(call_message(EXECUTE)) == "rejected fenced"
+    assert ledger.entries() == [("reserve", 5), ("refund", 5)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"round": 2}, {"step": "pay-again"}, {"saga_id": "order-2"}, {"store_id": "other"}],
+    ids=["round", "step", "saga", "store"],
+)
+async def test_another_life_is_untouched_by_a_fence(
+    ledger: Ledger, other: dict[str, object]
+) -> None:
+    """Round, step, saga and store each make a key of their own."""
+    async with ledger.served() as asker:
+        await asker.ask(call_message(COMPENSATE))
+        assert await asker.say(call_message(EXECUTE, **other)) == "done"  # type: ignore[arg-type]
+
+
+async def test_rows_outlive_the_process(ledger: Ledger) -> None:
+    """A participant that was started again remembers."""
+    async with ledger.served() as asker:
+        first = await asker.ask(call_message(EXECUTE))
+    reborn = Ledger(ledger.path)
+    async with reborn.served() as asker:
+        assert await asker.ask(call_message(EXECUTE, attempt=2)) == first
+    assert reborn.ran == []
+
+
+async def test_an_exception_rolls_back_and_leaves_the_outcome_open(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller gets an error status, the log ids and frames, and neither gets the payload."""
+    card_number = "4111-1111"
+    calls = 0
+
+    @ledger.participant.execute("fragile")
+    def fragile(call: Call, tx: Transaction) -> None:
+        nonlocal calls
+        calls += 1
+        write_entry(tx, call, "fragile")
+        if calls == 1:
+            raise ValueError(card_number)
+
+    @ledger.participant.compensate("fragile")
+    def undo(call: Call, tx: Transaction) -> None:
+        write_entry(tx, call, "undo")
+
+    async with ledger.served() as asker:
+        code, details = await asker.status(call_message(EXECUTE, action="fragile"))
+        assert code is grpc.StatusCode.INTERNAL
+        assert "ValueError" in details
+        assert ledger.entries() == []
+        assert await asker.say(call_message(EXECUTE, action="fragile", attempt=2)) == "done"
+    assert ledger.entries() == [("fragile", 5)]
+    assert "saga=order-1 step=pay round=1 attempt=1" in caplog.text
+    assert "in fragile" in caplog.text
+    assert card_number not in caplog.text + details
+
+
+async def test_a_refused_compensation_is_an_error(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compensation must succeed in the end: its Rejected decides nothing."""
+
+    @ledger.participant.execute("final")
+    def final(call: Call, tx: Transaction) -> None:
+        write_entry(tx, call, "final")
+
+    @ledger.participant.compensate("final")
+    def refuse(call: Call, tx: Transaction) -> None:
+        write_entry(tx, call, "refuse")
+        raise Rejected("too_late")
+
+    async with ledger.served() as asker:
+        await asker.ask(call_message(EXECUTE, action="final"))
+        code, details = await asker.status(call_message(COMPENSATE, action="final"))
+    assert code is grpc.StatusCode.INTERNAL
+    assert "a compensation cannot be refused" in details
+    assert "a compensation cannot be refused" in caplog.text
+    assert ledger.entries() == [("final", 5)]
+
+
+async def test_in_progress_and_broken_keep_nothing(ledger: Ledger) -> None:
+    """What the handler wrote is rolled back, and the next attempt runs anew."""
+    answers: list[object] = [InProgress(after_s=2.5), Broken("ledger_lost", "no"), None]
+
+    @ledger.participant.execute("slow", compensatable=False)
+    def slow(call: Call, tx: Transaction) -> object:
+        write_entry(tx, call, "slow")
+        answer = answers.pop(0)
+        if isinstance(answer, Broken):
+            raise answer
+        return answer
+
+    async with ledger.served() as asker:
+        first = await asker.ask(call_message(EXECUTE, action="slow"))
+        assert first.in_progress.poll_after_ms == 2500
+        assert ledger.entries() == []
+        again = call_message(EXECUTE, action="slow", poll=True)
+        assert await asker.say(again) == "broken ledger_lost"
+        assert ledger.entries() == []
+        assert await asker.say(again) == "done"
+    assert ledger.entries() == [("slow", 5)]
+
+
+async def test_a_handler_sees_its_call(ledger: Ledger) -> None:
+    """Input, results, own result and the reason arrive as they were sent."""
+    seen: list[Call] = []
+
+    @ledger.participant.execute("look")
+    def look(call: Call) -> bytes:
+        seen.append(call)
+        return b"\x00raw"
+
+    @ledger.participant.compensate("look")
+    async def unlook(call: Call) -> None:
+        seen.append(call)
+
+    turn = types_pb2.Turn(
+        cause=types_pb2.TURN_CAUSE_REJECTED,
+        step="ship",
+        error=types_pb2.Error(reason="out_of_stock", message="none left"),
+    )
+    async with ledger.served() as asker:
+        done = await asker.ask(call_message(EXECUTE, action="look", results={"reserve": {"id": 7}}))
+        assert done.done.result.data == b"\x00raw"
+        assert done.done.result.content_type == "application/octet-stream"
+        await asker.ask(
+            call_message(COMPENSATE, action="look", executed=True, own_result=[1], turn=turn)
+        )
+    execute, compensate = seen
+    assert execute.verb is EXECUTE
+    assert execute.json() == {"amount": 5}
+    assert execute.result_json("reserve") == {"id": 7}
+    assert execute.idempotency_key == "store/order-1/pay/execute/1"
+    assert execute.reason is None
+    assert compensate.executed
+    assert compensate.own_result_json() == [1]
+    assert compensate.reason is not None
+    assert (compensate.reason.cause, compensate.reason.step) == ("rejected", "ship")
+    assert (compensate.reason.code, compensate.reason.message) == ("out_of_stock", "none left")
+    assert "amount" not in repr(execute)
+
+
+async def test_an_action_without_a_compensation_still_has_a_barrier(ledger: Ledger) -> None:
+    """Nothing to undo is Done and fenced; something to undo is an error that says what to do."""
+
+    @ledger.participant.execute("ship", compensatable=False)
+    def ship(call: Call, tx: Transaction) -> None:
+        if call.json()["amount"] > LIMIT:
+            raise Rejected("too_heavy")
+        write_entry(tx, call, "ship")
+
+    async with ledger.served() as asker:
+        heavy = call_message(EXECUTE, action="ship", saga_id="heavy", amount=TOO_MUCH)
+        assert await asker.say(heavy) == "rejected too_heavy"
+        undo = call_message(COMPENSATE, action="ship", saga_id="heavy", amount=TOO_MUCH)
+        assert await asker.say(undo) == "done"
+        await asker.ask(call_message(EXECUTE, action="ship"))
+        code, details = await asker.status(call_message(COMPENSATE, action="ship"))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert "compensatable=False" in details
+    assert ledger.entries() == [("ship", 5)]
+    assert read_rows(ledger.path) == [("execute", "done")]
+
+
+def json_payload_compact(value: object) -> types_pb2.Payload:
+    """Make the payload as the SDK writes it: without blanks."""
+    payload = json_payload(value)
+    payload.data = payload.data.replace(b" ", b"")
+    return payload

@@ -1,0 +1,314 @@
+"""Calls that meet: duplicates under way, callers that leave, handlers that hang, foreign locks."""
+
+import asyncio
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from amends import (
+    AsyncTransaction,
+    Call,
+    InProgress,
+    Participant,
+    SqliteBarrier,
+    Transaction,
+    Verb,
+    serve,
+)
+from amends.v1 import participant_pb2 as pb
+from tests.participants.asking import Asker, asking, call_message, call_of, words
+from tests.participants.ledger import SCHEMA, Ledger, write_entry
+
+EXECUTE, COMPENSATE, PREPARE = Verb.EXECUTE, Verb.COMPENSATE, Verb.PREPARE
+
+
+class Gate:
+    """A place where a handler waits, in a thread or in the loop, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+        self._opened_for_threads = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def pass_in_thread(self) -> None:
+        """Wait in a thread."""
+        self._loop.call_soon_threadsafe(self.reached.set)
+        self._opened_for_threads.wait()
+
+    async def pass_in_loop(self) -> None:
+        """Wait in the event loop."""
+        self.reached.set()
+        await self.opened.wait()
+
+    def open(self) -> None:
+        """Let it go on."""
+        self.opened.set()
+        self._opened_for_threads.set()
+
+
+def gated(ledger: Ledger, gate: Gate, *, in_loop: bool) -> None:
+    """Give the ledger's participant an action ``slow`` that waits at the gate after its effect."""
+
+    def slow(call: Call, tx: Transaction) -> None:
+        ledger.ran.append("slow")
+        write_entry(tx, call, "slow")
+        gate.pass_in_thread()
+
+    async def slow_async(call: Call, tx: AsyncTransaction) -> None:
+        ledger.ran.append("slow")
+        await tx.execute("INSERT INTO ledger VALUES (?, 'slow', 5)", (call.saga_id,))
+        await gate.pass_in_loop()
+
+    def undo(call: Call, tx: Transaction) -> None:
+        ledger.ran.append("undo")
+        write_entry(tx, call, "undo")
+
+    ledger.participant.execute("slow")(slow_async if in_loop else slow)
+    ledger.participant.compensate("slow")(undo)
+
+
+KINDS = pytest.mark.parametrize("in_loop", [False, True], ids=["def", "async def"])
+
+
+@KINDS
+async def test_calls_of_a_step_that_runs_are_in_progress(ledger: Ledger, *, in_loop: bool) -> None:
+    """A duplicate, a Prepare and a Compensate that meet a running Execute are to ask again."""
+    gate = Gate()
+    gated(ledger, gate, in_loop=in_loop)
+    async with ledger.served() as asker:
+        first = asyncio.ensure_future(asker.ask(call_message(EXECUTE, action="slow")))
+        await gate.reached.wait()
+        for verb in (EXECUTE, COMPENSATE, PREPARE):
+            action = "charge" if verb is PREPARE else "slow"
+            outcome = await asker.ask(call_message(verb, action=action, attempt=2))
+            assert words(outcome) == "in_progress"
+            assert outcome.in_progress.poll_after_ms >= 1
+        gate.open()
+        assert words(await first) == "done"
+        poll = call_message(EXECUTE, action="slow", attempt=2, poll=True)
+        assert await asker.say(poll) == "done"
+    assert ledger.ran == ["slow"]
+    assert ledger.entries() == [("slow", 5)]
+
+
+async def test_many_duplicates_at_once_have_one_effect(ledger: Ledger) -> None:
+    """However they fall, each says done or in progress, and the handler runs once."""
+    async with ledger.served() as asker:
+        calls = [call_message(EXECUTE, attempt=number) for number in range(1, 51)]
+        said = await asyncio.gather(*map(asker.say, calls))
+        assert set(said) <= {"done", "in_progress"}
+        assert "done" in said
+        assert await asker.say(call_message(EXECUTE, attempt=51)) == "done"
+    assert ledger.entries() == [("charge", 5)]
+
+
+async def test_many_steps_at_once_have_their_effects(ledger: Ledger) -> None:
+    """Concurrent calls of different sagas queue for the writer and all come through."""
+    async with ledger.served() as asker:
+        calls = [call_message(EXECUTE, saga_id=f"order-{number}") for number in range(100)]
+        assert set(await asyncio.gather(*map(asker.say, calls))) == {"done"}
+    assert all(ledger.entries(f"order-{number}") == [("charge", 5)] for number in range(100))
+
+
+async def test_an_async_handler_whose_caller_leaves_is_rolled_back(ledger: Ledger) -> None:
+    """Its transaction ends with it, the writer is free, and the next attempt runs anew."""
+    gate = Gate()
+    gated(ledger, gate, in_loop=True)
+    async with ledger.served() as asker:
+        request = pb.ExecuteRequest(call=call_message(EXECUTE, action="slow"))
+        left = asker.stub.Execute(request)
+        await gate.reached.wait()
+        left.cancel()
+        gate.open()
+        # Queued behind the rollback: it is answered only if the writer is free.
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "done"
+        outcome = await ask_until_decided(asker, call_message(EXECUTE, action="slow", attempt=2))
+    assert outcome == "done"
+    assert ledger.entries() == [("slow", 5)]
+
+
+async def test_a_call_whose_deadline_passes_is_rolled_back(ledger: Ledger) -> None:
+    """The handler is cancelled at the deadline; the caller knows nothing, and nothing is kept."""
+    gate = Gate()
+    gated(ledger, gate, in_loop=True)
+    async with ledger.served() as asker:
+        request = pb.ExecuteRequest(call=call_message(EXECUTE, action="slow"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asker.stub.Execute(request, timeout=0.2)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "done"
+        assert ledger.entries() == []
+
+
+async def test_a_def_handler_whose_caller_leaves_is_committed(ledger: Ledger) -> None:
+    """A thread cannot be cancelled, so its work is kept and the next attempt gets the reply."""
+    gate = Gate()
+    gated(ledger, gate, in_loop=False)
+    async with ledger.served() as asker:
+        request = pb.ExecuteRequest(call=call_message(EXECUTE, action="slow"))
+        left = asker.stub.Execute(request)
+        await gate.reached.wait()
+        left.cancel()
+        assert await asker.say(call_message(EXECUTE, action="slow", attempt=2)) == "in_progress"
+        gate.open()
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "done"
+        assert await asker.say(call_message(EXECUTE, action="slow", attempt=3)) == "done"
+    assert ledger.ran == ["slow", "execute"]
+    assert ledger.entries() == [("slow", 5)]
+
+
+async def test_a_queued_call_whose_caller_leaves_never_runs(ledger: Ledger) -> None:
+    """It waits behind a slow one; when its turn comes nobody waits for it."""
+    gate = Gate()
+    gated(ledger, gate, in_loop=False)
+    async with ledger.served() as asker:
+        slow = asyncio.ensure_future(asker.ask(call_message(EXECUTE, action="slow")))
+        await gate.reached.wait()
+        request = pb.ExecuteRequest(call=call_message(EXECUTE, saga_id="queued"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asker.stub.Execute(request, timeout=0.2)
+        gate.open()
+        await slow
+        assert await asker.say(call_message(COMPENSATE, saga_id="queued")) == "done"
+    assert ledger.ran == ["slow"]
+
+
+async def test_an_async_handler_that_hangs_is_cancelled(tmp_path: Path) -> None:
+    """After `max_hold_s` it is rolled back although its caller still waits; the writer is free."""
+    path = tmp_path / "payments.db"
+    barrier = SqliteBarrier(path, schema=SCHEMA, max_hold_s=0.1)
+    participant = Participant("payments", barrier=barrier)
+    was_cancelled = asyncio.Event()
+
+    @participant.execute("hang", compensatable=False)
+    async def hang(call: Call, tx: AsyncTransaction) -> None:
+        await tx.execute("INSERT INTO ledger VALUES (?, 'hang', 5)", (call.saga_id,))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            was_cancelled.set()
+
+    async with serve(participant) as server, asking(server.address) as asker:
+        code, details = await asker.status(call_message(EXECUTE, action="hang"))
+        assert code is grpc.StatusCode.INTERNAL
+        assert "for more than 0.1 s" in details
+        assert was_cancelled.is_set()
+        assert await barrier.write(count_entries) == 0
+
+
+async def test_a_statement_that_never_ends_is_interrupted(tmp_path: Path) -> None:
+    """SQLite itself is stopped after `max_hold_s`; the handler gets its error."""
+    barrier = SqliteBarrier(tmp_path / "payments.db", schema=SCHEMA, max_hold_s=0.1)
+    participant = Participant("payments", barrier=barrier)
+
+    @participant.execute("endless", compensatable=False)
+    def endless(call: Call, tx: Transaction) -> None:
+        write_entry(tx, call, "endless")
+        tx.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
+        )
+
+    async with serve(participant) as server, asking(server.address) as asker:
+        code, details = await asker.status(call_message(EXECUTE, action="endless"))
+        assert code is grpc.StatusCode.INTERNAL
+        assert "OperationalError" in details
+        assert await barrier.write(count_entries) == 0
+
+
+async def test_a_foreign_lock_is_in_progress(ledger: Ledger) -> None:
+    """Somebody else writes into the database: all calls are to ask again, and then go through."""
+    async with ledger.served() as asker:
+        with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            calls = [call_message(EXECUTE, saga_id=f"order-{number}") for number in range(20)]
+            said = await asyncio.gather(*map(asker.say, calls))
+            assert set(said) == {"in_progress"}
+            assert await asker.say(call_message(COMPENSATE)) == "in_progress"
+            other.execute("ROLLBACK")
+        assert set(await asyncio.gather(*map(asker.say, calls))) == {"done"}
+    assert ledger.ran == ["execute"] * 20
+
+
+async def test_handlers_beyond_the_limit_wait_their_turn(tmp_path: Path) -> None:
+    """With two places the third call waits until one is free; none is refused."""
+    participant = Participant("payments")
+    gate = Gate()
+    inside = 0
+    most = 0
+    entered = asyncio.Semaphore(0)
+
+    @participant.execute("wait", compensatable=False)
+    async def wait(call: Call) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        entered.release()
+        await gate.pass_in_loop()
+        inside -= 1
+
+    async with serve(participant, max_concurrent=2) as server, asking(server.address) as asker:
+        calls = [call_message(EXECUTE, action="wait", saga_id=f"order-{n}") for n in range(5)]
+        asked = asyncio.gather(*map(asker.say, calls))
+        for _ in range(2):
+            await entered.acquire()
+        gate.open()
+        assert set(await asked) == {"done"}
+    assert most == 2
+
+
+def count_entries(tx: Transaction) -> int:
+    """Count all effects."""
+    (count,) = tx.execute("SELECT count(*) FROM ledger").fetchone()
+    assert isinstance(count, int)
+    return count
+
+
+async def ask_until_decided(asker: Asker, call: pb.Call) -> str:
+    """Ask again after the time that each `InProgress` names, as a runtime does."""
+    while True:
+        outcome = await asker.ask(call)
+        if not outcome.HasField("in_progress"):
+            return words(outcome)
+        await asyncio.sleep(outcome.in_progress.poll_after_ms / 1000)
+
+
+async def test_one_wait_for_a_foreign_lock_answers_all_that_wait(tmp_path: Path) -> None:
+    """Calls queued behind the first are not held up for a busy time-out each."""
+    begins = 0
+
+    class CountingConnection(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: object) -> sqlite3.Cursor:
+            nonlocal begins
+            begins += sql.startswith("BEGIN")
+            return super().execute(sql, *arguments)  # type: ignore[arg-type]
+
+    path = tmp_path / "payments.db"
+    ledger = Ledger(path)
+    barrier = SqliteBarrier(
+        lambda: sqlite3.connect(path, factory=CountingConnection),
+        schema=SCHEMA,
+        busy_timeout_s=0.05,
+    )
+    handler = ledger.participant.handlers()["charge", EXECUTE]
+    gate = Gate()
+
+    async with barrier:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            blocking = asyncio.ensure_future(barrier._in_thread(lambda _: gate.pass_in_thread()))
+            await gate.reached.wait()
+            asked = asyncio.gather(
+                *(barrier.run(call_of(saga_id=f"order-{n}"), handler) for n in range(20))
+            )
+            await asyncio.sleep(0)  # now each of them has queued its call
+            gate.open()
+            await blocking
+            outcomes = await asked
+    assert all(isinstance(outcome, InProgress) for outcome in outcomes)
+    assert begins == 1

@@ -1,0 +1,161 @@
+"""Values become payloads and payloads values, and what cannot is told without showing it."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amends import Call, Done, InProgress, Payload, PayloadError, Rejected, Verb
+from amends.outcomes import MAX_MESSAGE, Broken
+from amends.payload import EMPTY, MAX_PAYLOAD_BYTES, decode, encode, from_wire, to_wire
+from amends.v1 import types_pb2
+from amends.wire import outcome_from_wire, outcome_to_wire
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@given(JSON_VALUES)
+def test_json_values_come_back(value: object) -> None:
+    """Through the wire's message and back."""
+    payload = encode(value)
+    assert payload.content_type == "application/json"
+    assert decode(from_wire(to_wire(payload))) == value
+
+
+@given(st.binary())
+def test_bytes_come_back(data: bytes) -> None:
+    """As they are, whatever holds them."""
+    for value in (data, bytearray(data), memoryview(data)):
+        assert encode(value) == Payload(data, "application/octet-stream")
+    assert decode(encode(data)) == data
+
+
+def test_a_payload_is_passed_on() -> None:
+    """With its own content type."""
+    payload = Payload(b"<a/>", "text/xml")
+    assert encode(payload) is payload
+    assert decode(payload) == b"<a/>"
+
+
+def test_equal_values_are_equal_bytes() -> None:
+    """The order of keys does not matter: an idempotent start compares bytes."""
+    assert encode({"a": 1, "b": 2}) == encode({"b": 2, "a": 1})
+
+
+def test_an_absent_payload_is_none() -> None:
+    """Nothing on the wire is nothing in Python."""
+    assert from_wire(types_pb2.Payload()) == EMPTY
+    assert decode(EMPTY) is None
+    assert EMPTY.json() is None
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/hal+json"]
+)
+def test_json_is_recognised_by_its_media_type(content_type: str) -> None:
+    """With parameters, in any case, and with a suffix."""
+    assert decode(Payload(b"[1]", content_type)) == [1]
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, {1, 2}, object(), {"a": {2: object()}}, "\ud800"], ids=repr
+)
+def test_what_is_not_json_is_refused_without_showing_it(value: object) -> None:
+    """The message names the type."""
+    with pytest.raises(PayloadError, match="cannot be encoded as JSON") as caught:
+        encode(value)
+    assert caught.value.__cause__ is None
+    assert type(value).__name__ in str(caught.value)
+
+
+def test_a_circle_is_refused() -> None:
+    """A list in itself has no JSON."""
+    circle: list[object] = []
+    circle.append(circle)
+    with pytest.raises(PayloadError):
+        encode(circle)
+
+
+def test_too_large_is_refused() -> None:
+    """One byte above the runtime's limit."""
+    assert len(encode(b"x" * MAX_PAYLOAD_BYTES).data) == MAX_PAYLOAD_BYTES
+    with pytest.raises(PayloadError, match=f"{MAX_PAYLOAD_BYTES + 1} bytes"):
+        encode(b"x" * (MAX_PAYLOAD_BYTES + 1))
+
+
+def test_bad_json_is_told_without_showing_it() -> None:
+    """The decoder's own message would quote the document."""
+    payload = Payload(b"secret", "application/json")
+    with pytest.raises(PayloadError) as caught:
+        decode(payload)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert "secret" not in repr(payload)
+
+
+def test_a_payload_is_made_of_bytes_and_text() -> None:
+    """A str as data is found at the author's line."""
+    with pytest.raises(PayloadError, match="made of bytes and a str, not of str and str"):
+        Payload("text", "text/plain")  # type: ignore[arg-type]
+
+
+def test_a_result_that_is_not_handed_over_is_named() -> None:
+    """With what is, and where to change it."""
+    call = Call(
+        verb=Verb.EXECUTE, action="a", saga_id="s", step="ship", round=1,
+        idempotency_key="k", store_id="i", results={"pay": encode(1)},
+    )  # fmt: skip
+    assert call.result_json("pay") == 1
+    with pytest.raises(PayloadError, match=r"'reserve'.*handed: pay"):
+        call.result_json("reserve")
+    assert call.json() is None
+    assert call.own_result_json() is None
+
+
+def test_outcomes_come_back_from_the_wire() -> None:
+    """Each kind, with what it carries."""
+    done = outcome_from_wire(outcome_to_wire(Done({"id": 1})))
+    assert done == Done({"id": 1})
+    assert outcome_from_wire(outcome_to_wire(Done())) == Done()
+    assert outcome_from_wire(outcome_to_wire(InProgress(0.25))) == InProgress(0.25)
+    for refusal in (Rejected("a", "b"), Broken("a", "b")):
+        back = outcome_from_wire(outcome_to_wire(refusal))
+        assert type(back) is type(refusal)
+        assert str(back) == "a: b"
+
+
+@pytest.mark.parametrize(("after_s", "after_ms"), [(0, 1), (1e9, 86_400_000)])
+def test_polls_have_bounds(after_s: float, after_ms: int) -> None:
+    """At least a millisecond, at most a day."""
+    assert outcome_to_wire(InProgress(after_s)).in_progress.poll_after_ms == after_ms
+
+
+@pytest.mark.parametrize("after_s", [-1, math.nan, math.inf], ids=str)
+def test_a_poll_in_no_time_is_refused(after_s: float) -> None:
+    """Seconds from now, finite."""
+    with pytest.raises(ValueError, match="finite seconds"):
+        InProgress(after_s)
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 129, "Größe", 7], ids=str)
+def test_a_reason_is_a_word_for_programs(reason: str) -> None:
+    """Short and ASCII."""
+    with pytest.raises(ValueError, match="is for programs"):
+        Rejected(reason)
+
+
+def test_a_message_is_cut_and_mended() -> None:
+    """Too long or not encodable, it still arrives."""
+    assert len(Rejected("a", "x" * 10_000).message) == MAX_MESSAGE
+    assert outcome_to_wire(Rejected("a", "\ud800")).rejected.message == "?"
