@@ -31,7 +31,7 @@ from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Definition
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.unary import UnaryTransport
-from amends_runtime.ports import ParticipantAddress, Store, Transport
+from amends_runtime.ports import ParticipantAddress, Store
 from amends_runtime.storage import open_sqlite_store
 from amends_runtime.telemetry.observers import HistoryLog, Observers
 
@@ -121,7 +121,9 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
             ),
             clock=clock,
             observer=observer,
-            connect=lambda address: _connect(address, store, clock),
+            connect=lambda address: UnaryTransport(
+                address.address, store.identity, clock, config.limits.payload_bytes
+            ),
             limits={name: p.concurrency for name, p in config.participants.items()},
         )
         known = Definitions(store, clock, lanes.names)
@@ -146,7 +148,15 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
             stack.push_async_callback(lanes.close)
             for definition in definitions:
                 await known.register(definition)
-            server = ApiServer(config, store, supervisor, known, lanes)
+            server = ApiServer(
+                config.server.listen,
+                store,
+                supervisor,
+                known,
+                lanes,
+                max_payload_bytes=config.limits.payload_bytes,
+                insecure=config.server.insecure,
+            )
             # Whatever can be wrong has been said once the server has its port: nothing is decided
             # and no participant is called before that.
             engine.address = await server.start()
@@ -164,10 +174,6 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
                 with anyio.CancelScope(shield=True):
                     await _go_down(engine, server)
                 tasks.cancel_scope.cancel()
-
-
-def _connect(address: ParticipantAddress, store: Store, clock: SystemClock) -> Transport:
-    return UnaryTransport(address.address, store.identity, clock)
 
 
 def _outbox(lanes: Lanes) -> Outbox:

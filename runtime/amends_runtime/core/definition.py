@@ -22,6 +22,7 @@ from __future__ import annotations
 import difflib
 import enum
 import hashlib
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -46,6 +47,8 @@ MAX_STEPS = 128  # one history turn of the widest definition stays far below the
 MAX_PARALLEL = 64  # a saga may not fill a participant's lane by itself
 MAX_DURATION_MS = 10 * 365 * 24 * 3600 * 1000  # ten years: keeps every sum of instants inside int64
 MIN_TIMEOUT_MS = 1
+MAX_VIOLATIONS = 100  # nobody mends more at once, and a hostile definition must not cost seconds
+MAX_SHOWN = 64  # characters of a wrong name that a message repeats
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 DEFINITION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -174,7 +177,7 @@ def violations(
 
     Where the registered `participants` are given, a step that names another one is refused too.
     """
-    found = list(_field_violations(definition))
+    found = list(itertools.islice(_field_violations(definition), MAX_VIOLATIONS))
     if participants is not None:
         found += _participant_violations(definition, participants)
     if _is_graph(definition.steps):
@@ -480,7 +483,8 @@ def _width(steps: Sequence[Step]) -> int:
 
 
 def _known(wrong: str, names: Sequence[str], what: str) -> str:
-    near = difflib.get_close_matches(wrong, names, n=1)
+    # A name that could not be one is near to none, and the comparison takes the product of lengths.
+    near = difflib.get_close_matches(wrong, names, n=1) if len(wrong) <= MAX_SHOWN else []
     return (
         f"did you mean {_shown(near[0])}?"
         if near
@@ -489,7 +493,7 @@ def _known(wrong: str, names: Sequence[str], what: str) -> str:
 
 
 def _shown(name: str) -> str:
-    return repr(name if len(name) <= 64 else name[:64] + "…")
+    return repr(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "…")
 
 
 # -- plan ------------------------------------------------------------------------------------------

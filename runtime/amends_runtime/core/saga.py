@@ -266,9 +266,6 @@ def decide(plan: Plan, saga: Saga | None, message: Message, now_ms: int, epoch: 
     rule: Callable[[_Turn, Any], None] | None = _RULES.get(type(message))
     if rule is None:
         raise IllegalMessage(saga.saga_id, saga.state.name, type(message).__name__)
-    if isinstance(message, Answered | NotSent) and not 0 <= message.step < len(plan.steps):
-        name = f"{type(message).__name__} of step {message.step}"
-        raise IllegalMessage(saga.saga_id, saga.state.name, name)
     rule(turn, message)
     return turn.decision()
 
@@ -387,7 +384,7 @@ _PIVOT_OPEN = (StepStatus.EXECUTING, StepStatus.STUCK)
 
 
 def _on_not_sent(turn: _Turn, message: NotSent) -> None:
-    step = turn.saga.steps[message.step]
+    step = _step_of(turn, message)
     if not _is_open(step, message):
         return  # an echo, see rule 2
     turn.record(AttemptWithdrawn(turn.now_ms, message.step, step.verb, step.round, step.attempt))
@@ -395,7 +392,7 @@ def _on_not_sent(turn: _Turn, message: NotSent) -> None:
 
 
 def _on_answered(turn: _Turn, message: Answered) -> None:
-    step = turn.saga.steps[message.step]
+    step = _step_of(turn, message)
     if not _is_open(step, message):
         return  # an echo, see rule 2
     outcome = message.outcome
@@ -790,7 +787,7 @@ def _evolve_ended(plan: Plan, saga: Saga, record: SagaEnded) -> Saga:
         due = saga.phase is Phase.BACKWARD and not _unsettled(plan, saga.steps)
     else:
         due = False
-    if not due or record.state not in TRANSITIONS[saga.state]:
+    if not due:
         raise IllegalRecord(saga.saga_id, saga.state.name, f"SagaEnded({record.state.name})")
     return _replace(
         saga,
@@ -865,16 +862,21 @@ def _can_follow(step: StepState, record: _StepRecord, *, backward: bool) -> bool
         if step.open or (again and record.attempt <= step.attempt):
             return False
         return not (backward and record.verb is Verb.EXECUTE)
-    if isinstance(record, StepStuck | StepGivenUp):
+    if isinstance(record, StepStuck) or isinstance(record, StepGivenUp):  # noqa: SIM101 - hot
         return not step.open
-    if isinstance(record, StepExecuted | StepRejected):
-        verb = Verb.EXECUTE
-    elif isinstance(record, StepCompensated):
-        verb = Verb.COMPENSATE
-    else:
-        verb = record.verb
-    ends = (verb, record.round, record.attempt)
-    return step.open and ends == (step.verb, step.round, step.attempt)
+    return (
+        step.open
+        and step.attempt == record.attempt
+        and step.verb is (_IMPLIED_VERB.get(type(record)) or getattr(record, "verb"))
+        and step.round == record.round
+    )
+
+
+_IMPLIED_VERB: dict[type[Any], Verb] = {
+    StepExecuted: Verb.EXECUTE,
+    StepRejected: Verb.EXECUTE,
+    StepCompensated: Verb.COMPENSATE,
+}
 
 
 def _step_failed(step: StepState, record: AttemptFailed, *, backward: bool) -> StepState:
@@ -929,6 +931,13 @@ _StepRecord = (
 # -- small pure parts ------------------------------------------------------------------------------
 
 _replace = msgspec.structs.replace
+
+
+def _step_of(turn: _Turn, message: Answered | NotSent) -> StepState:
+    if 0 <= message.step < len(turn.saga.steps):
+        return turn.saga.steps[message.step]
+    name = f"{type(message).__name__} of step {message.step}"
+    raise IllegalMessage(turn.saga.saga_id, turn.saga.state.name, name)
 
 
 def _is_open(step: StepState, message: Answered | NotSent) -> bool:

@@ -1,8 +1,9 @@
 """Trace and span ids that are derived instead of stored.
 
-The trace of a saga is its caller's, if the caller sent a W3C `traceparent`, else a hash of the saga's identity.
-A span's id is a hash of what the span is about. Both are therefore known before a call leaves, after a
-crash, and to every node, and a trace can be exported again from history at any time.
+The trace of a saga is its caller's, if the caller sent a W3C `traceparent`, else a hash of the
+saga's identity. A span's id is a hash of what the span is about. Both are therefore known before a
+call leaves, after a crash, and to every node, and a trace can be exported again from history at any
+time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def trace_id(store_id: str, saga_id: str, callers_traceparent: str) -> str:
     return _hex(f"trace/{store_id}/{saga_id}", 16)
 
 
-def attempt_span_id(
+def attempt_span_id(  # noqa: PLR0917 - what identifies an attempt, in the order of its key
     store_id: str, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
 ) -> str:
     """16 lower-case hex digits for one attempt's CLIENT span."""
@@ -32,7 +33,7 @@ def attempt_span_id(
 
 
 def traceparent(trace: str, span: str, callers_traceparent: str) -> str:
-    """The W3C header of a call. The caller's flags are handed on; without a caller the trace is sampled."""
+    """The W3C header of a call, with the caller's flags; without a caller the trace is sampled."""
     given = TRACEPARENT.fullmatch(callers_traceparent)
     return f"00-{trace}-{span}-{callers_traceparent[53:55] if given else '01'}"
 

@@ -20,6 +20,7 @@ __all__ = ["CHANNEL_OPTIONS", "UnaryTransport"]
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_retries", 0),  # every attempt is ours, numbered and recorded
+    ("grpc.enable_http_proxy", 0),  # a proxy of the environment is not on the way to a participant
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     # A participant that is back must be reachable when the breaker probes it; gRPC's own default
@@ -32,6 +33,17 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
 
+_UNREADABLE = Reply(
+    Unknown(
+        "UNREADABLE_REPLY",
+        "the participant answered OK with bytes that are no reply of the contract:"
+        " is it another service that listens at its address?",
+        misconfigured=True,
+    ),
+    "OK",
+    None,
+)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -40,8 +52,11 @@ class UnaryTransport:
 
     name = "unary"
 
-    def __init__(self, address: str, identity: StoreIdentity, clock: Clock) -> None:
+    def __init__(
+        self, address: str, identity: StoreIdentity, clock: Clock, max_result_bytes: int
+    ) -> None:
         self._identity = identity
+        self._max_result_bytes = max_result_bytes
         self._clock = clock
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         stub = participant_pb2_grpc.ParticipantServiceStub(self._channel)
@@ -62,12 +77,17 @@ class UnaryTransport:
                 call, self._identity, self._clock.now_ms() + call.timeout_ms
             )
             response = await method(request(call=message), timeout=call.timeout_ms / 1000)
+            if response is None:  # grpc.aio's word for bytes that it cannot parse
+                return _UNREADABLE
+            outcome = wire.outcome_from_proto(
+                response.outcome, call.verb, max_result_bytes=self._max_result_bytes
+            )
         except grpc.aio.AioRpcError as error:
             return reply_of(error.code(), error.details())
-        except Exception as error:  # noqa: BLE001 - whatever it was, the outcome is unknown and the saga goes on
+        except Exception as error:  # noqa: BLE001  # whatever it was, the outcome is unknown
             _log.exception("call_failed_inside", saga_id=call.saga_id, step=call.step_name)
             return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)
-        return Reply(wire.outcome_from_proto(response.outcome, call.verb), "OK", healthy=True)
+        return Reply(outcome, "OK", healthy=True)
 
     async def close(self) -> None:
         """Closes the channel; calls under way end as cancelled."""

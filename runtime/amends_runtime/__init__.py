@@ -1,0 +1,1 @@
+"""The amends runtime: the engine that runs sagas durably."""

@@ -1,0 +1,193 @@
+"""OperatorService: what the runtime is made of: definitions, participants, breakers, itself.
+
+The verbs that change a saga by hand come in a later version; their methods say what to use now.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from amends.v1 import operator_pb2, operator_pb2_grpc, types_pb2
+from amends_runtime import wire
+from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.api.differences import differences
+from amends_runtime.api.door import Context, Door, answering, not_available
+from amends_runtime.api.validation import Checks
+from amends_runtime.core.definition import content_hash, violations
+from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.errors import FieldViolation, NotFound, WrongState
+from amends_runtime.ports import Insights, RegisteredDefinition, StoreIdentity
+
+__all__ = ["OperatorService", "RuntimeFacts"]
+
+
+_REGISTER: Final = (
+    "participants cannot be changed at run time in this version: change [participants] in the"
+    " configuration and restart; nothing is lost by a restart"
+)
+_BY_HAND: Final = (
+    "operator verbs are not available in this version: a stuck saga keeps its state and says why,"
+    " CancelSaga turns back one that still can be, and its history is in GetHistory"
+)
+MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
+"""What clients take by default."""
+
+
+class RuntimeFacts(msgspec.Struct, frozen=True):
+    """What does not change while a runtime lives."""
+
+    version: str
+    identity: StoreIdentity
+    started_at_ms: int
+
+
+class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
+    """The runtime, from the inside."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: Supervisor,
+        definitions: Definitions,
+        lanes: Lanes,
+        insights: Insights,
+        facts: RuntimeFacts,
+        door: Door,
+    ) -> None:
+        self.door = door
+        self._supervisor = supervisor
+        self._definitions = definitions
+        self._lanes = lanes
+        self._insights = insights
+        self._facts = facts
+
+    # -- definitions ---------------------------------------------------------------------------
+
+    @answering
+    async def RegisterDefinition(
+        self, request: operator_pb2.RegisterDefinitionRequest, context: Context
+    ) -> operator_pb2.RegisterDefinitionResponse:
+        definition = wire.definition_from_proto(request.definition)
+        registered, existed = await self._definitions.register(definition)
+        return operator_pb2.RegisterDefinitionResponse(
+            registered=self._shown(registered), existed=existed
+        )
+
+    @answering
+    async def GetDefinition(
+        self, request: operator_pb2.GetDefinitionRequest, context: Context
+    ) -> operator_pb2.GetDefinitionResponse:
+        checks = Checks()
+        name = checks.definition_name("name", request.name)
+        hash_ = checks.content_hash("content_hash", request.content_hash)
+        checks.passed()
+        registered = self._definitions.find(name, hash_)
+        return operator_pb2.GetDefinitionResponse(registered=self._shown(registered))
+
+    @answering
+    async def ListDefinitions(
+        self, request: operator_pb2.ListDefinitionsRequest, context: Context
+    ) -> operator_pb2.ListDefinitionsResponse:
+        shown = map(self._shown, self._definitions.all())
+        response = operator_pb2.ListDefinitionsResponse(
+            definitions=[one for one in shown if one.latest or request.all_versions]
+        )
+        size = response.ByteSize()
+        if size > MAX_RESPONSE_BYTES:
+            raise WrongState(
+                "ANSWER_TOO_LARGE",
+                f"all definitions together have {size} bytes, and a client takes"
+                f" {MAX_RESPONSE_BYTES} by default: leave out older versions, or ask by name",
+                {"bytes": str(size), "limit": str(MAX_RESPONSE_BYTES)},
+            )
+        return response
+
+    @answering
+    async def DiffDefinition(
+        self, request: operator_pb2.DiffDefinitionRequest, context: Context
+    ) -> operator_pb2.DiffDefinitionResponse:
+        definition, found = wire.read_definition(request.definition)
+        found += [
+            FieldViolation(violation.field, violation.message)
+            for violation in violations(definition, self._lanes.names())
+        ]
+        response = operator_pb2.DiffDefinitionResponse(
+            violations=[
+                types_pb2.Error(
+                    reason="INVALID_DEFINITION",
+                    message=violation.message,
+                    metadata={"field": f"definition.{violation.field}"},
+                )
+                for violation in found
+            ]
+        )
+        try:
+            latest = self._definitions.find(definition.name)
+        except NotFound:
+            response.differences.append(f"definition {definition.name[:64]!r} is new")
+            return response
+        response.differences.extend(differences(latest.definition, definition))
+        response.same = not found and latest.content_hash == content_hash(definition)
+        return response
+
+    def _shown(self, registered: RegisteredDefinition) -> types_pb2.RegisteredDefinition:
+        latest = self._definitions.is_latest(registered)
+        return wire.registered_to_proto(registered, latest=latest)
+
+    # -- participants --------------------------------------------------------------------------
+
+    @answering
+    async def ListParticipants(
+        self, request: operator_pb2.ListParticipantsRequest, context: Context
+    ) -> operator_pb2.ListParticipantsResponse:
+        return operator_pb2.ListParticipantsResponse(
+            participants=map(wire.participant_to_proto, self._lanes.status())
+        )
+
+    @answering
+    async def ListBreakers(
+        self, request: operator_pb2.ListBreakersRequest, context: Context
+    ) -> operator_pb2.ListBreakersResponse:
+        return operator_pb2.ListBreakersResponse(
+            breakers=[
+                wire.breaker_to_proto(lane.name, lane.breaker) for lane in self._lanes.status()
+            ]
+        )
+
+    # -- the runtime ---------------------------------------------------------------------------
+
+    @answering
+    async def GetRuntime(
+        self, request: operator_pb2.GetRuntimeRequest, context: Context
+    ) -> operator_pb2.GetRuntimeResponse:
+        by_state = await self._insights.count_by_state()
+        identity = self._facts.identity
+        return operator_pb2.GetRuntimeResponse(
+            version=self._facts.version,
+            store_id=identity.store_id,
+            incarnation=identity.incarnation,
+            epoch=identity.epoch,
+            started_at_ms=self._facts.started_at_ms,
+            sagas={state.name: count for state, count in by_state.items()},
+            without_wake_up=self._supervisor.counts().without_wake_up,
+        )
+
+    # -- what comes later ----------------------------------------------------------------------
+
+    PutParticipant = not_available(_REGISTER)
+    RemoveParticipant = not_available(_REGISTER)
+    SetBreaker = not_available(
+        "breakers cannot be set by hand in this version: they close by themselves once the"
+        " participant answers a probe"
+    )
+    RetrySaga = not_available(_BY_HAND)
+    SkipStep = not_available(_BY_HAND)
+    ForceCompensation = not_available(_BY_HAND)
+    PauseSaga = not_available(_BY_HAND)
+    ResumeSaga = not_available(_BY_HAND)
+    AbandonSaga = not_available(_BY_HAND)
+    ResolveStep = not_available(_BY_HAND)
+    RunBulk = not_available(_BY_HAND)

@@ -1,0 +1,233 @@
+"""The gRPC server: the two services, health and reflection on one port.
+
+start         binds and serves; health says SERVING
+refuse_new    the way down begins: health says NOT_SERVING, starts are refused, waits are let go
+stop          no new calls; those under way get a moment; returns when the last handler has left
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from importlib import metadata
+from typing import Final
+
+import grpc.aio
+from google.protobuf.internal import api_implementation
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc
+from amends_runtime import wire
+from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.api.door import Context, Door, answering
+from amends_runtime.api.operator import OperatorService, RuntimeFacts
+from amends_runtime.api.service import SagaService
+from amends_runtime.clock import SystemClock
+from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.errors import ConfigurationError
+from amends_runtime.ports import Store
+
+__all__ = ["ApiServer"]
+
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+"""A whole request; gRPC's own default, so that no client has to be told."""
+
+SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
+    ("grpc.so_reuseport", 0),  # else a second runtime binds the same port and swallows calls
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Together with the clients' 30 s: a stricter server answers their pings with too_many_pings.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+SERVICES: Final = (
+    saga_pb2.DESCRIPTOR.services_by_name["SagaService"].full_name,
+    operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name,
+)
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class ApiServer:
+    """Serves one runtime at `listen`, host:port or unix:path. Made inside the running loop.
+
+    Only loopback addresses and unix sockets are served: there is neither encryption nor
+    authentication yet, and whoever reaches the port can start and cancel sagas. `insecure` says
+    that the network around sees to both.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        store: Store,
+        supervisor: Supervisor,
+        definitions: Definitions,
+        lanes: Lanes,
+        *,
+        max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
+        insecure: bool = False,
+    ) -> None:
+        clock = SystemClock()
+        self._listen = listen
+        self._insecure = insecure
+        self._door = Door()
+        self._health = _Health(self._door)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        facts = RuntimeFacts(metadata.version("amends"), store.identity, clock.now_ms())
+        saga_pb2_grpc.add_SagaServiceServicer_to_server(
+            SagaService(
+                supervisor=supervisor,
+                definitions=definitions,
+                insights=store,
+                clock=clock,
+                door=self._door,
+                max_payload_bytes=max_payload_bytes,
+            ),
+            self._server,
+        )
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(
+            OperatorService(
+                supervisor=supervisor,
+                definitions=definitions,
+                lanes=lanes,
+                insights=store,
+                facts=facts,
+                door=self._door,
+            ),
+            self._server,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self) -> str:
+        """Binds and serves; the answer is the address, with the port that was taken.
+
+        Raises ConfigurationError if the address cannot be had, or should not.
+        """
+        _check_protobuf()
+        await _check_address(self._listen, insecure=self._insecure)
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:  # lost the race for the port since it was checked
+            raise _cannot_listen(self._listen, "it cannot be bound") from error
+        for service in ("", *SERVICES):
+            await self._health.set(service, _NOT_SERVING)
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, _SERVING)
+        if self._listen.startswith("unix:"):
+            return self._listen
+        host, _, _ = self._listen.rpartition(":")
+        return f"{host}:{port}"
+
+    async def refuse_new(self) -> None:
+        """Health to NOT_SERVING, starts refused with SHUTTING_DOWN, held replies sent."""
+        await self._health.enter_graceful_shutdown()
+        self._door.close()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends the server. Calls under way have `grace_s` to end; then they are cancelled.
+
+        Returns when every handler has left, which gRPC alone does not wait for.
+        """
+        await self.refuse_new()
+        await self._server.stop(grace_s)
+        await self._door.wait_empty()
+
+
+class _Health(health.aio.HealthServicer):
+    """The library's, with an end for watchers: each would hold up the stop for all of its grace."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__()
+        self.door = door
+
+    @answering
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        with self.door.holding():
+            await super().Watch(request, context)
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+async def _check_address(listen: str, *, insecure: bool) -> None:
+    """Finds what is wrong with an address before gRPC does, which says it less clearly.
+
+    gRPC is also content when one of a name's addresses can be bound; a client that takes another
+    one would reach whoever holds that.
+    """
+    if listen.startswith("unix:"):
+        _check_unix(listen)
+        return
+    host, _, port = listen.rpartition(":")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise _cannot_listen(listen, f"{host!r} is not known ({error.strerror})") from None
+    for family, _, _, _, address in found:
+        if not insecure and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            raise ConfigurationError(
+                f"cannot listen on {listen}: it can be reached from other machines, and this"
+                " version has neither encryption nor authentication; listen on 127.0.0.1 or a unix"
+                " socket, or say --insecure (insecure = true under [server]) if the network, or a"
+                " proxy with TLS, sees to both"
+            )
+        _try_to_bind(listen, family, address)
+
+
+def _try_to_bind(
+    listen: str,
+    family: int,
+    address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes],
+) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As gRPC does it: connections of a runtime that ended a moment ago are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise _cannot_listen(listen, _BIND_ERRORS.get(error.errno or 0, str(error))) from None
+
+
+_BIND_ERRORS: Final = {
+    errno.EADDRINUSE: "another process listens there",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "ports below 1024 need a privilege",
+}
+
+
+def _check_unix(listen: str) -> None:
+    path = listen.removeprefix("unix:")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # nobody is there; gRPC takes the place of a socket that was left behind
+    raise _cannot_listen(listen, "another process listens there")
+
+
+def _cannot_listen(listen: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {listen}: {why}; choose another address with --listen or listen under"
+        " [server], port 0 for any free one"
+    )
+
+
+def _check_protobuf() -> None:
+    kind = api_implementation.Type()
+    if kind != "upb":
+        raise ConfigurationError(
+            f"protobuf runs on its {kind} implementation, which is many times slower and has limits"
+            " of its own: unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, install protobuf as a wheel"
+        )

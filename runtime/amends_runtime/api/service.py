@@ -1,0 +1,348 @@
+"""SagaService: start sagas, ask for them, wait for them, cancel them.
+
+A handler checks its request, asks the supervisor or the store, and translates the answer. No saga
+runs in a handler: one whose client leaves is cancelled, and what it asked for happens all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import uuid
+from collections.abc import AsyncIterable, Callable
+from typing import Final
+
+import anyio
+
+from amends.v1 import saga_pb2, saga_pb2_grpc
+from amends_runtime import wire
+from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.saga_actor import ended
+from amends_runtime.actors.supervisor import SagaView, StartRequest, Supervisor
+from amends_runtime.api.awaiting import AwaitedSagas
+from amends_runtime.api.door import Context, Door, answering, error_for, not_available, streaming
+from amends_runtime.api.paging import fitting, question, token_for
+from amends_runtime.api.status import ShuttingDown
+from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Checks
+from amends_runtime.core.saga import Answer, Saga, StepStatus
+from amends_runtime.core.tracing import TRACEPARENT
+from amends_runtime.errors import NotFound, Unavailable, WrongState
+from amends_runtime.ports import Clock, Insights, LoadedSaga, Tombstone
+
+__all__ = ["SagaService"]
+
+MAX_WAIT_MS: Final = 60_000
+"""How long a reply is held. Proxies drop calls that are silent for longer; callers ask again."""
+MAX_CANCEL_WAIT_MS: Final = 10_000
+"""How long CancelSaga waits for the pivot's outcome: one attempt's default time-out."""
+MAX_STARTS: Final = 1000
+"""Starts of one request: two commits' worth. With more, the first would wait for the last."""
+MAX_PAGE: Final = 1000
+"""Items of a page."""
+DEFAULT_SAGAS_PAGE: Final = 100
+"""What a person looks through; a program asks for more."""
+
+
+class SagaService(saga_pb2_grpc.SagaServiceServicer):
+    """Sagas, from the outside. `max_payload_bytes` is the limit of one input."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: Supervisor,
+        definitions: Definitions,
+        insights: Insights,
+        clock: Clock,
+        door: Door,
+        max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.door = door
+        self._supervisor = supervisor
+        self._definitions = definitions
+        self._insights = insights
+        self._clock = clock
+        self._max_payload_bytes = max_payload_bytes
+
+    # -- starting ------------------------------------------------------------------------------
+
+    @answering
+    async def StartSaga(
+        self, request: saga_pb2.StartSagaRequest, context: Context
+    ) -> saga_pb2.StartSagaResponse:
+        checks = Checks()
+        wait_ms = checks.wait_ms("wait_ms", request.wait_ms, MAX_WAIT_MS)
+        start = self._start(checks, request, context)
+        if self.door.closing:
+            raise ShuttingDown
+        view, existed = await self._supervisor.start_saga(start)
+        if wait_ms and not view.saga.ended:
+            with contextlib.suppress(Unavailable):  # it is started, durably: that is an answer
+                view = await self._wait(view.saga.saga_id, wait_ms, context)
+        return saga_pb2.StartSagaResponse(
+            saga=wire.saga_to_proto(view), existed=existed, ended=view.saga.ended
+        )
+
+    def _start(
+        self, checks: Checks, request: saga_pb2.StartSagaRequest, context: Context
+    ) -> StartRequest:
+        saga_id = checks.new_saga_id("saga_id", request.saga_id)
+        name = checks.definition_name("definition", request.definition)
+        definition_hash = checks.content_hash("definition_hash", request.definition_hash)
+        input_ = checks.payload("input", request.input, self._max_payload_bytes)
+        labels = checks.labels("labels", request.labels)
+        deadline_ms = checks.duration_ms("deadline_ms", request.deadline_ms)
+        checks.passed()
+        return StartRequest(
+            saga_id=saga_id or _new_saga_id(self._clock.now_ms()),
+            definition_name=name,
+            definition_hash=definition_hash,
+            content_hash=wire.start_content_hash(
+                name, definition_hash, input_, labels, deadline_ms
+            ),
+            input=input_,
+            labels=labels,
+            deadline_ms=deadline_ms,
+            traceparent=_traceparent(context),
+        )
+
+    @answering
+    async def StartSagas(
+        self, request: saga_pb2.StartSagasRequest, context: Context
+    ) -> saga_pb2.StartSagasResponse:
+        checks = Checks()
+        if len(request.starts) > MAX_STARTS:
+            checks.refuse(
+                "starts",
+                f"{len(request.starts)} of them, and {MAX_STARTS} are the most: send more requests",
+            )
+        checks.passed()
+        if self.door.closing:
+            raise ShuttingDown
+        results = [saga_pb2.StartSagasResult() for _ in request.starts]
+        async with anyio.create_task_group() as tasks:  # together, so that they share commits
+            for number, (start, result) in enumerate(zip(request.starts, results, strict=True)):
+                tasks.start_soon(self._start_one, f"starts[{number}].", start, result, context)
+        return saga_pb2.StartSagasResponse(results=results)
+
+    async def _start_one(
+        self,
+        prefix: str,
+        request: saga_pb2.StartSagaRequest,
+        result: saga_pb2.StartSagasResult,
+        context: Context,
+    ) -> None:
+        """Fills in one item's answer: the saga as lists show it, or why it was refused."""
+        try:
+            start = self._start(Checks(prefix), request, context)
+            view, existed = await self._supervisor.start_saga(start)
+        except Exception as error:  # noqa: BLE001  # one item's error is that item's answer
+            result.error.CopyFrom(error_for(error, "StartSagas"))
+            return
+        saga = wire.saga_to_proto(view, with_payloads=False)
+        saga.ClearField("steps")
+        result.started.saga.CopyFrom(saga)
+        result.started.existed = existed
+        result.started.ended = view.saga.ended
+
+    # -- asking --------------------------------------------------------------------------------
+
+    @answering
+    async def GetSaga(
+        self, request: saga_pb2.GetSagaRequest, context: Context
+    ) -> saga_pb2.GetSagaResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        checks.passed()
+        return saga_pb2.GetSagaResponse(
+            saga=wire.saga_to_proto(await self._supervisor.view(saga_id))
+        )
+
+    @answering
+    async def ListSagas(
+        self, request: saga_pb2.ListSagasRequest, context: Context
+    ) -> saga_pb2.ListSagasResponse:
+        checks = Checks()
+        where = checks.filter("filter", request.filter)
+        count = checks.page_size("page_size", request.page_size, DEFAULT_SAGAS_PAGE, MAX_PAGE)
+        asked = question("sagas", where)
+        before_no = checks.page_token("page_token", asked, request.page_token)
+        checks.passed()
+        # One more than is shown: whether there is a next page.
+        found = await self._insights.list_sagas(where, count + 1, before_no)
+        page = fitting(map(wire.summary_to_proto, found), count)
+        more = len(page) < len(found)
+        return saga_pb2.ListSagasResponse(
+            sagas=page,
+            next_page_token=token_for(asked, found[len(page) - 1].saga_no) if more else "",
+        )
+
+    @answering
+    async def GetHistory(
+        self, request: saga_pb2.GetHistoryRequest, context: Context
+    ) -> saga_pb2.GetHistoryResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        count = checks.page_size("page_size", request.page_size, MAX_PAGE, MAX_PAGE)
+        asked = question("history", saga_id)
+        begin = checks.page_token("page_token", asked, request.page_token) or 0
+        checks.passed()
+        loaded = (await self._insights.load([saga_id])).get(saga_id)
+        if not isinstance(loaded, LoadedSaga):
+            raise _no_history(saga_id, loaded)
+        plan = self._definitions.plan(loaded.definition_hash)
+        records = [(turn, record) for turn in loaded.turns for record in turn.records]
+        page = fitting(
+            (
+                wire.record_to_proto(plan, turn.seq, turn.version, record)
+                for turn, record in itertools.islice(records, begin, None)
+            ),
+            count,
+        )
+        end = begin + len(page)  # a history only grows, so a position in it stays what it is
+        return saga_pb2.GetHistoryResponse(
+            records=page, next_page_token=token_for(asked, end) if end < len(records) else ""
+        )
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    @answering
+    async def WaitSaga(
+        self, request: saga_pb2.WaitSagaRequest, context: Context
+    ) -> saga_pb2.WaitSagaResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        timeout_ms = checks.wait_ms("timeout_ms", request.timeout_ms, MAX_WAIT_MS) or MAX_WAIT_MS
+        checks.passed()
+        view = await self._wait(saga_id, timeout_ms, context)
+        return saga_pb2.WaitSagaResponse(saga=wire.saga_to_proto(view), ended=view.saga.ended)
+
+    @streaming
+    async def AwaitSagas(
+        self, requests: AsyncIterable[saga_pb2.AwaitSagasRequest], context: Context
+    ) -> None:
+        with self.door.holding():
+            await AwaitedSagas(self._supervisor, context).run(requests)
+
+    async def _wait(
+        self,
+        saga_id: str,
+        timeout_ms: int,
+        context: Context,
+        until: Callable[[Saga], bool] = ended,
+    ) -> SagaView:
+        """Waits within the caller's own deadline, so that there is time left for the answer."""
+        timeout_s = timeout_ms / 1000
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            margin_s = min(1.0, remaining_s / 10)
+            timeout_s = min(timeout_s, remaining_s - margin_s)
+        with self.door.holding():
+            return await self._supervisor.wait(saga_id, max(0.0, timeout_s), until)
+
+    # -- turning back --------------------------------------------------------------------------
+
+    @answering
+    async def CancelSaga(
+        self, request: saga_pb2.CancelSagaRequest, context: Context
+    ) -> saga_pb2.CancelSagaResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        author = checks.text("author", request.author, MAX_AUTHOR_BYTES)
+        reason = checks.text("reason", request.reason, MAX_REASON_BYTES)
+        checks.passed()
+        view, answer = await self._supervisor.cancel_saga(saga_id, author, reason)
+        if answer is Answer.WAITS_FOR_PIVOT:
+            view, answer = await self._await_pivot(view, context)
+        disposition = _DISPOSITIONS.get(answer)
+        if disposition is None:
+            raise _not_cancelled(view, answer)
+        return saga_pb2.CancelSagaResponse(saga=wire.saga_to_proto(view), disposition=disposition)
+
+    async def _await_pivot(self, view: SagaView, context: Context) -> tuple[SagaView, Answer]:
+        """Holds the reply for the pivot's outcome, which is what decides about the request."""
+        pivot = view.plan.pivot
+        assert pivot is not None, "only a pivot is waited for"
+
+        def decided(saga: Saga) -> bool:
+            # A stuck pivot waits for an operator, and so would the caller.
+            return saga.turn is not None or saga.steps[pivot].status is not StepStatus.EXECUTING
+
+        try:
+            view = await self._wait(view.saga.saga_id, MAX_CANCEL_WAIT_MS, context, decided)
+        except Unavailable:
+            return view, Answer.WAITS_FOR_PIVOT  # the request is recorded: that is the answer
+        if view.saga.turn is not None:
+            return view, Answer.TURNED_BACK
+        if view.saga.steps[pivot].status is StepStatus.EXECUTED:
+            return view, Answer.PAST_NO_RETURN
+        return view, Answer.WAITS_FOR_PIVOT
+
+    # -- what comes later ----------------------------------------------------------------------
+
+    WatchSagas = not_available(
+        "watching is not available in this version: WaitSaga waits for a saga's end, and GetHistory"
+        " reads its records"
+    )
+    SignalSaga = not_available(
+        "signals are not available in this version: definitions with signal waits are refused, too,"
+        " so no saga waits for one"
+    )
+    GetDecision = not_available(
+        "two-phase commit is not available in this version: a participant that was prepared was not"
+        " prepared by this runtime"
+    )
+
+
+_DISPOSITIONS: Final = {
+    Answer.TURNED_BACK: saga_pb2.CANCEL_DISPOSITION_TURNED_BACK,
+    Answer.ALREADY_TURNED_BACK: saga_pb2.CANCEL_DISPOSITION_ALREADY_TURNED_BACK,
+    Answer.WAITS_FOR_PIVOT: saga_pb2.CANCEL_DISPOSITION_WAITS_FOR_PIVOT,
+}
+
+
+def _not_cancelled(view: SagaView, answer: Answer) -> WrongState:
+    saga = view.saga
+    metadata = {"saga_id": saga.saga_id, "state": saga.state.name}
+    if answer is Answer.COMPLETED:
+        return WrongState(
+            "SAGA_COMPLETED",
+            f"saga {saga.saga_id!r} has completed and nothing of it is undone:"
+            " to reverse what it did, start a saga that does the opposite",
+            metadata,
+        )
+    return WrongState(
+        "PAST_NO_RETURN",
+        f"saga {saga.saga_id!r} is past its point of no return: it goes forward and its remaining"
+        " steps are tried until they succeed; to reverse what it does, start a saga that does the"
+        " opposite once it has completed",
+        metadata,
+    )
+
+
+def _no_history(saga_id: str, found: Tombstone | None) -> NotFound:
+    if found is None:
+        return NotFound(
+            "UNKNOWN_SAGA",
+            f"there is no saga {saga_id!r} here; ListSagas shows all",
+            {"saga_id": saga_id},
+        )
+    return NotFound(
+        "SAGA_PURGED",
+        f"saga {saga_id!r} ended {found.state.name} and its history was purged",
+        {"saga_id": saga_id, "state": found.state.name},
+    )
+
+
+def _traceparent(context: Context) -> str:
+    """The caller's W3C trace context; anything else under that name is left alone, as W3C asks."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and isinstance(value, str) and TRACEPARENT.fullmatch(value):
+            return value
+    return ""
+
+
+def _new_saga_id(now_ms: int) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of time, so that ids sort by age, and 74 of chance."""
+    bits = now_ms << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=bits))

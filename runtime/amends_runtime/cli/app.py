@@ -1,0 +1,168 @@
+"""The commands, their texts, and the way from arguments to an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from cyclopts import App, Group
+from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
+
+from amends_runtime.cli import definitions, observing, sagas, serving
+from amends_runtime.cli.exits import Exit, ExitCode, debug_wanted, report
+
+__all__ = ["build_app", "run"]
+
+HELP: Final = """Sagas that survive crashes: start them, follow them, run what carries them.
+
+For example:
+
+  amends serve --config amends.toml          run a runtime
+  amends definitions register order.toml     tell it what an order is
+  amends start order --input '{"sku": "A"}' --wait
+  amends list --state STUCK
+  amends history order-1
+
+Commands talk to the runtime at 127.0.0.1:7233, or where --target or
+AMENDS_TARGET says. Every command has its own --help."""
+
+EPILOGUE: Final = """Exit codes: 0 done; 1 internal error; 2 usage; 3 not found; 4 wrong state or
+conflict; 5 unavailable or out of time; 6 the saga ended, and not as COMPLETED."""
+
+
+SHARED_OPTIONS: Final = {"--target": 1, "--output": 1, "-o": 1, "--debug": 0}  # name: values
+
+
+def build_app() -> App:
+    """The whole command line, as cyclopts knows it."""
+    app = App(
+        name="amends",
+        help=HELP,
+        help_format="plaintext",
+        help_epilogue=EPILOGUE,
+        version=observing.installed_version,
+        group_commands=Group("Help", sort_key=9),
+        end_of_options_delimiter="--",
+    )
+    runtime = Group("Runtime", sort_key=1)
+    of_sagas = Group("Sagas", sort_key=2)
+    operating = Group("Definitions and participants", sort_key=3)
+
+    app.command(serving.serve, group=runtime)
+    app.command(observing.runtime, group=runtime)
+    app.command(observing.version, group=runtime)
+
+    app.command(sagas.start, group=of_sagas)
+    app.command(sagas.get, group=of_sagas)
+    app.command(sagas.list_, name="list", group=of_sagas)
+    app.command(sagas.history, group=of_sagas)
+    app.command(sagas.wait, group=of_sagas)
+    app.command(sagas.cancel, group=of_sagas)
+
+    of_definitions = App(
+        name="definitions",
+        help=definitions.HELP,
+        group=operating,
+        group_commands=Group("Commands", sort_key=1),
+        help_format="plaintext",
+    )
+    of_definitions.command(definitions.list_, name="list")
+    of_definitions.command(definitions.get)
+    of_definitions.command(definitions.register)
+    of_definitions.command(definitions.diff)
+    app.command(of_definitions)
+    app.command(observing.participants, group=operating)
+    app.command(observing.breakers, group=operating)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code. What goes wrong is said on standard error."""
+    app = build_app()
+    arguments = list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _refuse_other_encodings(arguments)
+        code = app(
+            _shared_options_last(app, arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+            backend="asyncio",
+        )
+        sys.stdout.flush()
+    except CycloptsError as error:
+        return report(
+            Exit(ExitCode.USAGE, _usage_line(error, app, arguments)), debug=debug_wanted(arguments)
+        )
+    except ModuleNotFoundError:
+        raise  # `main` says how to install what is missing
+    except BrokenPipeError:
+        # The reader has seen enough, as in `amends list | head`; nothing more can be said to it.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # no traceback reaches a user
+        return report(error, debug=debug_wanted(arguments))
+    return ExitCode.OK if code is None else int(code)
+
+
+def _refuse_other_encodings(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise Exit(
+                ExitCode.USAGE, f"{argument!a}: is not UTF-8; amends takes UTF-8 only"
+            ) from None
+
+
+def _shared_options_last(app: App, arguments: list[str]) -> list[str]:
+    """`amends --target ADDRESS get ID` as `amends get --target ADDRESS ID`.
+
+    To cyclopts an option belongs to the command that it follows; to a person these belong to all.
+    """
+    shared: list[str] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, _ = rest[0].partition("=")
+        if name not in SHARED_OPTIONS:
+            break
+        size = 1 if equals else 1 + SHARED_OPTIONS[name]
+        shared += rest[:size]
+        rest = rest[size:]
+    path = _command_path(app, rest)
+    return [*path, *shared, *rest[len(path) :]] if path else arguments
+
+
+def _usage_line(error: CycloptsError, app: App, arguments: list[str]) -> str:
+    match error:
+        case UnusedCliTokensError():
+            tokens = " ".join(error.unused_tokens or [])
+            what = f"one argument too many: {tokens} (quote a value that has spaces)"
+        case UnknownCommandError():
+            # Its list of all commands would bury the one that it thinks was meant.
+            what = str(error).partition(" Available commands")[0]
+        case _:
+            what = str(error)
+    what = " ".join(what.split()).rstrip(".?")
+    path = _command_path(app, _shared_options_last(app, arguments))
+    return f"{what}; see {' '.join(['amends', *path])} --help"
+
+
+def _command_path(app: App, arguments: list[str]) -> list[str]:
+    """The words at the front that name a command, as far as they name one."""
+    path: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") or argument not in app:
+            break
+        app = app[argument]
+        path.append(argument)
+    return path

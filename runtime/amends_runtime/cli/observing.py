@@ -1,0 +1,131 @@
+"""`amends runtime`, `participants`, `breakers` and `version`."""
+
+# ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from amends_runtime.cli.options import COMMON, Common
+
+__all__ = ["breakers", "installed_version", "participants", "runtime", "version"]
+
+
+def installed_version() -> str:
+    """The version of amends that is installed here."""
+    return metadata.version("amends")
+
+
+def version() -> None:
+    """Print the version of amends that is installed here.
+
+    `amends runtime` shows that of a running one.
+    """
+    from amends_runtime.cli.tables import print_line
+
+    print_line(installed_version())
+
+
+async def runtime(*, common: Common = COMMON) -> None:
+    """Show what the runtime is: version, store, epoch, sagas by state.
+
+    For example:
+
+      amends runtime
+      amends runtime -o json | jq .sagas.STUCK
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.documents import document, instant
+    from amends_runtime.cli.tables import print_facts, print_json
+
+    async with connect(common) as client:
+        found = await client.runtime()
+    if common.output == "json":
+        print_json(document(found))
+        return
+    print_facts(
+        [
+            ("address", common.target),
+            ("version", found.version),
+            ("started", instant(found.started_at_ms)),
+            ("store", found.store_id),
+            ("incarnation", found.incarnation),
+            ("epoch", str(found.epoch)),
+            ("sagas", ", ".join(f"{count} {state}" for state, count in found.sagas.items()) or "0"),
+            (
+                "without wake-up",
+                f"{found.without_wake_up}: a bug in amends, please report it"
+                if found.without_wake_up
+                else "",
+            ),
+        ]
+    )
+
+
+async def participants(*, common: Common = COMMON) -> None:
+    """List participants, each with its lane and breaker.
+
+    For example:
+
+      amends participants
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.documents import document
+    from amends_runtime.cli.tables import print_json, print_table
+
+    async with connect(common) as client:
+        found = await client.participants()
+    if common.output == "json":
+        print_json({"participants": document(found)})
+        return
+    print_table(
+        ("NAME", "ADDRESS", "BREAKER", "IN FLIGHT", "WAITING", "LIMIT", "BY", "LAST ERROR"),
+        (
+            (
+                each.name,
+                each.address,
+                each.breaker.state,
+                str(each.calls_in_flight),
+                str(each.calls_waiting),
+                str(each.concurrency_limit),
+                each.transport,
+                each.last_error,
+            )
+            for each in found
+        ),
+    )
+
+
+async def breakers(*, common: Common = COMMON) -> None:
+    """List circuit breakers.
+
+    Calls of a participant whose breaker is open wait; nothing is compensated
+    because of it.
+
+    For example:
+
+      amends breakers
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.documents import document, instant
+    from amends_runtime.cli.tables import print_json, print_table
+
+    async with connect(common) as client:
+        found = await client.breakers()
+    if common.output == "json":
+        print_json({"breakers": document(found)})
+        return
+    print_table(
+        ("PARTICIPANT", "STATE", "FAILURES", "SINCE", "NEXT PROBE", "HELD"),
+        (
+            (
+                each.participant,
+                each.state,
+                str(each.consecutive_failures),
+                "" if each.since_ms is None else instant(each.since_ms),
+                "" if each.next_probe_at_ms is None else instant(each.next_probe_at_ms),
+                "by an operator" if each.held else "",
+            )
+            for each in found
+        ),
+    )

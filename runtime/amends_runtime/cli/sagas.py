@@ -1,0 +1,342 @@
+"""`amends start`, `get`, `list`, `history`, `wait` and `cancel`."""
+
+# ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import Parameter, validators
+
+from amends_runtime.cli.exits import Exit, ExitCode
+from amends_runtime.cli.options import COMMON, Common, Flag, Labels, parse_pairs
+
+if TYPE_CHECKING:
+    from amends.sagas import Saga
+
+__all__ = ["cancel", "get", "history", "list_", "start", "wait"]
+
+MAX_INPUT_BYTES: Final = (
+    64 * 1024 * 1024
+)  # read at most so much of a file; the runtime has the word
+
+StateName = Literal[
+    "RUNNING", "COMPENSATING", "STUCK", "COMPLETED", "COMPENSATED", "ABANDONED", "MIXED"
+]
+SagaId = Annotated[str, Parameter(name="ID")]
+Positive = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
+
+
+async def start(
+    definition: Annotated[str, Parameter(name="DEFINITION")],
+    /,
+    *,
+    input_: Annotated[
+        str | None, Parameter(name=("--input", "-i"), allow_leading_hyphen=True)
+    ] = None,
+    content_type: str | None = None,
+    id_: Annotated[str | None, Parameter(name="--id")] = None,
+    label: Labels = (),
+    deadline: Positive = None,
+    definition_hash: str | None = None,
+    wait: Flag = False,
+    timeout: Positive = None,
+    payloads: Flag = False,
+    common: Common = COMMON,
+) -> int:
+    """Start a saga.
+
+    With an --id of your own it is safe to repeat: the same id and content
+    never start a second one.
+
+    Without --wait the exit code is 0 once the start is durable. With --wait it
+    is 0 if the saga completed, 6 if it ended otherwise, 5 if --timeout passed
+    first (it goes on then).
+
+    For example:
+
+      amends start order --input '{"sku": "A", "amount": 3}' --id order-1
+      amends start order --input @order.json --wait --timeout 30
+      generate | amends start order --input - --label region=eu -o json
+
+    Parameters
+    ----------
+    definition:
+        Name of a registered definition.
+    input_:
+        JSON, @FILE or - for standard input: handed to every step.
+    content_type:
+        Take the input as it is, as bytes of this type, instead of as JSON.
+    id_:
+        The saga's id: up to 128 of A-Z a-z 0-9 . _ : -. Default: a new UUID.
+    label:
+        KEY=VALUE, for filters; may be repeated.
+    deadline:
+        Seconds until it turns back by itself. Default: the definition's.
+    definition_hash:
+        Content hash of the version wanted. Default: the latest.
+    wait:
+        Wait for its end.
+    timeout:
+        With --wait: at most so many seconds.
+    payloads:
+        Also show the contents of input and results.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_saga
+
+    if timeout is not None and not wait:
+        raise Exit(ExitCode.USAGE, "--timeout: bounds --wait; add --wait, or leave it out")
+    labels = parse_pairs(label, "--label", "KEY=VALUE")
+    content = _read_input(input_, content_type)
+    async with connect(common) as client:
+        started = await client.start(
+            definition,
+            content,
+            saga_id=id_,
+            labels=labels or None,
+            deadline_s=deadline,
+            definition_hash=definition_hash,
+        )
+    saga = started.saga
+    if wait and not saga.ended:
+        async with connect(common, patient=True) as client:
+            saga = await client.wait(saga.saga_id, timeout_s=timeout)
+    print_saga(saga, common, payloads=payloads)
+    return _code_of_end(saga) if wait else ExitCode.OK
+
+
+async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = COMMON) -> None:
+    """Show one saga: where it stands, step by step.
+
+    For example:
+
+      amends get order-1
+      amends get order-1 --payloads -o json
+
+    Parameters
+    ----------
+    saga_id:
+        The saga's id.
+    payloads:
+        Also show the contents of input and results.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_saga
+
+    async with connect(common) as client:
+        saga = await client.get(saga_id)
+    print_saga(saga, common, payloads=payloads)
+
+
+async def list_(
+    *,
+    state: Annotated[
+        tuple[StateName, ...], Parameter(negative="", show_default=False, consume_multiple=False)
+    ] = (),
+    definition: str | None = None,
+    label: Labels = (),
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    common: Common = COMMON,
+) -> None:
+    """List sagas, newest first.
+
+    For example:
+
+      amends list --state STUCK
+      amends list --definition order --label region=eu --limit 1000 -o json
+
+    Parameters
+    ----------
+    state:
+        Only those in this state; may be repeated.
+    definition:
+        Only those of this definition.
+    label:
+        Only those with this label, KEY=VALUE; may be repeated, then all must match.
+    limit:
+        At most so many.
+    """
+    from amends.sagas import SagaState
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_sagas
+
+    labels = parse_pairs(label, "--label", "KEY=VALUE")
+    found: list[Saga] = []
+    more = False
+    async with connect(common) as client:
+        # One more than asked for tells whether there are more.
+        async for saga in client.list(
+            state=[SagaState(name) for name in state] or None,
+            definition=definition,
+            labels=labels or None,
+            limit=limit + 1,
+        ):
+            if len(found) == limit:
+                more = True
+                break
+            found.append(saga)
+    print_sagas(found, common, more=more)
+    if more:
+        sys.stderr.write(f"amends: there are more; --limit {limit * 10} shows more of them\n")
+
+
+async def history(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = COMMON) -> None:
+    """Show what happened to a saga: every record, oldest first.
+
+    For example:
+
+      amends history order-1
+      amends history order-1 -o json | jq '.records[] | select(.kind == "AttemptFailed")'
+
+    Parameters
+    ----------
+    saga_id:
+        The saga's id.
+    payloads:
+        Also show the contents of input and results.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_records
+
+    async with connect(common) as client:
+        records = [record async for record in client.history(saga_id)]
+    print_records(saga_id, records, common, payloads=payloads)
+
+
+async def wait(
+    saga_id: SagaId,
+    /,
+    *,
+    timeout: Positive = None,
+    payloads: Flag = False,
+    common: Common = COMMON,
+) -> int:
+    """Wait until a saga has ended, then show it.
+
+    The exit code is 0 if it completed, 6 if it ended otherwise, 5 if --timeout
+    passed first. A restart of the runtime meanwhile does no harm.
+
+    For example:
+
+      amends wait order-1 --timeout 60
+
+    Parameters
+    ----------
+    saga_id:
+        The saga's id.
+    timeout:
+        At most so many seconds. Default: as long as it takes.
+    payloads:
+        Also show the contents of input and results.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_saga
+
+    async with connect(common) as client:
+        saga = await client.get(saga_id)
+    if not saga.ended:
+        async with connect(common, patient=True) as client:
+            saga = await client.wait(saga_id, timeout_s=timeout)
+    print_saga(saga, common, payloads=payloads)
+    return _code_of_end(saga)
+
+
+async def cancel(
+    saga_id: SagaId,
+    /,
+    *,
+    reason: str,
+    author: str | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Turn a saga back: what has taken effect is compensated.
+
+    Past the pivot it is too late: the exit code is 4 then, and nothing changes.
+    While the pivot is being tried, the request is recorded and the pivot's
+    outcome decides.
+
+    For example:
+
+      amends cancel order-1 --reason "customer called"
+
+    Parameters
+    ----------
+    saga_id:
+        The saga's id.
+    reason:
+        Why; lands in the history.
+    author:
+        Who; lands in the history. Default: your user name.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.saga_views import print_cancelled
+
+    async with connect(common) as client:
+        cancelled = await client.cancel(saga_id, reason=reason, author=author or _user_name())
+    print_cancelled(cancelled, common)
+
+
+# -- input -----------------------------------------------------------------------------------------
+
+
+def _read_input(given: str | None, content_type: str | None) -> object:
+    """What to start a saga with. The content itself is never part of an error."""
+    if given is None:
+        if content_type is not None:
+            raise Exit(ExitCode.USAGE, "--content-type: is the type of --input; give one")
+        return None
+    content = _read_source(given)
+    if content_type is not None:
+        from amends.payload import Payload
+
+        return Payload(content, content_type)
+    try:
+        return json.loads(content)
+    except UnicodeDecodeError:
+        where = "is not UTF-8"
+    except json.JSONDecodeError as error:
+        where = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError):
+        where = "is not JSON that can be read"
+    raise Exit(
+        ExitCode.USAGE,
+        f'--input: {where}; quote it for the shell, as in --input \'{{"sku": "A"}}\', or say what '
+        "it is with --content-type",
+    )
+
+
+def _read_source(given: str) -> bytes:
+    try:
+        if given == "-":
+            content = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        elif given.startswith("@"):
+            with Path(given[1:]).open("rb") as file:
+                content = file.read(MAX_INPUT_BYTES + 1)
+        else:
+            return os.fsencode(given)
+    except FileNotFoundError:
+        raise Exit(
+            ExitCode.USAGE, f"--input {given}: there is no such file; check the path"
+        ) from None
+    except OSError as error:
+        raise Exit(ExitCode.USAGE, f"--input {given}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_INPUT_BYTES:
+        raise Exit(ExitCode.USAGE, f"--input {given}: is larger than {MAX_INPUT_BYTES} bytes")
+    return content
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        return f"uid {os.getuid()}"
+
+
+def _code_of_end(saga: Saga) -> ExitCode:
+    return ExitCode.OK if saga.completed else ExitCode.NOT_COMPLETED

@@ -1,0 +1,594 @@
+"""What a runtime is told at its start: where it listens, who its participants are, every limit.
+
+How to think about it. A configuration is four layers, and the upper one wins, key by key:
+
+    flags            of `amends serve`
+    environment      AMENDS_SECTION__KEY, for example AMENDS_SERVER__LISTEN
+    file             TOML, the one that --config or AMENDS_CONFIG names
+    defaults         in this module
+
+1. What comes out is `Config`: plain, frozen, whole. Nothing reads the environment or a file later,
+   and `Config()` in a test is the defaults, whatever the environment of the test says.
+2. Everything that is wrong is said at once, one line each: which file, variable or flag, which
+   key, what to write instead. A key that nobody knows is an error: it is one that does nothing.
+3. Durations are in seconds (`*_s`), sizes in bytes. A relative path in a file starts at the file's
+   own folder; in a flag or a variable at the current one.
+
+docs/configuration.md is made from the docstrings below; each says why its default is what it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from amends_runtime.errors import ConfigurationError
+
+__all__ = [
+    "Breaker",
+    "Config",
+    "Flags",
+    "Limits",
+    "LogFormat",
+    "LogLevel",
+    "Participant",
+    "Server",
+    "load",
+]
+
+ENVIRONMENT_PREFIX: Final = "AMENDS_"
+CONFIG_VARIABLE: Final = "AMENDS_CONFIG"
+
+PARTICIPANT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
+IPV6_HOST: Final = re.compile(r"\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]")
+MAX_UNIX_PATH_BYTES: Final = 107  # sockaddr_un on Linux has 108, the last of which is a zero
+MAX_SHOWN: Final = 60  # of a wrong value in an error line: enough to recognise it
+
+LogFormat = Literal["auto", "console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def _listen_address(text: str) -> str:
+    return _address(text, lowest_port=0)
+
+
+def _participant_address(text: str) -> str:
+    return _address(text, lowest_port=1)
+
+
+def _address(text: str, lowest_port: int) -> str:
+    if text.startswith("unix:"):
+        return _unix_address(text)
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        raise ValueError(f"must be host:port without {scheme}://, for example {rest or '…'}")
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        raise ValueError(
+            'must be host:port or unix:path, for example "127.0.0.1:7001" '
+            f'(IPv6 in brackets: "[::1]:7001"), not {_shown(text)}'
+        )
+    if not host:
+        raise ValueError(
+            f'has no host: write "127.0.0.1:{port}" (this machine only) or "0.0.0.0:{port}"'
+        )
+    if not HOST.fullmatch(host) and not IPV6_HOST.fullmatch(host):
+        raise ValueError(
+            f"has a host that cannot be: {_shown(host)}; write a name or an IP address"
+        )
+    if not (port.isascii() and port.isdigit() and lowest_port <= int(port) <= 65_535):
+        raise ValueError(f"has a port that cannot be: {_shown(port)}; write {lowest_port} to 65535")
+    return text
+
+
+def _unix_address(text: str) -> str:
+    path = text.removeprefix("unix:")
+    if not path or "\0" in path:
+        raise ValueError('has no path: write "unix:/run/name.sock"')
+    size = len(os.fsencode(path))
+    if size > MAX_UNIX_PATH_BYTES:
+        raise ValueError(
+            f"has a path of {size} bytes, and a socket's may have {MAX_UNIX_PATH_BYTES}: "
+            "use a shorter folder"
+        )
+    return text
+
+
+def _not_a_bool(value: object) -> object:
+    # Python's bool is an int, so `mailbox = true` would quietly mean 1.
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")  # noqa: TRY004  # pydantic's rule
+    return value
+
+
+def _split_path_list(value: object) -> object:
+    # A variable holds a list as PATH does; in TOML a single string is as clear as a list of one.
+    if isinstance(value, str):
+        return [part for part in value.split(os.pathsep) if part]
+    return value
+
+
+def _no_zero_byte(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("must be the path of a file")
+    return value
+
+
+def _participant_name(name: str) -> str:
+    if not PARTICIPANT_NAME.fullmatch(name):
+        raise ValueError(
+            "is not a participant's name: use a lower-case letter, then up to 47 of a-z 0-9 _ -"
+        )
+    return name
+
+
+ParticipantName = Annotated[str, AfterValidator(_participant_name)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+ParticipantAddress = Annotated[str, AfterValidator(_participant_address)]
+FilePath = Annotated[str, AfterValidator(_no_zero_byte)]
+Count = Annotated[int, BeforeValidator(_not_a_bool)]
+Seconds = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
+
+MIB: Final = 1024 * 1024
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# -- the configuration -----------------------------------------------------------------------------
+
+
+class Server(_Section):
+    """Where the runtime is reached, and where it keeps what it promised."""
+
+    listen: ListenAddress = "127.0.0.1:7233"
+    """`host:port` or `unix:path` for clients and operators; port 0 takes a free one. Only this
+    machine by default, because whoever reaches the port can start and cancel sagas."""
+
+    insecure: bool = False
+    """Whether `listen` may be an address that other machines reach. Without encryption and
+    authentication, which this version does not have, whoever reaches it is an operator: say true
+    only where the network, or a proxy with TLS, sees to both."""
+
+    database: FilePath = "amends.db"
+    """The SQLite file with every saga; made if it is missing, its folder is not. On a local disk:
+    locks and syncs of network file systems cannot be relied on."""
+
+
+class Participant(_Section):
+    """One participant. The section's name is the name that definitions use."""
+
+    address: ParticipantAddress
+    """`host:port` or `unix:path`. Addresses stand here and never in a definition or a request: a
+    caller who could name addresses could make the runtime call any of them."""
+
+    concurrency: Count = Field(default=256, ge=1, le=100_000)
+    """Calls on the wire at the same time; further ones wait in the participant's lane. 256 keeps
+    one HTTP/2 connection busy without burying a small service."""
+
+
+class Limits(_Section):
+    """How much of anything there may be at once. Nothing in the process grows without a bound."""
+
+    payload_bytes: Count = Field(default=MIB, ge=1, le=3 * MIB)
+    """The input of a saga. 1 MiB, so that a saga's history stays readable and a commit short; store
+    larger data elsewhere and pass a reference. The SDK itself sends no more than 1 MiB, and all
+    payloads of a saga together are 3 MiB at most, which fits into gRPC's usual message."""
+
+    live_sagas: Count = Field(default=100_000, ge=1, le=10_000_000)
+    """Sagas in memory at the same time; further starts are refused with RESOURCE_EXHAUSTED and a
+    time to retry after. A live saga costs a few kilobytes and its payloads."""
+
+    mailbox: Count = Field(default=1024, ge=16, le=1_000_000)
+    """Messages that wait for one saga. Replies and timers always find room, so that a flood of
+    requests for a saga cannot hold up its progress."""
+
+    commit_batch: Count = Field(default=512, ge=1, le=10_000)
+    """Turns in one commit. More turns share one sync of the disk; beyond some hundred the commit
+    itself gets long and everyone in it waits."""
+
+    commit_queue: Count = Field(default=4096, ge=1, le=1_000_000)
+    """Starts that wait to be committed; further ones are refused with RESOURCE_EXHAUSTED and a time
+    to retry after. Some commits' worth: beyond that a caller is better told than kept waiting."""
+
+
+class Breaker(_Section):
+    """When a participant that does not answer is left alone, and for how long."""
+
+    failures_to_open: Count = Field(default=5, ge=1, le=10_000)
+    """Failures running until calls wait. One slow call or one lost connection is not an outage."""
+
+    open_s: Seconds = Field(default=1.0, gt=0, le=3600)
+    """Seconds until the first probe. Short, because most outages are restarts."""
+
+    max_open_s: Seconds = Field(default=30.0, gt=0, le=86_400)
+    """The wait doubles with each failed probe up to this. A participant that is back is noticed
+    within that time."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Breaker:
+        if self.open_s > self.max_open_s:
+            raise ValueError(
+                f"open_s ({self.open_s:g}) must not be more than max_open_s ({self.max_open_s:g})"
+            )
+        return self
+
+
+class Config(_Section):
+    """A runtime's whole configuration. Made by `load`, or by hand: `Config(server=Server(...))`."""
+
+    server: Server = Server()
+    participants: dict[ParticipantName, Participant] = {}
+    definitions: Annotated[tuple[FilePath, ...], NoDecode, BeforeValidator(_split_path_list)] = ()
+    """Definition files that are registered at start, by path or pattern, such as
+    `"definitions/*.toml"`. Registering the same content again changes nothing."""
+
+    limits: Limits = Limits()
+    breaker: Breaker = Breaker()
+    log_format: LogFormat = "auto"
+    """`console` for people, `json` for programs (one object a line), `auto` for console on a
+    terminal and JSON elsewhere. Logs go to standard error."""
+
+    log_level: LogLevel = "info"
+    """The least that is logged: debug, info, warning or error. At debug each saga's start and end,
+    and every attempt, has a line, which costs throughput."""
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+class Flags(_Section):
+    """What `amends serve` was told on its command line; None and empty mean "not said"."""
+
+    listen: str | None = None
+    insecure: bool | None = None
+    database: str | None = None
+    participants: dict[str, str] = {}
+    definitions: tuple[str, ...] = ()
+    log_format: str | None = None
+    log_level: str | None = None
+
+
+def load(config_file: str | Path | None = None, flags: Flags | None = None) -> Config:
+    """The configuration that flags, environment and file make together.
+
+    `config_file` None means the file that AMENDS_CONFIG names, if any. Raises ConfigurationError,
+    whose message has one line per problem.
+    """
+    if config_file is None:
+        config_file = os.environ.get(CONFIG_VARIABLE) or None
+    layers = _Layers(
+        file_name=str(config_file or ""),
+        file={} if config_file is None else _read_file(Path(config_file)),
+        environment=_read_environment(),
+        flags=_from_flags(flags or Flags()),
+    )
+    try:
+        return Config.model_validate(layers.merged())
+    except ValidationError as invalid:
+        lines = [layers.explain(error) for error in invalid.errors(include_url=False)]
+        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path}: there is no such file; check --config (or {CONFIG_VARIABLE})"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        table = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: is not TOML: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is nested too deeply to be a configuration") from None
+    _anchor_paths(table, path.parent)
+    return table
+
+
+def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
+    # Only what has the right type: validation speaks about the rest.
+    def anchored(value: object) -> object:
+        if not isinstance(value, str) or not value:
+            return value
+        if value.startswith("unix:"):
+            path = value.removeprefix("unix:")
+            return f"unix:{folder / path}" if path else value
+        return str(folder / value)
+
+    def anchor_address(section: object, key: str) -> None:
+        if isinstance(section, dict):
+            address = section.get(key)
+            if isinstance(address, str) and address.startswith("unix:"):
+                section[key] = anchored(address)
+
+    server = table.get("server")
+    anchor_address(server, "listen")
+    if isinstance(server, dict) and "database" in server:
+        server["database"] = anchored(server["database"])
+    participants = table.get("participants")
+    if isinstance(participants, dict):
+        for participant in participants.values():
+            anchor_address(participant, "address")
+    definitions = table.get("definitions")
+    if isinstance(definitions, str):
+        definitions = [definitions]
+    if isinstance(definitions, list):
+        table["definitions"] = [anchored(pattern) for pattern in definitions]
+
+
+class _Environment(Config, BaseSettings):
+    # Only asked for its environment source; `Config` itself must not read anything.
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,  # a container's way of leaving a variable unset
+        frozen=True,
+        extra="forbid",
+    )
+
+
+def _read_environment() -> dict[str, Any]:
+    problems = list(_misspelt_variables(os.environ))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    try:
+        return EnvSettingsSource(_Environment)()
+    except SettingsError as error:
+        # Its message names the field only; the variables that hold JSON are few.
+        raise ConfigurationError(
+            f"the environment: {error}: a variable for a whole section must hold JSON, and "
+            f"{ENVIRONMENT_PREFIX}SECTION__KEY sets a single key"
+        ) from None
+
+
+def _misspelt_variables(environment: Iterable[str]) -> Iterator[str]:
+    """Lines for variables that were surely meant for us, since they would silently do nothing.
+
+    Not every AMENDS_* is ours: an orchestrator that runs a service of that name adds such as
+    AMENDS_SERVICE_HOST by itself. One that differs from a key only in its underscores, or has a
+    double one, is.
+    """
+    known = {"".join(path).replace("_", ""): path for path in _known_paths()}
+    sections = set(Config.model_fields)
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        parts = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if parts[0] in sections:
+            continue  # what is below is validated like the file
+        path = known.get("".join(parts).replace("_", ""))
+        if path is not None:
+            yield f"{name}: there is no such variable; did you mean {_variable(path)}?"
+        elif len(parts) > 1:
+            close = _did_you_mean(parts[0], sections)
+            hint = close and f"; did you mean {ENVIRONMENT_PREFIX}{close.upper()}__…?"
+            yield f"{name}: there is no section {parts[0]}{hint or _known_list(sections)}"
+
+
+def _known_paths() -> Iterator[tuple[str, ...]]:
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            yield from ((name, key) for key in field.annotation.model_fields)
+        else:
+            yield (name,)
+
+
+def _from_flags(flags: Flags) -> dict[str, Any]:
+    server = {
+        "listen": flags.listen,
+        "insecure": flags.insecure,
+        "database": flags.database,
+    }
+    values = {
+        "server": {key: value for key, value in server.items() if value is not None},
+        "participants": {name: {"address": at} for name, at in flags.participants.items()},
+        "definitions": list(flags.definitions),
+        "log_format": flags.log_format,
+        "log_level": flags.log_level,
+    }
+    return {key: value for key, value in values.items() if value not in (None, {}, [])}
+
+
+# -- layers and their errors -----------------------------------------------------------------------
+
+FLAGS: Final[Mapping[str, str]] = {
+    "server.listen": "--listen",
+    "server.insecure": "--insecure",
+    "server.database": "--database",
+    "participants": "--participant",
+    "definitions": "--definition",
+    "log_format": "--log-format",
+    "log_level": "--log-level",
+}
+
+
+class _Layers:
+    """The layers, and for each key the one that a value of it came from."""
+
+    def __init__(
+        self,
+        file_name: str,
+        file: dict[str, Any],
+        environment: dict[str, Any],
+        flags: dict[str, Any],
+    ) -> None:
+        self.file_name = file_name
+        self.file = file
+        self.environment = environment
+        self.flags = flags
+
+    def merged(self) -> dict[str, Any]:
+        """One table; definitions of flags are added to the others, as participants are."""
+        lower = _over(self.environment, self.file)
+        merged = _over(self.flags, lower)
+        before, added = lower.get("definitions"), self.flags.get("definitions")
+        if before and added:
+            before = _split_path_list(before)
+            merged["definitions"] = [*before, *added] if isinstance(before, list) else before
+        return merged
+
+    def explain(self, error: ErrorDetails) -> str:
+        """One line: where it stands, what is wrong, what to write instead."""
+        path = tuple(str(part) for part in error["loc"] if part != "[key]")
+        if error["type"] == "missing":
+            # Whoever began the section is asked for the rest of it.
+            return f"{self._place(path[:-1])}: {path[-1]} is missing{_example(path)}"
+        what = _what(error, path)
+        if not path:
+            return f"{self.file_name or 'the configuration'}: {what}"
+        return f"{self._place(path)}: {what}"
+
+    def _place(self, path: Sequence[str]) -> str:
+        if _reaches(self.flags, path):
+            dotted = ".".join(path)
+            flag = next((FLAGS[key] for key in FLAGS if dotted.startswith(key)), dotted)
+            return f"{flag} {path[1]}" if path[0] == "participants" and len(path) > 1 else flag
+        if _reaches(self.environment, path):
+            return _variable(path)
+        dotted = _dotted(path)
+        return f"{self.file_name}: {dotted}" if self.file_name else dotted
+
+
+def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """`lower` with `upper` laid over it, table by table."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _over(value, below)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _dotted(path: Sequence[str]) -> str:
+    return ".".join(path).replace(".", "[", 1) + "]" if path[-1].isdigit() else ".".join(path)
+
+
+def _reaches(layer: object, path: Sequence[str]) -> bool:
+    for part in path:
+        if isinstance(layer, list):
+            return True
+        if not isinstance(layer, dict) or part not in layer:
+            return False
+        layer = layer[part]
+    return True
+
+
+def _variable(path: Sequence[str]) -> str:
+    return ENVIRONMENT_PREFIX + "__".join(part for part in path if not part.isdigit()).upper()
+
+
+def _what(error: ErrorDetails, path: Sequence[str]) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return "there is no such key" + _mend_of_unknown(path)
+        case "value_error":
+            return str(context["error"])
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, not {_shown(value)}"
+        case "greater_than":
+            return f"must be more than {context['gt']:g}, not {_shown(value)}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, not {_shown(value)}"
+        case "finite_number":
+            return f"must be a finite number, not {_shown(value)}"
+        case "literal_error":
+            close = _did_you_mean(str(value).lower(), re.findall(r"'(\w+)'", context["expected"]))
+            hint = f"; did you mean {close}?" if close else ""
+            return f"must be {context['expected'].replace(chr(39), '')}, not {_shown(value)}{hint}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return (
+                f"must be a table: write [{'.'.join(path)}] and its keys below, not {_shown(value)}"
+            )
+        case "list_type" | "tuple_type":
+            return f'must be a list, for example ["definitions/*.toml"], not {_shown(value)}'
+        case _:
+            pass
+    wanted = kind.partition("_")[0]
+    noun = {
+        "int": "a whole number",
+        "float": "a number",
+        "string": "a text in quotes",
+        "bool": "true or false",
+    }.get(wanted)
+    return f"must be {noun}, not {_shown(value)}" if noun else error["msg"]
+
+
+def _mend_of_unknown(path: Sequence[str]) -> str:
+    *parents, key = path
+    keys = _keys_at(parents)
+    close = _did_you_mean(key, keys)
+    if close:
+        return f"; did you mean {close}?"
+    for known in _known_paths():
+        if known[-1] == key and known != tuple(path):
+            at = f"[{known[0]}]" if len(known) > 1 else "the top of the file, above all sections"
+            return f"; {key} belongs in {at}"
+    return _known_list(keys)
+
+
+def _known_list(keys: Iterable[str]) -> str:
+    return f"; there are {', '.join(sorted(keys))}"
+
+
+def _keys_at(parents: Sequence[str]) -> list[str]:
+    if not parents:
+        return list(Config.model_fields)
+    if parents[0] == "participants":
+        return list(Participant.model_fields)
+    section = Config.model_fields[parents[0]].annotation
+    return (
+        list(section.model_fields)
+        if isinstance(section, type) and issubclass(section, _Section)
+        else []
+    )
+
+
+def _example(path: Sequence[str]) -> str:
+    if path[0] == "participants" and path[-1] == "address":
+        return f'; write [participants.{path[1]}] address = "host:port"'
+    return ""
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return close[0] if close else ""
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+    return repr(text) if isinstance(value, str) else text

@@ -1,0 +1,297 @@
+"""The store without a disk: the same contract, for tests and simulations.
+
+What a disk would keep lies in a `MemoryDisk`, which outlives its stores. Opening it again is a
+restart: the next epoch, everything that was committed, nothing else. Opening it while another store
+has it takes it over, as on a shared disk after a false alarm: the other one's next write raises
+OwnershipLost.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio.lowlevel
+import msgspec
+
+from amends_runtime.core.definition import Definition, content_hash
+from amends_runtime.core.records import SagaState
+from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, VersionConflict
+from amends_runtime.ports import (
+    LoadedSaga,
+    RegisteredDefinition,
+    SagaFilter,
+    SagaSummary,
+    StoredTurn,
+    StoreIdentity,
+    Tombstone,
+    Transition,
+)
+
+__all__ = ["MemoryDisk", "MemoryStore", "open_memory_store"]
+
+OPEN_STATES = frozenset((SagaState.RUNNING, SagaState.COMPENSATING, SagaState.STUCK))
+
+
+class MemoryDisk:
+    """What survives the death of a process that used a `MemoryStore`."""
+
+    def __init__(self) -> None:
+        self.store_id = str(uuid.uuid4())
+        self.incarnation = str(uuid.uuid4())
+        self.epoch = 0
+        self.seq = 0
+        self.history: dict[int, list[StoredTurn]] = {}
+        self.sagas: dict[int, SagaSummary] = {}
+        self.saga_nos: dict[str, int] = {}
+        self.definitions: dict[str, RegisteredDefinition] = {}
+        self.tombstones: dict[str, Tombstone] = {}
+        self._fault: bool | None = None
+
+    def fail_next_commit(self, *, written: bool) -> None:
+        """The next commit raises CommitUnknown, and has or has not been written."""
+        self._fault = written
+
+    def take_fault(self) -> bool | None:
+        """Whether the failing commit is written; None: it does not fail."""
+        fault, self._fault = self._fault, None
+        return fault
+
+
+@asynccontextmanager
+async def open_memory_store(disk: MemoryDisk | None = None) -> AsyncIterator[MemoryStore]:
+    """Opens a disk, by default a new one, for the length of a block."""
+    store = MemoryStore(disk or MemoryDisk())
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class MemoryStore:
+    """A Store on a `MemoryDisk`. Making one begins the disk's next epoch."""
+
+    restored = False
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        disk.epoch += 1
+        self.disk = disk
+        self._identity = StoreIdentity(disk.store_id, disk.incarnation, disk.epoch)
+        self._saga_no = max(disk.history, default=0)
+        self._closed = False
+        self._failed = False
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> StoreIdentity:
+        return self._identity
+
+    def next_saga_no(self) -> int:
+        self._saga_no += 1
+        return self._saga_no
+
+    # -- writing -------------------------------------------------------------------------------
+
+    async def commit(self, transitions: Sequence[Transition]) -> int:
+        await anyio.lowlevel.checkpoint()
+        self._check_writable()
+        if not transitions:
+            return self.disk.seq
+        conflicts = self._conflicts(transitions)
+        if conflicts:
+            raise VersionConflict(conflicts)
+        for transition in transitions:
+            summary = transition.summary
+            if summary is not None and summary.definition_hash not in self.disk.definitions:
+                raise StoreError(
+                    f"saga {summary.saga_id}: its definition {summary.definition_name!r}"
+                    f" ({summary.definition_hash}) is not registered in this store;"
+                    " nothing was written"
+                )
+        fault = self.disk.take_fault()
+        if fault is not False:
+            self._append(transitions)
+        if fault is not None:
+            self._failed = True
+            raise CommitUnknown("a commit failed, as planned, and may or may not have happened")
+        return self.disk.seq
+
+    async def put_definition(
+        self, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        """Registers a normalised definition; its content becomes the latest of its name."""
+        await anyio.lowlevel.checkpoint()
+        self._check_writable()
+        wanted = content_hash(definition)
+        of_name = [
+            other
+            for other in self.disk.definitions.values()
+            if other.definition.name == definition.name
+        ]
+        activated = 1 + max((d.activated for d in self.disk.definitions.values()), default=0)
+        known = self.disk.definitions.get(wanted)
+        if known is None:
+            version = 1 + max((other.version for other in of_name), default=0)
+            registered = RegisteredDefinition(definition, wanted, version, now_ms, activated)
+        elif known.activated == max(other.activated for other in of_name):
+            return known, True
+        else:
+            registered = msgspec.structs.replace(known, activated=activated)
+        self.disk.definitions[wanted] = registered
+        return registered, known is not None
+
+    def _conflicts(self, transitions: Sequence[Transition]) -> list[int]:
+        """The sagas whose transition does not follow what is stored, or whose id is taken."""
+        versions: dict[int, int] = {}
+        ids: dict[str, int] = {}
+        found = set()
+        for transition in transitions:
+            saga_no = transition.saga_no
+            stored = len(self.disk.history.get(saga_no, ()))
+            if transition.version != versions.get(saga_no, stored) + 1:
+                found.add(saga_no)
+            versions[saga_no] = transition.version
+            if transition.summary is None:
+                assert transition.version > 1, "a saga starts with its summary"
+                continue
+            saga_id = transition.summary.saga_id
+            holder = ids.setdefault(saga_id, self.disk.saga_nos.get(saga_id, saga_no))
+            taken = transition.version == 1 and saga_id in self.disk.tombstones
+            if holder != saga_no or taken:
+                found.add(saga_no)
+        return sorted(found)
+
+    def _append(self, transitions: Sequence[Transition]) -> None:
+        for transition in transitions:
+            self.disk.seq += 1
+            turn = StoredTurn(self.disk.seq, transition.version, transition.records)
+            self.disk.history.setdefault(transition.saga_no, []).append(turn)
+            if transition.summary is not None:
+                self._put_summary(transition.summary)
+
+    def _put_summary(self, summary: SagaSummary) -> None:
+        self.disk.sagas[summary.saga_no] = summary
+        self.disk.saga_nos[summary.saga_id] = summary.saga_no
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def load(self, saga_ids: Sequence[str]) -> dict[str, LoadedSaga | Tombstone]:
+        await self._check_readable()
+        found: dict[str, LoadedSaga | Tombstone] = {}
+        for saga_id in saga_ids:
+            saga_no = self.disk.saga_nos.get(saga_id)
+            if saga_no is not None:
+                found[saga_id] = self._loaded(saga_no)
+            elif saga_id in self.disk.tombstones:
+                found[saga_id] = self.disk.tombstones[saga_id]
+        return found
+
+    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
+        await self._check_readable()
+        numbers = sorted(
+            saga_no
+            for saga_no, summary in self.disk.sagas.items()
+            if saga_no > after_no and summary.state in OPEN_STATES
+        )
+        return [self._loaded(saga_no) for saga_no in numbers[:limit]]
+
+    async def list_sagas(
+        self, where: SagaFilter, limit: int, before_no: int | None = None
+    ) -> list[SagaSummary]:
+        await self._check_readable()
+        found: list[SagaSummary] = []
+        for saga_no in sorted(self.disk.sagas, reverse=True):
+            if len(found) == limit:
+                break
+            summary = self.disk.sagas[saga_no]
+            if (before_no is None or saga_no < before_no) and _matches(where, summary):
+                found.append(summary)
+        return found
+
+    async def count_by_state(self) -> dict[SagaState, int]:
+        await self._check_readable()
+        return dict(Counter(summary.state for summary in self.disk.sagas.values()))
+
+    async def definitions(self) -> list[RegisteredDefinition]:
+        await self._check_readable()
+        return sorted(
+            self.disk.definitions.values(),
+            key=lambda registered: (registered.definition.name, registered.version),
+        )
+
+    async def saga_numbers(self, after_no: int, limit: int) -> list[int]:
+        """A page of the numbers of all sagas that have a history or a row, or only one of them."""
+        await self._check_readable()
+        numbers = self.disk.history.keys() | self.disk.sagas.keys()
+        return sorted(saga_no for saga_no in numbers if saga_no > after_no)[:limit]
+
+    async def stored(
+        self, saga_nos: Sequence[int]
+    ) -> tuple[dict[int, tuple[StoredTurn, ...]], dict[int, SagaSummary]]:
+        """Histories and read-model rows of these sagas, as of one moment."""
+        await self._check_readable()
+        history, sagas = self.disk.history, self.disk.sagas
+        return (
+            {saga_no: tuple(history[saga_no]) for saga_no in saga_nos if saga_no in history},
+            {saga_no: sagas[saga_no] for saga_no in saga_nos if saga_no in sagas},
+        )
+
+    async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
+        """The read model becomes these rows, all at once."""
+        self._check_writable()
+        summaries = [summary async for page in pages for summary in page]
+        self.disk.sagas.clear()
+        self.disk.saga_nos.clear()
+        for summary in summaries:
+            self._put_summary(summary)
+
+    def _loaded(self, saga_no: int) -> LoadedSaga:
+        summary = self.disk.sagas[saga_no]
+        turns = tuple(self.disk.history[saga_no])
+        return LoadedSaga(saga_no, summary.saga_id, summary.definition_hash, turns)
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    async def reopen(self) -> None:
+        self._check_open()
+        self._check_epoch()
+        self._failed = False
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")
+
+    def _check_epoch(self) -> None:
+        if self.disk.epoch != self._identity.epoch:
+            raise OwnershipLost(
+                f"the store is at epoch {self.disk.epoch} and this runtime at"
+                f" {self._identity.epoch}: another runtime owns it now, and this one writes no more"
+            )
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._failed:
+            raise CommitUnknown("an earlier commit failed: the store must be reopened first")
+        self._check_epoch()
+
+    async def _check_readable(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._check_open()
+        if self._failed:
+            raise StoreError("a commit failed: the store must be reopened first")
+
+
+def _matches(where: SagaFilter, summary: SagaSummary) -> bool:
+    return (
+        (not where.states or summary.state in where.states)
+        and where.definition_name in ("", summary.definition_name)
+        and summary.started_at_ms >= where.started_from_ms
+        and (not where.started_before_ms or summary.started_at_ms < where.started_before_ms)
+        and all(summary.labels.get(key) == value for key, value in where.labels.items())
+    )

@@ -1,0 +1,756 @@
+"""The SQLite store: one file, one writer, everything synced.
+
+How a batch gets in. All writes go through one connection, one at a time. A batch is one INSERT into
+a temporary view (see `sql/sqlite/commit.sql`) and therefore its own transaction: the epoch is
+compared, every turn is appended under the unique index that is the compare-and-set, the read model
+follows, one sync. Only a batch larger than `MAX_ROWS` needs an explicit transaction.
+
+What a failure means. A violated constraint is certain: nothing was written. Anything else is not:
+the connection is not used again, `commit` raises CommitUnknown, and every call but `reopen` and
+`close` is refused, reads too, because what they would see may not be on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import anyio
+import msgspec
+import structlog
+
+from amends_runtime.core.definition import Definition, content_hash
+from amends_runtime.core.records import SagaState
+from amends_runtime.errors import (
+    CommitUnknown,
+    OwnershipLost,
+    StoreError,
+    StoreUnusable,
+    VersionConflict,
+)
+from amends_runtime.ports import (
+    LoadedSaga,
+    RegisteredDefinition,
+    SagaFilter,
+    SagaSummary,
+    StoredTurn,
+    StoreIdentity,
+    Tombstone,
+    Transition,
+)
+from amends_runtime.storage.codec import (
+    RECORDS,
+    RecordCodec,
+    decode_definition,
+    decode_labels,
+    encode_definition,
+    encode_labels,
+)
+from amends_runtime.storage.connection import (
+    Readers,
+    checkpoint,
+    close,
+    configure_writer,
+    explained,
+    is_open_here,
+    open_writer,
+    to_the_end,
+)
+from amends_runtime.storage.migrations import migrate, schema_version
+from amends_runtime.storage.ownership import LockNote, Ownership, usable_path
+from amends_runtime.storage.queries import read_queries
+
+__all__ = ["SqliteStore", "open_sqlite_store"]
+
+_log = structlog.get_logger(__name__)
+
+# Batches are filled up to one of these sizes, so that few statements are prepared and kept.
+BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+MAX_ROWS = BATCH_SIZES[-1]  # 14 variables a row: half of what SQLite allows by default
+MAX_WAL_BYTES = 64 * 1024 * 1024  # four checkpoints' worth: a reader is holding it back
+LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
+
+_SQL = read_queries("sqlite")
+_COLUMNS = 14
+_ROW = f"({', '.join('?' * _COLUMNS)})"
+_APPEND = {size: _SQL["append"].replace("{rows}", ", ".join([_ROW] * size)) for size in BATCH_SIZES}
+_NO_ROW = (None,) * _COLUMNS
+_NO_SUMMARY = (None,) * 10
+
+
+@asynccontextmanager
+async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[SqliteStore]:
+    """Opens the store for the length of a block; see `SqliteStore.open`."""
+    store = await SqliteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class SqliteStore:
+    """A Store in one SQLite file. Made by `open_sqlite_store`; must be closed, or its threads stay.
+
+    restored    the file is not the one that was last open here: it came from a backup or from
+    elsewhere
+    """
+
+    def __init__(self, path: Path, ownership: Ownership, codec: RecordCodec) -> None:
+        self._path = path
+        self._ownership = ownership
+        self._codec = codec
+        self._write_lock = anyio.Lock(fast_acquire=True)
+        self._writer: aiosqlite.Connection | None = None
+        self._readers: Readers | None = None
+        self._identity = StoreIdentity("", "", 0)
+        self._seq = 0
+        self._saga_no = 0
+        self._failed = ""  # why nothing but `reopen` and `close` may be called
+        self._closed = False
+        self._wal_tried_bytes = 0
+        self._definitions: dict[int, RegisteredDefinition] = {}
+        self._definition_nos: dict[str, int] = {}
+        self.restored = False
+
+    @classmethod
+    async def open(
+        cls, path: str | os.PathLike[str], *, codec: RecordCodec = RECORDS
+    ) -> SqliteStore:
+        """Takes the file over, making it if it does not exist, and begins the next epoch.
+
+        Raises StoreInUse where another runtime has it, StoreUnusable where it cannot be used; both
+        in one line that says what to do. A file that is refused is left as it is.
+        """
+        database = usable_path(path)
+        ownership = Ownership.take(database)
+        store = cls(database, ownership, codec)
+        try:
+            await to_the_end(store._begin())
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await store._disconnect()
+            ownership.abandon()
+            raise
+        return store
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> StoreIdentity:
+        return self._identity
+
+    @property
+    def path(self) -> Path:
+        """The database's real path."""
+        return self._path
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the write-ahead log."""
+        try:
+            return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116  # three times as quick, per commit
+        except FileNotFoundError:
+            return 0
+
+    def next_saga_no(self) -> int:
+        self._saga_no += 1
+        return self._saga_no
+
+    # -- writing -------------------------------------------------------------------------------
+
+    async def commit(self, transitions: Sequence[Transition]) -> int:
+        async with self._write_lock:
+            writer = self._usable_writer()
+            if not transitions:
+                return self._seq
+            rows = self._rows(transitions)
+            await to_the_end(self._append(writer, transitions, rows))
+            return self._seq
+
+    async def put_definition(
+        self, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        """Registers a normalised definition; its content becomes the latest of its name.
+
+        A content that is the latest already is a no-op. One that was replaced by another since
+        becomes the latest again, under its old version: so a definition can be rolled back by
+        registering it.
+
+        After CommitUnknown the store has reopened itself if it could, because the caller is not the
+        one who commits turns; registering once more is safe.
+        """
+        async with self._write_lock:
+            writer = self._usable_writer()
+            return await to_the_end(self._put_or_reopen(writer, definition, now_ms))
+
+    async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
+        """The read model becomes these rows, in one transaction.
+
+        `pages` may read but not write the store.
+        """
+        async with self._write_lock:
+            writer = self._usable_writer()
+            await to_the_end(self._replace_read_model(writer, pages))
+
+    async def _append(
+        self,
+        writer: aiosqlite.Connection,
+        transitions: Sequence[Transition],
+        rows: list[tuple[Any, ...]],
+    ) -> None:
+        """One transaction, or none of it. Advances `_seq` only after the sync."""
+        try:
+            if len(rows) <= MAX_ROWS:
+                await self._insert(writer, rows)
+            else:
+                await writer.execute_fetchall("BEGIN IMMEDIATE")
+                for start in range(0, len(rows), MAX_ROWS):
+                    await self._insert(writer, rows[start : start + MAX_ROWS])
+                await writer.execute_fetchall("COMMIT")
+        except sqlite3.IntegrityError as error:
+            raise await self._refused(writer, transitions, error) from error
+        except Exception as error:
+            raise self._unknown(error) from error
+        self._seq += len(rows)
+        await self._watch_log(writer)
+
+    async def _insert(self, writer: aiosqlite.Connection, rows: list[tuple[Any, ...]]) -> None:
+        size = next(size for size in BATCH_SIZES if size >= len(rows))
+        parameters: list[Any] = [self._identity.epoch, self._codec.format]
+        for row in rows:
+            parameters += row
+        parameters += _NO_ROW * (size - len(rows))
+        await writer.execute_fetchall(_APPEND[size], parameters)
+
+    def _rows(self, transitions: Sequence[Transition]) -> list[tuple[Any, ...]]:
+        rows = []
+        for seq, transition in enumerate(transitions, start=self._seq + 1):
+            summary = transition.summary
+            assert summary is not None or transition.version > 1, "a saga starts with its summary"
+            rows.append(
+                (
+                    seq,
+                    transition.saga_no,
+                    transition.version,
+                    self._codec.encode(transition.records),
+                    *(_NO_SUMMARY if summary is None else self._summary_row(summary)),
+                )
+            )
+        return rows
+
+    def _summary_row(self, summary: SagaSummary) -> tuple[Any, ...]:
+        definition_no = self._definition_nos.get(summary.definition_hash)
+        if definition_no is None:
+            raise StoreError(
+                f"saga {summary.saga_id}: its definition {summary.definition_name!r}"
+                f" ({summary.definition_hash}) is not registered in this store; nothing was written"
+            )
+        return (
+            summary.saga_id,
+            definition_no,
+            summary.state,
+            summary.started_at_ms,
+            summary.updated_at_ms,
+            summary.ended_at_ms,
+            summary.deadline_at_ms,
+            summary.wake_at_ms,
+            summary.past_no_return,
+            encode_labels(summary.labels),
+        )
+
+    async def _refused(
+        self,
+        writer: aiosqlite.Connection,
+        transitions: Sequence[Transition],
+        error: sqlite3.IntegrityError,
+    ) -> StoreError:
+        """What a violated constraint means. Nothing was written, and that is certain."""
+        lowest: dict[int, Transition] = {}
+        for transition in transitions:
+            before = lowest.get(transition.saga_no)
+            if before is None or transition.version < before.version:
+                lowest[transition.saga_no] = transition
+        wanted = [
+            (t.saga_no, t.version, t.summary.saga_id if t.summary else None)
+            for t in lowest.values()
+        ]
+        try:
+            if writer.in_transaction:
+                await writer.execute_fetchall("ROLLBACK")
+            await self._check_epoch(writer)
+            found = await writer.execute_fetchall(
+                _SQL["conflicts"], {"wanted": msgspec.json.encode(wanted).decode()}
+            )
+        except OwnershipLost as lost:
+            return lost
+        except Exception as failure:  # noqa: BLE001  # whatever it was, the connection is not to be trusted
+            return self._unknown(failure)
+        offenders = {row[0] for row in found} | _at_odds(transitions)
+        if not offenders:
+            return self._unknown(error)
+        return VersionConflict(sorted(offenders))
+
+    async def _check_epoch(self, writer: aiosqlite.Connection) -> None:
+        rows = list(await writer.execute_fetchall(_SQL["epoch"]))
+        if not rows or rows[0][0] != self._identity.epoch:
+            raise OwnershipLost(
+                f"{self._path} is at epoch {rows[0][0] if rows else 'none'} and this runtime at"
+                f" {self._identity.epoch}: another runtime owns it now, and this one writes no more"
+            )
+
+    def _unknown(self, error: Exception) -> CommitUnknown:
+        self._failed = f"a commit failed ({_named(error)})"
+        _log.error(
+            "commit failed, its outcome is unknown", path=str(self._path), error=_named(error)
+        )
+        return CommitUnknown(
+            f"a commit to {self._path} failed ({_named(error)}) and may or may not have happened:"
+            " the store must be reopened and read before anything else"
+        )
+
+    async def _put_or_reopen(
+        self, writer: aiosqlite.Connection, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        try:
+            return await self._put_definition(writer, definition, now_ms)
+        except CommitUnknown:
+            try:
+                await self._reopen()
+            except StoreError as error:  # the next commit meets it, and its caller reopens or ends
+                _log.error("store cannot be reopened", path=str(self._path), error=str(error))
+            raise
+
+    async def _put_definition(
+        self, writer: aiosqlite.Connection, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        wanted = content_hash(definition)
+        known = self._definitions.get(self._definition_nos.get(wanted, 0))
+        if known is not None and known.activated == max(
+            other.activated
+            for other in self._definitions.values()
+            if other.definition.name == definition.name
+        ):
+            return known, True
+        parameters: dict[str, Any] = {"content_hash": wanted, "epoch": self._identity.epoch}
+        if known is None:
+            query = _SQL["insert_definition"]
+            parameters |= {
+                "name": definition.name,
+                "content": encode_definition(definition),
+                "now_ms": now_ms,
+            }
+        else:
+            query = _SQL["activate_definition"]
+        try:
+            rows = list(await writer.execute_fetchall(query, parameters))
+        except Exception as error:
+            raise self._unknown(error) from error
+        if not rows:
+            await self._check_epoch(writer)
+        await self._read_definitions(writer)
+        return self._definitions[self._definition_nos[wanted]], known is not None
+
+    async def _replace_read_model(
+        self, writer: aiosqlite.Connection, pages: AsyncIterator[Sequence[SagaSummary]]
+    ) -> None:
+        try:
+            await writer.execute_fetchall("BEGIN IMMEDIATE")
+            await self._check_epoch(writer)
+            await writer.execute_fetchall(_SQL["clear_sagas"])
+            await writer.execute_fetchall(_SQL["clear_labels"])
+            async for page in pages:
+                rows = [(s.saga_no, s.version, *self._summary_row(s)) for s in page]
+                await writer.execute_fetchall(_SQL["insert_summaries"], {"rows": _json(rows)})
+            await writer.execute_fetchall(_SQL["insert_labels"])
+            await writer.execute_fetchall("COMMIT")
+        except sqlite3.Error as error:
+            raise self._unknown(error) from error
+        except BaseException:
+            await writer.execute_fetchall("ROLLBACK")
+            raise
+
+    async def _watch_log(self, writer: aiosqlite.Connection) -> None:
+        """SQLite checkpoints by itself, see `CHECKPOINT_PAGES`; this cuts a log that grew."""
+        size = self.wal_bytes
+        if size < MAX_WAL_BYTES:
+            self._wal_tried_bytes = 0
+            return
+        if size < self._wal_tried_bytes + MAX_WAL_BYTES:
+            return  # it was tried not long ago
+        self._wal_tried_bytes = size
+        try:
+            emptied = await checkpoint(writer)
+        except sqlite3.Error as error:  # what is committed is safe in the log
+            _log.error(
+                "checkpoint failed", path=str(self._path), error=_named(error), wal_bytes=size
+            )
+        else:
+            _log.warning("log was large", path=str(self._path), wal_bytes=size, emptied=emptied)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def load(self, saga_ids: Sequence[str]) -> dict[str, LoadedSaga | Tombstone]:
+        found: dict[str, LoadedSaga | Tombstone] = {}
+        for chunk in _chunks(list(dict.fromkeys(saga_ids))):
+            rows = await self._read("load", {"saga_ids": _json(chunk)})
+            turns: dict[str, list[StoredTurn]] = {}
+            sagas: dict[str, tuple[int, int]] = {}
+            for saga_id, saga_no, definition_no, seq, version, row_format, data, *tombstone in rows:
+                if saga_no is not None:
+                    self._check_history(saga_id, seq)
+                    sagas[saga_id] = (saga_no, definition_no)
+                    records = self._codec.decode(row_format, data, saga_id, version)
+                    turns.setdefault(saga_id, []).append(StoredTurn(seq, version, records))
+                elif tombstone[0] is not None:
+                    hashed, state, ended_at_ms = tombstone
+                    found[saga_id] = Tombstone(saga_id, hashed, SagaState(state), ended_at_ms)
+            for saga_id, (saga_no, definition_no) in sagas.items():
+                found[saga_id] = self._loaded(saga_no, saga_id, definition_no, turns[saga_id])
+        return found
+
+    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
+        found: list[LoadedSaga] = []
+        async with self._reading() as readers, readers.snapshot() as reader:
+            page = list(
+                await reader.execute_fetchall(
+                    _SQL["open_sagas"], {"after_no": after_no, "limit": limit}
+                )
+            )
+            for chunk in _chunks(page):
+                turns = await self._turns(reader, [saga_no for saga_no, *_ in chunk])
+                for saga_no, saga_id, definition_no in chunk:
+                    self._check_history(saga_id, turns.get(saga_no))
+                    found.append(self._loaded(saga_no, saga_id, definition_no, turns[saga_no]))
+        return found
+
+    async def list_sagas(
+        self, where: SagaFilter, limit: int, before_no: int | None = None
+    ) -> list[SagaSummary]:
+        parameters: dict[str, Any] = {
+            "limit": limit,
+            "before_no": before_no,
+            "definition_name": where.definition_name or None,
+            "started_from_ms": where.started_from_ms,
+            "started_before_ms": where.started_before_ms or None,
+        }
+        if where.labels:
+            key, value = next(iter(where.labels.items()))
+            parameters |= {
+                "label_key": key,
+                "label_value": value,
+                "labels": encode_labels(where.labels),
+                "states": _json(where.states) if where.states else None,
+            }
+            rows = await self._read("list_sagas_with_label", parameters)
+        elif where.states:
+            # State by state, because each has its own newest at the end of its part of the index.
+            rows = []
+            async with self._reading() as readers, readers.snapshot() as reader:
+                for state in dict.fromkeys(where.states):
+                    parameters["state"] = state
+                    query = _SQL["list_sagas_in_state"]
+                    rows += await reader.execute_fetchall(query, parameters)
+            rows.sort(key=lambda row: row[0], reverse=True)
+            del rows[limit:]
+        else:
+            rows = await self._read("list_sagas", parameters)
+        return [self._summary(row) for row in rows]
+
+    async def count_by_state(self) -> dict[SagaState, int]:
+        return {SagaState(state): count for state, count in await self._read("count_by_state", {})}
+
+    async def definitions(self) -> list[RegisteredDefinition]:
+        async with self._reading():
+            return sorted(
+                self._definitions.values(),
+                key=lambda registered: (registered.definition.name, registered.version),
+            )
+
+    async def saga_numbers(self, after_no: int, limit: int) -> list[int]:
+        """A page of the numbers of all sagas that have a history or a row, or only one of them."""
+        rows = await self._read("saga_numbers", {"after_no": after_no, "limit": limit})
+        return [row[0] for row in rows]
+
+    async def stored(
+        self, saga_nos: Sequence[int]
+    ) -> tuple[dict[int, tuple[StoredTurn, ...]], dict[int, SagaSummary]]:
+        """Histories and read-model rows of these sagas, as of one moment."""
+        histories: dict[int, tuple[StoredTurn, ...]] = {}
+        summaries: dict[int, SagaSummary] = {}
+        async with self._reading() as readers, readers.snapshot() as reader:
+            for chunk in _chunks(list(saga_nos)):
+                turns = await self._turns(reader, chunk)
+                histories |= {saga_no: tuple(found) for saga_no, found in turns.items()}
+                rows = await reader.execute_fetchall(
+                    _SQL["summaries_of"], {"saga_nos": _json(chunk)}
+                )
+                summaries |= {row[0]: self._summary(row) for row in rows}
+        return histories, summaries
+
+    async def _turns(
+        self, reader: aiosqlite.Connection, saga_nos: Sequence[int]
+    ) -> dict[int, list[StoredTurn]]:
+        turns: dict[int, list[StoredTurn]] = {}
+        rows = await reader.execute_fetchall(_SQL["turns_of"], {"saga_nos": _json(saga_nos)})
+        for saga_no, seq, version, row_format, data in rows:
+            records = self._codec.decode(row_format, data, f"no. {saga_no}", version)
+            turns.setdefault(saga_no, []).append(StoredTurn(seq, version, records))
+        return turns
+
+    async def _read(self, query: str, parameters: dict[str, Any]) -> list[Any]:
+        async with self._reading() as readers, readers.one() as reader:
+            return list(await reader.execute_fetchall(_SQL[query], parameters))
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Readers]:
+        if self._readers is None or self._failed:
+            raise self._not_usable()
+        try:
+            yield self._readers
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be read: {_named(error)}") from error
+
+    def _check_history(self, saga_id: str, history: object) -> None:
+        if history is None:
+            raise StoreError(
+                f"saga {saga_id} is in the read model of {self._path} and has no history:"
+                " the database is damaged, restore a backup"
+            )
+
+    def _loaded(
+        self, saga_no: int, saga_id: str, definition_no: int, turns: list[StoredTurn]
+    ) -> LoadedSaga:
+        hashed = self._definitions[definition_no].content_hash
+        return LoadedSaga(saga_no, saga_id, hashed, tuple(turns))
+
+    def _summary(self, row: Any) -> SagaSummary:
+        registered = self._definitions[row[2]]
+        return SagaSummary(
+            saga_no=row[0],
+            saga_id=row[1],
+            definition_name=registered.definition.name,
+            definition_hash=registered.content_hash,
+            state=SagaState(row[3]),
+            version=row[4],
+            started_at_ms=row[5],
+            updated_at_ms=row[6],
+            ended_at_ms=row[7],
+            deadline_at_ms=row[8],
+            wake_at_ms=row[9],
+            past_no_return=bool(row[10]),
+            labels=decode_labels(row[11]),
+        )
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    async def reopen(self) -> None:
+        async with self._write_lock:
+            await to_the_end(self._reopen())
+
+    async def close(self) -> None:
+        async with self._write_lock:
+            await to_the_end(self._close())
+
+    async def _begin(self) -> None:
+        """The first opening: what the file is, its schema, its epoch."""
+        existed = self._path.exists()
+        try:
+            writer = self._writer = await open_writer(self._path)
+            version = await schema_version(writer, self._path)
+            await configure_writer(writer, self._path)
+            await self._empty_log(writer)
+            await migrate(writer, version)
+            await self._take_epoch(writer, is_new=version == 0)
+            await self._make_ready(writer)
+        except (sqlite3.Error, StoreError) as error:
+            raise explained(self._path, error) from error
+        _log.info(
+            "store opened",
+            path=str(self._path),
+            created=not existed,
+            sqlite=sqlite3.sqlite_version,
+            **msgspec.structs.asdict(self._identity),
+        )
+
+    async def _empty_log(self, writer: aiosqlite.Connection) -> None:
+        """What an earlier process committed comes into the database before anything else happens.
+
+        After a failed sync the page cache may show commits that the disk does not have; what a
+        checkpoint with its own sync has moved, it has.
+        """
+        if not await checkpoint(writer):
+            raise StoreUnusable(
+                f"{self._path} is in use by another program that has it open, so its log cannot be"
+                " checkpointed: close that first"
+            )
+
+    async def _take_epoch(self, writer: aiosqlite.Connection, *, is_new: bool) -> None:
+        if is_new:
+            parameters = {
+                "store_id": str(uuid.uuid4()),
+                "incarnation": str(uuid.uuid4()),
+                "now_ms": time.time_ns() // 1_000_000,
+            }
+            await writer.execute_fetchall(_SQL["create_meta"], parameters)
+        store_id, incarnation, _, epoch = await self._read_identity(writer)
+        beside = self._ownership.before
+        if not is_new and (
+            beside is None
+            or (beside.store_id, beside.incarnation) != (store_id, incarnation)
+            or beside.epoch > epoch
+        ):
+            _log.warning(
+                "store was restored or moved here: its lock file does not know it",
+                path=str(self._path),
+                lock_file=str(self._ownership.path),
+                store_id=store_id,
+                epoch=epoch,
+                store_id_beside=beside.store_id if beside else None,
+                epoch_beside=beside.epoch if beside else None,
+            )
+            same_store = beside is not None and beside.store_id == store_id
+            parameters = {
+                "incarnation": str(uuid.uuid4()),
+                "epoch_beside": beside.epoch if beside is not None and same_store else 0,
+            }
+            await writer.execute_fetchall(_SQL["mark_restored"], parameters)
+        else:
+            await writer.execute_fetchall(_SQL["take_ownership"])
+        store_id, incarnation, restored, epoch = await self._read_identity(writer)
+        self._identity = StoreIdentity(store_id, incarnation, epoch)
+        self.restored = bool(restored)
+        self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch))
+
+    async def _read_identity(self, writer: aiosqlite.Connection) -> tuple[str, str, int, int]:
+        rows = list(await writer.execute_fetchall(_SQL["identity"]))
+        if len(rows) != 1:
+            raise StoreUnusable(f"{self._path} does not say which store it is: restore a backup")
+        store_id, incarnation, restored, epoch = rows[0]
+        return store_id, incarnation, restored, epoch
+
+    async def _make_ready(self, writer: aiosqlite.Connection) -> None:
+        """What every connection to the file begins with, at the first opening and later."""
+        for name in ("turn_view", "turn_trigger", "turn_labels_trigger"):
+            await writer.execute_fetchall(_SQL[name])
+        rows = list(await writer.execute_fetchall(_SQL["highest_numbers"]))
+        self._seq = rows[0][0]
+        self._saga_no = max(self._saga_no, rows[0][1])
+        await self._read_definitions(writer)
+        self._readers = await Readers.open(self._path)
+
+    async def _read_definitions(self, writer: aiosqlite.Connection) -> None:
+        rows = await writer.execute_fetchall(_SQL["definitions"])
+        self._definitions = {
+            definition_no: RegisteredDefinition(
+                decode_definition(hashed, content), hashed, version, registered_at_ms, activated
+            )
+            for definition_no, version, hashed, content, registered_at_ms, activated in rows
+        }
+        self._definition_nos = {
+            registered.content_hash: definition_no
+            for definition_no, registered in self._definitions.items()
+        }
+
+    async def _reopen(self) -> None:
+        if self._closed:
+            raise self._not_usable()
+        self._failed = self._failed or "it is being reopened"
+        await self._disconnect()
+        if is_open_here(self._path):
+            raise StoreError(
+                f"{self._path} could not be closed after a failed commit, so what it shows cannot"
+                " be believed: this process must end"
+            )
+        try:
+            writer = self._writer = await open_writer(self._path)
+            if await schema_version(writer, self._path) == 0:
+                raise StoreUnusable(f"{self._path} is empty: it was removed or replaced")
+            await configure_writer(writer, self._path)
+            await self._empty_log(writer)
+            store_id, incarnation, _, epoch = await self._read_identity(writer)
+            if StoreIdentity(store_id, incarnation, epoch) != self._identity:
+                raise OwnershipLost(
+                    f"{self._path} is at epoch {epoch} of store {store_id}, and this runtime at"
+                    f" epoch {self._identity.epoch} of {self._identity.store_id}:"
+                    " another one owns it now"
+                )
+            await self._make_ready(writer)
+        except (sqlite3.Error, StoreError) as error:
+            raise explained(self._path, error) from error
+        self._failed = ""
+        _log.warning("store reopened", path=str(self._path), seq=self._seq)
+
+    async def _close(self) -> None:
+        if self._writer is not None and not self._failed:
+            if self._readers is not None:
+                await self._readers.close()
+                self._readers = None
+            try:
+                await checkpoint(self._writer)
+            except sqlite3.Error as error:  # what is committed is safe in the log
+                _log.warning("checkpoint failed", path=str(self._path), error=_named(error))
+        await self._disconnect()
+        self._closed = True
+        self._ownership.release()
+
+    async def _disconnect(self) -> None:
+        """Closes all connections. A failure to close is logged; the thread ends all the same."""
+        readers, self._readers = self._readers, None
+        writer, self._writer = self._writer, None
+        for connections in (readers, writer):
+            if connections is not None:
+                try:
+                    if isinstance(connections, Readers):
+                        await connections.close()
+                    else:
+                        await close(connections)
+                except Exception as error:  # noqa: BLE001  # `is_open_here` says whether it matters
+                    _log.warning("closing failed", path=str(self._path), error=_named(error))
+
+    def _usable_writer(self) -> aiosqlite.Connection:
+        if self._failed and not self._closed:
+            # Of this commit nothing is written, but whoever commits is the one who must reopen.
+            raise CommitUnknown(f"{self._path}: {self._failed}; the store must be reopened first")
+        if self._writer is None:
+            raise self._not_usable()
+        return self._writer
+
+    def _not_usable(self) -> StoreError:
+        if self._closed:
+            return StoreError(f"{self._path} is closed")
+        return StoreError(f"{self._path}: {self._failed}; the store must be reopened first")
+
+
+def _at_odds(transitions: Iterable[Transition]) -> set[int]:
+    """Sagas whose turns in one batch do not follow each other, or whose id is another's in it."""
+    last: dict[int, int] = {}
+    holders: dict[str, int] = {}
+    found = set()
+    for transition in transitions:
+        saga_no, summary = transition.saga_no, transition.summary
+        if transition.version != last.get(saga_no, transition.version - 1) + 1:
+            found.add(saga_no)
+        last[saga_no] = transition.version
+        if summary is not None and holders.setdefault(summary.saga_id, saga_no) != saga_no:
+            found.add(saga_no)
+    return found
+
+
+def _chunks(items: list[Any]) -> Iterable[list[Any]]:
+    return (items[start : start + LOAD_CHUNK] for start in range(0, len(items), LOAD_CHUNK))
+
+
+def _json(items: Sequence[Any]) -> str:
+    return msgspec.json.encode(items).decode()
+
+
+def _named(error: BaseException) -> str:
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{name}: {error}"

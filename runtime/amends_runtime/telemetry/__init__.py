@@ -1,0 +1,1 @@
+"""Onlookers: what the runtime tells people and programs about what it does."""

@@ -1,0 +1,159 @@
+"""Logs: their two forms, and what must never be in them."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from amends_runtime.core.payload import Payload
+from amends_runtime.telemetry.logging import configure_logging, saga_context
+
+SECRET = b"4111-1111-1111-1111"
+
+
+class Terminal(io.StringIO):
+    """What a terminal looks like to whoever writes to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """The logging of the test run is as it was afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    """Read a log in JSON."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_is_one_object_a_line() -> None:
+    """Each line names time, level and message, and has what was bound and given."""
+    stream = io.StringIO()
+    configure_logging("json", "info", stream)
+    log = structlog.get_logger("test")
+    with saga_context("order-1", "charge"):
+        log.info("first", attempt=2)
+    log.warning("second\nline")
+    first, second = lines(stream)
+    assert first.pop("timestamp").endswith("Z")
+    assert first == {
+        "level": "info",
+        "message": "first",
+        "saga_id": "order-1",
+        "step": "charge",
+        "attempt": 2,
+    }
+    assert second["message"] == "second\nline"
+    assert "saga_id" not in second
+
+
+def test_auto_is_json_in_a_pipe_and_console_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads decides: programs get JSON, people do not."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    pipe, terminal = io.StringIO(), Terminal()
+    configure_logging("auto", "info", pipe)
+    structlog.get_logger("one").info("hello")
+    configure_logging("auto", "info", terminal)
+    structlog.get_logger("two").info("hello")
+    assert lines(pipe)[0]["message"] == "hello"
+    assert "hello" in terminal.getvalue()
+    assert "{" not in terminal.getvalue()
+    assert "\x1b[" in terminal.getvalue()
+
+
+def test_no_color_means_no_escape_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_COLOR is kept on a terminal, too."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    configure_logging("console", "info", terminal)
+    structlog.get_logger("test").info("hello", answer=42)
+    assert "hello" in terminal.getvalue()
+    assert "answer=42" in terminal.getvalue()
+    assert "\x1b" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_the_level_is_kept(form: str) -> None:
+    """What is below the level is not written, ours and other people's."""
+    stream = io.StringIO()
+    configure_logging(form, "warning", stream)
+    log = structlog.get_logger("test")
+    log.info("quiet")
+    log.warning("loud")
+    logging.getLogger("other").info("quiet")
+    logging.getLogger("other").error("foreign")
+    assert "quiet" not in stream.getvalue()
+    assert "loud" in stream.getvalue()
+    assert "foreign" in stream.getvalue()
+
+
+def test_other_libraries_speak_from_warning_upward() -> None:
+    """The standard library's records come in the same form; below warning only at debug."""
+    stream = io.StringIO()
+    configure_logging("json", "info", stream)
+    logging.getLogger("grpc").info("chatter")
+    logging.getLogger("grpc").warning("trouble with %s", "a port")
+    [line] = lines(stream)
+    assert (line["message"], line["level"], line["logger"]) == (
+        "trouble with a port",
+        "warning",
+        "grpc",
+    )
+    configure_logging("json", "debug", stream)
+    logging.getLogger("grpc").debug("chatter")
+    assert lines(stream)[-1]["message"] == "chatter"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_payloads_are_shown_by_size_only(form: str) -> None:
+    """Bytes never reach a log, whoever passes them, and however deep."""
+    stream = io.StringIO()
+    configure_logging(form, "debug", stream)
+    log = structlog.get_logger("test")
+    log.info("one", data=SECRET, view=memoryview(SECRET), payload=Payload(SECRET, "text/plain"))
+    log.info("two", many=[Payload(SECRET)], by_name={"a": Payload(SECRET)})
+    assert "4111" not in stream.getvalue()
+    assert "<19 bytes>" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_tracebacks_show_no_variables(form: str) -> None:
+    """A traceback names its frames; the values of their variables may be payloads."""
+    stream = io.StringIO()
+    configure_logging(form, "info", stream)
+
+    def fail() -> None:
+        secret = SECRET.decode()
+        raise RuntimeError(f"after {len(secret)} bytes")
+
+    try:
+        fail()
+    except RuntimeError:
+        structlog.get_logger("test").exception("it failed")
+        logging.getLogger("other").exception("it failed")
+    assert stream.getvalue().count("after 19 bytes") == 2
+    assert "in fail" in stream.getvalue()
+    assert "4111" not in stream.getvalue()
+
+
+def test_what_others_wrote_cannot_forge_a_line_or_drive_a_terminal() -> None:
+    """Line breaks and escape sequences in values are written out."""
+    stream = io.StringIO()
+    configure_logging("console", "info", stream)
+    structlog.get_logger("test").info("refused", error="no\n[info] all is well\x1b[2J\x9b")
+    [line] = stream.getvalue().splitlines()
+    assert "\\n[info] all is well\\x1b[2J\\x9b" in line.replace("\\\\", "\\")
+    assert "\x1b" not in line
