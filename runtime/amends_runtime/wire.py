@@ -95,6 +95,11 @@ class SagaView(Protocol):
         ...
 
     @property
+    def quarantined(self) -> bool:
+        """Deciding failed too often: nothing moves until the runtime restarts."""
+        ...
+
+    @property
     def version(self) -> int:
         """Number of the last turn."""
         ...
@@ -435,7 +440,7 @@ def saga_to_proto(view: SagaView, *, with_payloads: bool = True) -> types_pb2.Sa
         saga_id=saga.saga_id,
         definition=saga.definition_name,
         definition_hash=saga.definition_hash,
-        state=_STATES_OUT[saga.state],
+        state=_STATES_OUT[SagaState.STUCK if view.quarantined else saga.state],
         version=view.version,
         started_at_ms=saga.started_at_ms,
         updated_at_ms=saga.updated_at_ms,

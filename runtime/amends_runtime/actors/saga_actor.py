@@ -31,11 +31,16 @@ MAX_CRASHES = (
 
 
 class SagaView(msgspec.Struct, frozen=True):
-    """A saga as it is durable, with the definition that it is pinned to."""
+    """A saga as it is durable, with the definition that it is pinned to.
+
+    A `quarantined` one is shown as stuck: deciding failed `MAX_CRASHES` times running, and nothing
+    moves before a restart, which tries again with what may be a mended program.
+    """
 
     plan: Plan
     saga: Saga
     version: int
+    quarantined: bool = False
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -127,7 +132,7 @@ class SagaActor:
     def view(self) -> SagaView:
         """The saga as it is durable. Only for an actor whose start is."""
         assert self.saga is not None, "an actor is viewed only after its start is durable"
-        return SagaView(self.plan, self.saga, self.version)
+        return SagaView(self.plan, self.saga, self.version, self.quarantined)
 
     # -- waiting -------------------------------------------------------------------------------
 

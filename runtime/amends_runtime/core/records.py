@@ -14,6 +14,7 @@ a new shape is a new format version with an upcast in `storage/codec.py`.
 from __future__ import annotations
 
 import enum
+from typing import ClassVar
 
 import msgspec
 
@@ -117,6 +118,8 @@ class AttemptStarted(_Record, frozen=True, array_like=True, tag=2):
 class StepExecuted(_Record, frozen=True, array_like=True, tag=3):
     """Done(result): the step took effect."""
 
+    verb: ClassVar[Verb] = Verb.EXECUTE
+
     step: int
     round: int
     attempt: int
@@ -127,6 +130,8 @@ class StepExecuted(_Record, frozen=True, array_like=True, tag=3):
 class StepRejected(_Record, frozen=True, array_like=True, tag=4):
     """Rejected(reason): this round's key has no effect and never will."""
 
+    verb: ClassVar[Verb] = Verb.EXECUTE
+
     step: int
     round: int
     attempt: int
@@ -136,6 +141,8 @@ class StepRejected(_Record, frozen=True, array_like=True, tag=4):
 
 class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
     """Done to Compensate: the step is undone, or was found never to have run and is fenced."""
+
+    verb: ClassVar[Verb] = Verb.COMPENSATE
 
     step: int
     round: int

@@ -862,21 +862,14 @@ def _can_follow(step: StepState, record: _StepRecord, *, backward: bool) -> bool
         if step.open or (again and record.attempt <= step.attempt):
             return False
         return not (backward and record.verb is Verb.EXECUTE)
-    if isinstance(record, StepStuck) or isinstance(record, StepGivenUp):  # noqa: SIM101 - hot
+    if isinstance(record, (StepStuck, StepGivenUp)):
         return not step.open
     return (
         step.open
         and step.attempt == record.attempt
-        and step.verb is (_IMPLIED_VERB.get(type(record)) or getattr(record, "verb"))
+        and step.verb is record.verb
         and step.round == record.round
     )
-
-
-_IMPLIED_VERB: dict[type[Any], Verb] = {
-    StepExecuted: Verb.EXECUTE,
-    StepRejected: Verb.EXECUTE,
-    StepCompensated: Verb.COMPENSATE,
-}
 
 
 def _step_failed(step: StepState, record: AttemptFailed, *, backward: bool) -> StepState:
