@@ -1,0 +1,231 @@
+"""One service as one process: the command line, the database, the switches, the end.
+
+A process ends by draining when it is told to (SIGTERM, SIGINT) or, with ``--exit-with-stdin``, when
+its standard input closes: whoever started it holds the other end, and takes it along however it
+ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+import amends
+from shop import ledger
+from shop.catalogue import OPENING_BALANCES_CENTS, PRODUCTS, SERVICES
+from shop.faults import FaultLog, FaultyBarrier
+from shop.inventory import inventory
+from shop.orders import orders
+from shop.payments import payments
+from shop.ports import HeldPort
+from shop.shipping import shipping
+from shop.switches import SwitchBoard, SwitchesError
+
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 5
+
+LOOK_EVERY_S: Final = 0.05
+"""How often the switch `down` is looked at; every call looks at the others."""
+
+GRACE_S: Final = 0.0
+"""Being down must not wait for anybody; amends itself gives the calls under way one second."""
+
+PARTICIPANTS: Final = {
+    participant.name: participant for participant in (orders, payments, inventory, shipping)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    service: str
+    host: str
+    port: int
+    database: Path
+    ready_file: Path | None
+    switches: Path | None
+    exit_with_stdin: bool
+
+
+def faults_file(database: Path) -> Path:
+    """Say where a service writes down the faults that struck: beside its database."""
+    return database.with_name(f"{database.stem}.faults.jsonl")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to end; gives the exit code: 0, 2 (usage) or 5 (database)."""
+    options = _read_options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    board = SwitchBoard(
+        options.switches or Path(os.devnull),
+        options.service,
+        complain=lambda line: logging.getLogger("shop").error("%s", line),
+    )
+    try:
+        if options.switches is not None:
+            board.load()
+        held = HeldPort(options.host, options.port)
+    except SwitchesError as error:
+        return _failed(options.service, str(error), EXIT_USAGE)
+    except OSError as error:
+        listen = f"{options.host}:{options.port}"
+        return _failed(options.service, f"cannot listen on {listen}: {error.strerror}", EXIT_USAGE)
+    try:
+        with FaultLog(faults_file(options.database), options.service) as log:
+            anyio.run(_serve, options, board, log, held)
+    except amends.ListenError as error:
+        return _failed(options.service, str(error), EXIT_USAGE)
+    except (amends.BarrierError, OSError) as error:
+        return _failed(options.service, str(error), EXIT_UNAVAILABLE)
+    finally:
+        held.close()
+    return 0
+
+
+def _failed(service: str, why: str, code: int) -> int:
+    print(f"{service}: {why}", file=sys.stderr)
+    return code
+
+
+def _read_options(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m shop", description="One service of the shop.")
+    parser.add_argument("service", choices=SERVICES)
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    parser.add_argument("--database", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        metavar="FILE",
+        help='gets {"pid": …, "address": …} as soon as calls are taken',
+    )
+    parser.add_argument(
+        "--switches",
+        type=Path,
+        metavar="FILE",
+        help="what is to go wrong; see shop/switches.py",
+    )
+    parser.add_argument(
+        "--exit-with-stdin",
+        action="store_true",
+        help="end when the standard input closes, as with SIGTERM",
+    )
+    given = parser.parse_args(arguments)
+    host, _, port = given.listen.rpartition(":")
+    if not host or not port.isdecimal():
+        parser.error(f"--listen {given.listen}: write HOST:PORT, for example 127.0.0.1:0")
+    return Options(
+        service=given.service,
+        host=host,
+        port=int(port),
+        database=given.database,
+        ready_file=given.ready_file,
+        switches=given.switches,
+        exit_with_stdin=given.exit_with_stdin,
+    )
+
+
+async def _serve(options: Options, board: SwitchBoard, log: FaultLog, held: HeldPort) -> None:
+    participant = PARTICIPANTS[options.service]
+    barrier = amends.SqliteBarrier(options.database, schema=ledger.schema(options.service))
+    participant.barrier = FaultyBarrier(barrier, board, log)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if options.exit_with_stdin:
+        _watch_stdin(loop, stop)
+    # Held open beyond the servers below, so that being down costs no reopening.
+    async with barrier:
+        await open_shop(options.service, barrier)
+        await _serve_while_up(
+            participant,
+            held.address,
+            ready_file=options.ready_file,
+            board=board,
+            log=log,
+            stop=stop,
+        )
+
+
+async def _serve_while_up(
+    participant: amends.Participant,
+    address: str,
+    *,
+    ready_file: Path | None,
+    board: SwitchBoard,
+    log: FaultLog,
+    stop: asyncio.Event,
+) -> None:
+    """Serve, and be down while the switch says so, until `stop`."""
+    if board.current().down and ready_file is not None:
+        _announce(ready_file, address)  # or nobody would know that it is ready to be switched on
+        ready_file = None
+    while not stop.is_set():
+        if not board.current().down:
+            async with amends.serve(participant, address, grace_s=GRACE_S):
+                if ready_file is not None:
+                    _announce(ready_file, address)
+                    ready_file = None
+                await _wait_until(stop, board, is_down=True)
+            if not stop.is_set():
+                log.write("down")
+        await _wait_until(stop, board, is_down=False)
+
+
+async def _wait_until(stop: asyncio.Event, board: SwitchBoard, *, is_down: bool) -> None:
+    while not stop.is_set() and board.current().down is not is_down:
+        with anyio.move_on_after(LOOK_EVERY_S):
+            await stop.wait()
+
+
+async def open_shop(service: str, barrier: amends.SqliteBarrier) -> None:
+    """Give a new database what the catalogue says; an old one keeps what it has."""
+
+    def stock_up(transaction: amends.Transaction) -> None:
+        if service == "payments":
+            transaction.executemany(
+                "INSERT OR IGNORE INTO accounts (account, opening_cents, balance_cents)"
+                " VALUES (?, ?, ?)",
+                [(name, cents, cents) for name, cents in OPENING_BALANCES_CENTS.items()],
+            )
+        elif service == "inventory":
+            transaction.executemany(
+                "INSERT OR IGNORE INTO stock (sku, opening, on_hand) VALUES (?, ?, ?)",
+                [(sku, p.opening_stock, p.opening_stock) for sku, p in PRODUCTS.items()],
+            )
+
+    await barrier.write(stock_up)
+
+
+def _announce(ready_file: Path, address: str) -> None:
+    """Write the ready file at once, so that nobody reads half of it."""
+    beside = ready_file.with_name(f"{ready_file.name}.new")
+    beside.write_text(json.dumps({"pid": os.getpid(), "address": address}) + "\n", encoding="utf-8")
+    beside.replace(ready_file)
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Set `stop` when the standard input closes."""
+
+    def read_to_the_end() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        with contextlib.suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(stop.set)
+
+    # A daemon: it may sit in its read when the process ends for another reason.
+    threading.Thread(target=read_to_the_end, name="stdin", daemon=True).start()
