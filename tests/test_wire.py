@@ -358,6 +358,7 @@ class View(msgspec.Struct, frozen=True):
     plan: Plan
     saga: Saga
     version: int
+    quarantined: bool = False
 
 
 def test_a_saga_with_its_steps() -> None:
@@ -379,6 +380,15 @@ def test_a_saga_with_its_steps() -> None:
     assert charge.state == types_pb2.STEP_STATE_COMPENSATED
     assert (ship.state, ship.round) == (types_pb2.STEP_STATE_PENDING, 0)
     assert not ship.HasField("result")
+
+
+def test_a_quarantined_saga_shows_as_stuck() -> None:
+    """Nothing moves it before a restart, so it must not look as if it ran."""
+    saga = fold(PLAN, HISTORY[:1])
+    assert saga is not None
+    assert wire.saga_to_proto(View(PLAN, saga, 1)).state == types_pb2.SAGA_STATE_RUNNING
+    shown = wire.saga_to_proto(View(PLAN, saga, 1, quarantined=True))
+    assert shown.state == types_pb2.SAGA_STATE_STUCK
 
 
 def test_a_saga_without_payloads_has_none() -> None:

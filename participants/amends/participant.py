@@ -18,7 +18,7 @@ from amends.outcomes import Call, Verb
 
 H = TypeVar("H", bound=Callable[[Call], object] | Callable[[Call, Any], object])
 
-NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 """Names of participants: they stand in definitions, in configuration and in logs."""
 
 ACTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -139,7 +139,7 @@ class Participant:
         if not _matches(NAME, self.name):
             yield (
                 f"the name {self.name!r} is not one for a participant: use lower-case letters, "
-                "digits, _ and -, beginning with a letter, at most 64"
+                "digits, _ and -, beginning with a letter, at most 48"
             )
         if not any(r.verb is Verb.EXECUTE for r in self._registrations):
             yield 'no action is registered: decorate a function with @….execute("…")'

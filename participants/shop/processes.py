@@ -262,7 +262,7 @@ class Processes:
             f"--listen={port.address}",
             f"--database={self.database(service)}",
             f"--switches={self.switches}",
-            "--exit-with-stdin",
+            "--until-stdin-closes",
         )
 
     def _add(self, name: str, port: HeldPort, *arguments: str) -> Process:

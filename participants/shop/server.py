@@ -1,8 +1,8 @@
 """One service as one process: the command line, the database, the switches, the end.
 
-A process ends by draining when it is told to (SIGTERM, SIGINT) or, with ``--exit-with-stdin``, when
-its standard input closes: whoever started it holds the other end, and takes it along however it
-ends.
+A process ends by draining when it is told to (SIGTERM, SIGINT) or, with ``--until-stdin-closes``,
+when its standard input closes: whoever started it holds the other end, and takes it along however
+it ends.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Options:
     database: Path
     ready_file: Path | None
     switches: Path | None
-    exit_with_stdin: bool
+    until_stdin_closes: bool
 
 
 def faults_file(database: Path) -> Path:
@@ -119,7 +119,7 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
         help="what is to go wrong; see shop/switches.py",
     )
     parser.add_argument(
-        "--exit-with-stdin",
+        "--until-stdin-closes",
         action="store_true",
         help="end when the standard input closes, as with SIGTERM",
     )
@@ -134,7 +134,7 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
         database=given.database,
         ready_file=given.ready_file,
         switches=given.switches,
-        exit_with_stdin=given.exit_with_stdin,
+        until_stdin_closes=given.until_stdin_closes,
     )
 
 
@@ -146,7 +146,7 @@ async def _serve(options: Options, board: SwitchBoard, log: FaultLog, held: Held
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if options.exit_with_stdin:
+    if options.until_stdin_closes:
         _watch_stdin(loop, stop)
     # Held open beyond the servers below, so that being down costs no reopening.
     async with barrier:

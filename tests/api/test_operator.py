@@ -99,7 +99,7 @@ async def test_everything_that_is_wrong_with_a_definition_is_said_at_once(
 
 
 async def test_a_definition_of_nonsense_is_refused_within_grpcs_limits(operator: Operator) -> None:
-    """A thousand violations fit no trailer; the first are shown, and how many there are."""
+    """Hundreds of violations fit no trailer; the first are shown, and that there are more."""
     message = types_pb2.Definition(name="ö" * 100_000)
     for number in range(128):
         step = message.steps.add(name=f"Ä{number}%" * 50)
@@ -107,7 +107,7 @@ async def test_a_definition_of_nonsense_is_refused_within_grpcs_limits(operator:
         step.call.SetInParent()
     error = await refused(operator.RegisterDefinition(registering(message)))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert int(error.metadata["violations"]) > 128
+    assert int(error.metadata["violations"]) >= 100
     assert 3 < len(error.violations) <= int(error.metadata["violations_shown"])
     assert "more" in error.message
 

@@ -42,7 +42,8 @@ class ScriptedTransport:
 
     async def call(self, call: Call) -> Reply:
         self.sent.append(call)
-        reply = self._replies[_key(call)] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[_key(call)] = reply
         self._news.set()
         return await reply
 
@@ -195,9 +196,11 @@ async def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -
 async def test_a_refusal_is_a_healthy_answer_and_a_handler_that_raises_says_nothing() -> None:
     """Neither a business refusal nor one action's bug closes the way for the others."""
     async with a_lane(policy=BreakerPolicy(failures_to_open=1)) as (lane, transport, sagas):
-        for number, (outcome, healthy) in enumerate(
-            [(Rejected("no"), True), (Unknown("UNKNOWN"), None)]
-        ):
+        cases: list[tuple[Outcome, bool | None]] = [
+            (Rejected("no"), True),
+            (Unknown("UNKNOWN"), None),
+        ]
+        for number, (outcome, healthy) in enumerate(cases):
             lane.submit(a_call(f"s{number}"), started_at_ms=0)
             await transport.wait_sent(number + 1)
             transport.answer(transport.sent[number], outcome, healthy=healthy)

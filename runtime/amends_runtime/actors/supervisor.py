@@ -243,8 +243,8 @@ class Supervisor:
         """
         self._post_live(saga_id, message)
 
-    def _wake(self, saga_id: str) -> None:
-        self._post_live(saga_id, Wake())
+    def _wake(self, saga_id: str, due_at_ms: int) -> None:
+        self._post_live(saga_id, Wake(due_at_ms))
 
     def _post_live(self, saga_id: str, message: Answered | NotSent | Wake) -> None:
         actor = self._actors.get(saga_id)

@@ -44,7 +44,7 @@ class Timers:
     `wake` is called with a saga's id, never earlier than asked, never not at all.
     """
 
-    def __init__(self, clock: Clock, wake: Callable[[str], None]) -> None:
+    def __init__(self, clock: Clock, wake: Callable[[str, int], None]) -> None:
         self._clock = clock
         self._wake = wake
         self._heap: list[Timer] = []
@@ -106,5 +106,5 @@ class Timers:
                 self._dead -= 1
             else:
                 saga_id, timer.saga_id = timer.saga_id, None
-                self._wake(saga_id)
+                self._wake(saga_id, timer.at_ms)
         return fired

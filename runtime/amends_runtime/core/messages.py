@@ -103,7 +103,14 @@ class NotSent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """It may be time for something. A spurious one does nothing."""
+    """It may be time for something. A spurious one does nothing.
+
+    `due_at_ms` is the instant that was waited for. It has come, whatever the wall clock says by the
+    time that the message is decided: a clock that stepped back in between must not make this the
+    wake-up that nobody repeats.
+    """
+
+    due_at_ms: int = 0
 
 
 class CancelSaga(msgspec.Struct, frozen=True, kw_only=True):

@@ -348,7 +348,8 @@ def _on_start(turn: _Turn, message: StartSaga) -> None:
     turn.answer = Answer.EXISTED if same else Answer.OTHER_CONTENT
 
 
-def _on_wake(turn: _Turn, _: Wake) -> None:
+def _on_wake(turn: _Turn, message: Wake) -> None:
+    turn.now_ms = max(turn.now_ms, message.due_at_ms)
     _advance(turn)
 
 

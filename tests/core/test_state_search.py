@@ -1,0 +1,247 @@
+"""State search: every state that a small saga can reach, with up to two faults, breadth first.
+
+Where the property tests draw samples, this closes over all of them: from each state every message
+of a small alphabet is decided, checked against the rules, and leads to the next states, until there
+are no new ones. States that differ only in when things happened are one state.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+
+import msgspec
+import pytest
+from hypothesis import settings
+
+from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step
+from amends_runtime.core.messages import (
+    Answered,
+    Broken,
+    CancelSaga,
+    Done,
+    Message,
+    NotSent,
+    Outcome,
+    Rejected,
+    RuntimeRestarted,
+    StartSaga,
+    Unknown,
+    Wake,
+)
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import SagaState, Verb
+from amends_runtime.core.saga import Phase, Saga, StepState, decide
+from tests.core.rules import Ledger, check_decision, rule
+
+START_MS = 1_000_000
+FAULTS = 2 if settings().max_examples <= 100 else 3
+
+# One retry, always after one millisecond: a second failure gives up.
+ONCE = RetryPolicy(first_ms=1, factor=1.0, max_ms=1, give_up_after_ms=1)
+
+
+def step(name: str, *after: str, kind: Kind = Kind.COMPENSATABLE) -> Step:
+    """A step that is retried once."""
+    return Step(
+        name=name,
+        participant="shop",
+        action="act",
+        kind=kind,
+        after=after,
+        timeout_ms=100,
+        retry=ONCE,
+        compensation_retry=ONCE,
+    )
+
+
+LINE = (step("a"), step("b", "a"), step("p", "b", kind=Kind.PIVOT))
+DIAMOND = (step("a"), step("b", "a"), step("c", "a"), step("d", "b", "c"))
+AFTER_THE_PIVOT = (
+    step("a"),
+    step("p", "a", kind=Kind.PIVOT),
+    step("r", "p", kind=Kind.RETRIABLE),
+    step("look", "a", kind=Kind.READ_ONLY),
+)
+
+
+class Node(msgspec.Struct):
+    """A state, one way to it (its ledger), and how many faults that way took."""
+
+    saga: Saga
+    now_ms: int
+    ledger: Ledger
+    faults: int = 0
+
+
+class Move(msgspec.Struct):
+    """A message that a state can get, when, and what it costs. A kind one is good news."""
+
+    message: Message
+    at_ms: int
+    faults: int = 0
+    kind: bool = False
+
+
+@pytest.mark.parametrize(
+    ("steps", "deadline_ms", "twins", "at_least"),
+    [
+        (LINE, 0, (), 2_000),
+        (LINE, 50, (), 2_000),
+        (DIAMOND, 0, (1, 2), 10_000),
+        (AFTER_THE_PIVOT, 50, (), 4_000),
+    ],
+    ids=["line", "line with deadline", "diamond", "after the pivot"],
+)
+def test_every_reachable_state_keeps_the_rules(
+    steps: tuple[Step, ...], deadline_ms: int, twins: tuple[int, ...], at_least: int
+) -> None:
+    """No state breaks a rule, and each can come to an end by nothing but good answers."""
+    plan = Plan(Definition(name="small", steps=steps))
+    kind_moves = search(plan, deadline_ms, twins)
+    print(f"{len(kind_moves)} states with up to {FAULTS} faults")  # noqa: T201 - shown by -rP
+    assert len(kind_moves) >= at_least
+    ends = {state for state, following in kind_moves.items() if following is None}
+    assert reaching(ends, kind_moves) == kind_moves.keys()
+
+
+def search(
+    plan: Plan, deadline_ms: int, twins: tuple[int, ...]
+) -> dict[Hashable, list[Hashable] | None]:
+    """All reachable states, each with those that kind moves lead to; None for the last ones."""
+    start = StartSaga(
+        saga_id="s-1",
+        content_hash="c",
+        input=Payload(),
+        deadline_at_ms=START_MS + deadline_ms if deadline_ms else 0,
+    )
+    decision = decide(plan, None, start, START_MS, 1)
+    ledger = Ledger(plan)
+    ledger.follow(decision)
+    first = Node(decision.saga, START_MS, ledger)
+    kind_moves: dict[Hashable, list[Hashable] | None] = {}
+    seen = {key(first, twins)}
+    queue = deque([first])
+    while queue:
+        node = queue.popleft()
+        check_echoes(plan, node)
+        following = []
+        for move in moves(node):
+            after = taken(plan, node, move)
+            name = key(after, twins)
+            if move.kind:
+                following.append(name)
+            if name not in seen:
+                seen.add(name)
+                queue.append(after)
+        over = node.saga.ended or node.saga.state is SagaState.STUCK
+        kind_moves[key(node, twins)] = None if over else following
+    return kind_moves
+
+
+def taken(plan: Plan, node: Node, move: Move) -> Node:
+    """The node that a move leads to."""
+    decision = decide(plan, node.saga, move.message, move.at_ms, 1)
+    check_decision(plan, node.saga, move.message, decision)
+    ledger = node.ledger.copy()
+    ledger.follow(decision)
+    return Node(decision.saga, move.at_ms, ledger, node.faults + move.faults)
+
+
+def moves(node: Node) -> Iterator[Move]:
+    """Every message of the alphabet that this state can get; after the end they do nothing."""
+    saga, now_ms = node.saga, node.now_ms
+    yield Move(CancelSaga(author="ann"), now_ms)
+    times = {one.retry_at_ms for one in saga.steps if one.retry_at_ms}
+    times |= {saga.deadline_at_ms} if saga.deadline_at_ms else set()
+    for at_ms in times:
+        yield Move(Wake(), max(now_ms, at_ms), kind=at_ms != saga.deadline_at_ms)
+    for number, one in enumerate(saga.steps):
+        if not one.open:
+            continue
+        yield Move(answered(number, one, Done(), now_ms), now_ms, kind=True)
+        yield Move(answered(number, one, Rejected("NO"), now_ms), now_ms)
+        if node.faults < FAULTS:
+            yield Move(answered(number, one, Unknown("LOST"), now_ms), now_ms, faults=1)
+            yield Move(answered(number, one, Broken("BROKEN"), now_ms), now_ms, faults=1)
+            not_sent = NotSent(step=number, verb=one.verb, round=one.round, attempt=one.attempt)
+            yield Move(not_sent, now_ms, faults=1)
+    if node.faults < FAULTS:
+        yield Move(RuntimeRestarted(), now_ms, faults=1)
+
+
+def check_echoes(plan: Plan, node: Node) -> None:
+    """Whatever is said of an attempt that is not open, in any state, changes nothing."""
+    for number, one in enumerate(node.saga.steps):
+        for verb in (Verb.EXECUTE, Verb.COMPENSATE):
+            for attempt in range(one.attempt + 2):
+                other = msgspec.structs.replace(one, verb=verb, attempt=attempt)
+                if one.open and (verb, attempt) == (one.verb, one.attempt):
+                    continue
+                for outcome in (Done(), Rejected("LATE")):
+                    message = answered(number, other, outcome, node.now_ms)
+                    decision = decide(plan, node.saga, message, node.now_ms, 1)
+                    silent = decision.saga is node.saga and not decision.effects
+                    rule("an echo changes nothing", holds=silent)
+
+
+def answered(number: int, one: StepState, outcome: Outcome, now_ms: int) -> Answered:
+    """The answer to a step's attempt, at once."""
+    return Answered(
+        step=number,
+        verb=one.verb,
+        round=one.round,
+        attempt=one.attempt,
+        sent_at_ms=now_ms,
+        answered_at_ms=now_ms,
+        status="OK",
+        polls=0,
+        outcome=outcome,
+    )
+
+
+def key(node: Node, twins: tuple[int, ...]) -> Hashable:
+    """What makes a state another: all but the instants, of which only the order counts.
+
+    `twins` are two steps that may be exchanged, because the definition says the same of both.
+    """
+    saga = node.saga
+    forward = saga.phase is Phase.FORWARD and not saga.past_no_return
+    times = {one.retry_at_ms for one in saga.steps} | {one.running_until_ms for one in saga.steps}
+    times |= {saga.deadline_at_ms} if forward else set()
+    order = {at_ms: rank for rank, at_ms in enumerate(sorted(times - {0}), 1)}
+
+    def rank(at_ms: int) -> int:
+        if not at_ms:
+            return 0
+        return order[at_ms] if at_ms > node.now_ms else -1
+
+    cause, culprit = (0, None) if saga.turn is None else (saga.turn.cause, saga.turn.step)
+    steps = [
+        (
+            (one.status, one.verb, one.round, one.attempt, one.open),
+            (one.unknown, one.executed, one.failures, one.spent_ms, number == culprit),
+            (rank(one.retry_at_ms), rank(one.running_until_ms)),
+        )
+        for number, one in enumerate(saga.steps)
+    ]
+    if twins:
+        first, second = twins
+        steps[first], steps[second] = sorted((steps[first], steps[second]))
+    flags = (saga.phase, saga.end, saga.past_no_return, saga.cancel_requested, cause)
+    return tuple(steps), flags, rank(saga.deadline_at_ms) if forward else 0, node.faults
+
+
+def reaching(goals: set[Hashable], graph: dict[Hashable, list[Hashable] | None]) -> set[Hashable]:
+    """The states from which a goal can be reached."""
+    before: dict[Hashable, list[Hashable]] = {}
+    for state, following in graph.items():
+        for other in following or ():
+            before.setdefault(other, []).append(state)
+    found, stack = set(goals), list(goals)
+    while stack:
+        for state in before.get(stack.pop(), ()):
+            if state not in found:
+                found.add(state)
+                stack.append(state)
+    return found
