@@ -54,6 +54,6 @@ async def test_the_participant_and_the_start_of_the_readme(
 
 
 def test_the_participant_of_the_readme_is_short() -> None:
-    """ "A participant in 25 lines" is a promise."""
+    """The README promises a participant in 25 lines."""
     (block,) = re.findall(r"```python\n# payments.py\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 25
