@@ -83,7 +83,7 @@ def test_a_saga_that_completes_is_exit_code_0(told: Json) -> None:
 
 
 def test_a_saga_that_ends_otherwise_is_exit_code_6(said: Said, told: Json) -> None:
-    """A declined card compensates the saga; start --wait and wait both say so by their exit code."""
+    """A declined card compensates the saga; start --wait and wait say so by their exit code."""
     saga = told("start", "order", "--input", '{"amount": 101}', "--id", "no-1", "--wait", code=6)
     assert saga["state"] == "COMPENSATED"
     assert saga["turn"]["cause"] == "rejected"

@@ -31,7 +31,10 @@ class Program:
         """Wait for the next line that it prints."""
         with anyio.fail_after(PATIENCE_S):
             while "\n" not in self._received:
-                self._received += await self._stdout.receive()
+                try:
+                    self._received += await self._stdout.receive()
+                except anyio.EndOfStream:
+                    raise AssertionError(f"it ended, and said: {await self.stderr()}") from None
         line, _, self._received = self._received.partition("\n")
         return line
 

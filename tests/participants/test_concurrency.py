@@ -13,6 +13,7 @@ import pytest
 from amends import (
     AsyncTransaction,
     Call,
+    Done,
     InProgress,
     Participant,
     SqliteBarrier,
@@ -167,15 +168,21 @@ async def test_a_queued_call_whose_caller_leaves_never_runs(ledger: Ledger) -> N
     """It waits behind a slow one; when its turn comes nobody waits for it."""
     gate = Gate()
     gated(ledger, gate, in_loop=False)
-    async with ledger.served() as asker:
-        slow = asyncio.ensure_future(asker.ask(call_message(EXECUTE, action="slow")))
+    handlers = ledger.participant.handlers()
+    async with ledger.barrier as barrier:
+        slow = asyncio.ensure_future(barrier.run(call_of(action="slow"), handlers["slow", EXECUTE]))
         await gate.reached.wait()
-        request = pb.ExecuteRequest(call=call_message(EXECUTE, saga_id="queued"))
-        with pytest.raises(grpc.aio.AioRpcError):
-            await asker.stub.Execute(request, timeout=0.2)
+        queued = asyncio.ensure_future(
+            barrier.run(call_of(saga_id="queued"), handlers["charge", EXECUTE])
+        )
+        await asyncio.sleep(0)  # now it has queued its call
+        queued.cancel()
+        await asyncio.wait([queued])
         gate.open()
         await slow
-        assert await asker.say(call_message(COMPENSATE, saga_id="queued")) == "done"
+        await barrier.write(count_entries)  # behind the call that left
+        undo = call_of(COMPENSATE, saga_id="queued")
+        assert isinstance(await barrier.run(undo, handlers["charge", COMPENSATE]), Done)
     assert ledger.ran == ["slow"]
 
 
@@ -312,3 +319,25 @@ async def test_one_wait_for_a_foreign_lock_answers_all_that_wait(tmp_path: Path)
             outcomes = await asked
     assert all(isinstance(outcome, InProgress) for outcome in outcomes)
     assert begins == 1
+
+
+async def test_too_many_waiting_calls_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One runs, one waits, and the third is told that nothing was done."""
+    monkeypatch.setattr("amends.servicer.MAX_QUEUED", 1)
+    participant = Participant("payments")
+    gate = Gate()
+
+    @participant.execute("wait", compensatable=False)
+    async def wait(call: Call) -> None:
+        await gate.pass_in_loop()
+
+    async with serve(participant, max_concurrent=1) as server, asking(server.address) as asker:
+        calls = [call_message(EXECUTE, action="wait", saga_id=f"order-{n}") for n in range(3)]
+        asked = [asyncio.ensure_future(asker.ask(call)) for call in calls]
+        turned_away, others = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        gate.open()
+        assert {words(await other) for other in others} == {"done"}
+    (error,) = [one.exception() for one in turned_away]
+    assert isinstance(error, grpc.aio.AioRpcError)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "nothing was done" in (error.details() or "")
