@@ -58,11 +58,11 @@ async def participant(ready_file: Path) -> None:
     undone: Counter[str] = Counter()
     bench = amends.Participant("bench")
 
-    def act(call: amends.Call) -> bytes:
+    async def act(call: amends.Call) -> bytes:
         effects[f"{call.saga_id}/{call.action}"] += 1
         return PAYLOAD
 
-    def undo(call: amends.Call) -> None:
+    async def undo(call: amends.Call) -> None:
         undone[f"{call.saga_id}/{call.action}"] += 1
 
     for action in STEPS:
@@ -70,7 +70,7 @@ async def participant(ready_file: Path) -> None:
         bench.compensate(action)(undo)
 
     @bench.execute("report", compensatable=False)
-    def report(_: amends.Call) -> dict[str, int]:
+    async def report(_: amends.Call) -> dict[str, int]:
         return {
             "effects": effects.total(),
             "keys": len(effects),
@@ -180,7 +180,6 @@ def run(rounds: int, seconds: float, output: Path, profile: Path | None) -> int:
         finished = _count_sagas(folder / "amends.db")
         disk = (folder / "amends.db").stat().st_size
     figures["disk_bytes_per_saga"] = round(disk / finished)
-    figures["runtime_cpu_us_per_saga"] = round(figures.pop("runtime_cpu_s") * 1e6 / finished)
     figures["conditions"] = _conditions(rounds, seconds)
     exact = figures["exact"] = _exact(figures, done, finished)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +201,17 @@ def _measure(
         done: Counter[str] = Counter()
 
         def load(way: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
+            before = [_cpu_seconds(process["pid"]) for process in (worker, runtime)]
             result = _run_load(way, addresses[way], tag, seconds, concurrency)
+            after = [_cpu_seconds(process["pid"]) for process in (worker, runtime)]
+            used = (result["cpu_s"], after[0] - before[0], after[1] - before[1])
+            result["cpu_us"] = dict(
+                zip(
+                    ("load", "participant", "runtime"),
+                    (round(seconds * 1e6 / result["sagas"]) for seconds in used),
+                    strict=True,
+                )
+            )
             done[way] += result["sagas"]
             return result
 
@@ -217,7 +226,6 @@ def _measure(
                 print(f"  round {number + 1}  {way:7} {rate:8.0f} sagas/s", flush=True)
         single = {way: load(way, "single", 3.0, 1) for way in addresses}
         figures = _figures(results, single)
-        figures["runtime_cpu_s"] = _cpu_seconds(runtime["pid"])
         figures["effects"] = asyncio.run(_report(worker["address"]))
         return figures, done
 
@@ -240,6 +248,10 @@ def _figures(
             "sagas_per_s": round(statistics.median(rates), 1),
             "sagas_per_s_by_round": [round(rate, 1) for rate in rates],
             "sagas": sum(done["sagas"] for done in rounds),
+            "cpu_us_per_saga": {
+                process: round(statistics.median(done["cpu_us"][process] for done in rounds))
+                for process in rounds[0]["cpu_us"]
+            },
             "latency_ms": _percentiles(latencies),
             "one_at_a_time_ms": _percentiles(single[way]["latencies_ms"]),
         }
@@ -395,7 +407,9 @@ def _print_table(figures: dict[str, Any], output: Path) -> None:
         f"\neffects counted at the participant: {effects['effects']}, doubled {effects['doubled']}"
     )
     print(f"disk per saga {figures['disk_bytes_per_saga']} bytes")
-    print(f"runtime CPU per saga {figures['runtime_cpu_us_per_saga']} µs")
+    for way in ("naive", "amends"):
+        used = ", ".join(f"{name} {us}" for name, us in figures[way]["cpu_us_per_saga"].items())
+        print(f"{way}: CPU per saga in µs: {used}")
     print(f"{'exact' if figures['exact'] else 'NOT EXACT: the run fails'}; written to {output}")
 
 

@@ -183,7 +183,9 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             case HandlerFailed():
                 logger.error("%s: outcome unknown: %s [at %s]", _ids(call), error, error.where)
                 message = f"{error}; see the log of participant {self._name}"
-                return grpc.StatusCode.INTERNAL, message
+                # What gRPC makes of a handler that raises, in every language. It says nothing about
+                # the endpoint, so it opens no breaker: one action's fault is not its neighbours'.
+                return grpc.StatusCode.UNKNOWN, message
             case NotCompensatable():
                 logger.error("%s: %s", _ids(call), error)
                 return grpc.StatusCode.UNIMPLEMENTED, str(error)
@@ -192,7 +194,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
                 return grpc.StatusCode.UNAVAILABLE, str(error)
             case AmendsError():
                 logger.error("%s: outcome unknown: %s", _ids(call), error)
-                return grpc.StatusCode.INTERNAL, str(error)
+                return grpc.StatusCode.UNKNOWN, str(error)
             case _:
                 # A fault of our own. Its message may quote anything, so only its type is told.
                 kind = type(error).__name__

@@ -152,7 +152,7 @@ async def test_an_exception_rolls_back_and_leaves_the_outcome_open(
 
     async with ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="fragile"))
-        assert code is grpc.StatusCode.INTERNAL
+        assert code is grpc.StatusCode.UNKNOWN
         assert "ValueError" in details
         assert ledger.entries() == []
         assert await asker.say(call_message(EXECUTE, action="fragile", attempt=2)) == "done"
@@ -179,7 +179,7 @@ async def test_a_refused_compensation_is_an_error(
     async with ledger.served() as asker:
         await asker.ask(call_message(EXECUTE, action="final"))
         code, details = await asker.status(call_message(COMPENSATE, action="final"))
-    assert code is grpc.StatusCode.INTERNAL
+    assert code is grpc.StatusCode.UNKNOWN
     assert "a compensation cannot be refused" in details
     assert "a compensation cannot be refused" in caplog.text
     assert ledger.entries() == [("final", 5)]

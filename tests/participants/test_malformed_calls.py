@@ -126,7 +126,7 @@ async def test_results_that_are_no_results_leave_the_outcome_open(ledger: Ledger
     async with ledger.served() as asker:
         for kind in ("PayloadError", "PayloadError", "TypeError"):
             code, details = await asker.status(call_message(EXECUTE, action="odd"))
-            assert code is grpc.StatusCode.INTERNAL
+            assert code is grpc.StatusCode.UNKNOWN
             assert kind in details
         assert await asker.say(call_message(EXECUTE, action="odd")) == "done"
 
@@ -154,7 +154,7 @@ async def test_an_exit_in_a_handler_is_a_failed_handler() -> None:
     async with serve(participant) as server, asking(server.address) as asker:
         for action in ("exit", "exit-async"):
             code, details = await asker.status(call_message(EXECUTE, action=action))
-            assert code is grpc.StatusCode.INTERNAL
+            assert code is grpc.StatusCode.UNKNOWN
             assert "SystemExit" in details
 
 

@@ -51,7 +51,7 @@ async def test_statements_that_would_break_the_barrier_are_refused(
 
     async with ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="sly"))
-        assert code is grpc.StatusCode.INTERNAL
+        assert code is grpc.StatusCode.UNKNOWN
         assert "TransactionMisused" in details
         assert ledger.entries() == []
         assert await asker.say(call_message(EXECUTE)) == "done"
@@ -131,7 +131,7 @@ async def test_a_cancelled_statement_dooms_its_transaction(ledger: Ledger) -> No
 
     async with ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="impatient"))
-        assert code is grpc.StatusCode.INTERNAL
+        assert code is grpc.StatusCode.UNKNOWN
         assert "nobody knows whether it ran" in details
         assert await asker.say(call_message(EXECUTE)) == "done"
     assert ledger.entries() == [("charge", 5)]
@@ -150,7 +150,7 @@ async def test_nothing_is_written_after_sqlite_rolled_back_by_itself(ledger: Led
 
     async with ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="stubborn"))
-        assert code is grpc.StatusCode.INTERNAL
+        assert code is grpc.StatusCode.UNKNOWN
         assert "SQLite ended the transaction" in details
     assert ledger.entries() == []
     assert read_rows(ledger.path) == []
