@@ -41,11 +41,13 @@ def amends(*arguments: str, stdin: str = "", **extra: str) -> subprocess.Complet
 class Served:
     """A process that logs JSON to standard error: `amends serve`, as a user would start it."""
 
-    def __init__(self, *arguments: str, cwd: Path, **extra: str) -> None:
+    def __init__(self, *arguments: str, cwd: Path, leashed: bool = True) -> None:
+        # Leashed, so that a test run that dies leaves nothing behind.
+        leash = ["--until-stdin-closes"] if leashed else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "amends_runtime", "serve", *arguments],
+            [sys.executable, "-m", "amends_runtime", "serve", *leash, *arguments],
             cwd=cwd,
-            env=environment(**extra),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -99,9 +101,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start `amends serve` with these arguments, in a folder of its own, on a free port."""
     started: list[Served] = []
 
-    def start(*arguments: str, **extra: str) -> Served:
+    def start(*arguments: str, leashed: bool = True) -> Served:
         listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
-        served = Served(*listen, *arguments, cwd=tmp_path, **extra)
+        served = Served(*listen, *arguments, cwd=tmp_path, leashed=leashed)
         started.append(served)
         return served
 

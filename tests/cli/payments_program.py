@@ -1,6 +1,12 @@
-"""A participant for the tests of the command line. Prints its address once it serves."""
+"""A participant for the tests of the command line.
 
+Prints its address once it serves, and ends when its standard input does.
+"""
+
+import json
+import os
 import sys
+import threading
 
 import amends
 
@@ -10,7 +16,7 @@ payments = amends.Participant("payments")
 @payments.execute("charge")
 def charge(call: amends.Call) -> dict[str, str]:
     """Charge, unless the amount is above 100."""
-    order: dict[str, int] = call.input or {}  # type: ignore[assignment]  # the tests send no bytes
+    order = json.loads(call.input or b"{}")
     if order.get("amount", 0) > 100:
         raise amends.Rejected("card_declined", "above the limit\x1b[2J of the card")
     return {"receipt": call.saga_id}
@@ -21,11 +27,19 @@ def refund(call: amends.Call) -> None:
     """Nothing is kept, so there is nothing to give back."""
 
 
+def tell(server: amends.Server) -> None:
+    """Print where the participant is reached."""
+    sys.stdout.write(f"{server.address}\n")
+    sys.stdout.flush()
+
+
+def end_with_stdin() -> None:
+    """Leave nothing behind when the test run dies."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
 if __name__ == "__main__":
-
-    def tell(server: amends.Server) -> None:
-        """Print where the participant is reached."""
-        sys.stdout.write(f"{server.address}\n")
-        sys.stdout.flush()
-
+    threading.Thread(target=end_with_stdin, daemon=True).start()
     amends.run(payments, on_ready=tell)

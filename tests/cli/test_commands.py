@@ -25,6 +25,8 @@ def asking(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMENDS_TARGET", target)
 
 
+WAIT = ("--wait", "--timeout", str(PATIENCE_S))
+
 Said = Callable[..., str]
 Json = Callable[..., Any]
 
@@ -71,7 +73,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def test_a_saga_that_completes_is_exit_code_0(told: Json) -> None:
     """Start waits for the end, and prints the saga with all of its fields."""
-    saga = told("start", "order", "--input", '{"amount": 3}', "--id", "done-1", "--wait")
+    saga = told("start", "order", "--input", '{"amount": 3}', "--id", "done-1", *WAIT)
     assert saga["saga_id"] == "done-1"
     assert saga["state"] == "COMPLETED"
     assert saga["turn"] is None
@@ -84,7 +86,7 @@ def test_a_saga_that_completes_is_exit_code_0(told: Json) -> None:
 
 def test_a_saga_that_ends_otherwise_is_exit_code_6(said: Said, told: Json) -> None:
     """A declined card compensates the saga; start --wait and wait say so by their exit code."""
-    saga = told("start", "order", "--input", '{"amount": 101}', "--id", "no-1", "--wait", code=6)
+    saga = told("start", "order", "--input", '{"amount": 101}', "--id", "no-1", *WAIT, code=6)
     assert saga["state"] == "COMPENSATED"
     assert saga["turn"]["cause"] == "rejected"
     assert saga["turn"]["failure"]["reason"] == "card_declined"
@@ -95,12 +97,12 @@ def test_a_saga_that_ends_otherwise_is_exit_code_6(said: Said, told: Json) -> No
 
 
 def test_what_others_wrote_cannot_drive_the_terminal(said: Said) -> None:
-    """A participant's message with an escape sequence is shown with it written out."""
-    said("start", "order", "--input", '{"amount": 101}', "--id", "no-2", "--wait", code=6)
+    """A participant's message is shown without its escape sequence taking effect."""
+    said("start", "order", "--input", '{"amount": 101}', "--id", "no-2", *WAIT, code=6)
     for command in ("get", "history"):
         text = said(command, "no-2")
         assert "\x1b" not in text
-        assert r"above the limit\x1b[2J of the card" in text
+        assert "above the limit" in text
 
 
 def test_a_wait_that_is_over_is_exit_code_5(complaint: Said) -> None:
@@ -113,7 +115,7 @@ def test_a_wait_that_is_over_is_exit_code_5(complaint: Said) -> None:
 
 def test_a_repeated_start_is_the_same_start(told: Json, complaint: Said) -> None:
     """Same id and content: the saga as it is. Same id and other content: exit code 4."""
-    first = told("start", "order", "--id", "twice", "--input", '{"amount": 1, "b": 2}', "--wait")
+    first = told("start", "order", "--id", "twice", "--input", '{"amount": 1, "b": 2}', *WAIT)
     again = told("start", "order", "--id", "twice", "--input", '{"b":2,"amount":1}')
     assert (again["started_at_ms"], again["state"]) == (first["started_at_ms"], "COMPLETED")
     line = complaint(4, "start", "order", "--id", "twice", "--input", '{"amount": 2}')
@@ -146,7 +148,7 @@ def test_inputs_come_from_the_command_line_a_file_and_standard_input(
 def test_payloads_are_shown_only_when_asked_for(said: Said) -> None:
     """What is printed ends up in build logs; sizes are enough for most questions."""
     card = '{"amount": 1, "card": "4111"}'
-    said("start", "order", "--id", "secret", "--input", card, "--wait")
+    said("start", "order", "--id", "secret", "--input", card, *WAIT)
     for command in ("get", "history"):
         for form in ("table", "json"):
             assert "4111" not in said(command, "secret", "-o", form)
@@ -156,7 +158,7 @@ def test_payloads_are_shown_only_when_asked_for(said: Said) -> None:
 def test_lists_are_filtered(told: Json, said: Said, capsys: pytest.CaptureFixture[str]) -> None:
     """By label, definition and state; newest first; and it says if there are more."""
     for number in range(3):
-        told("start", "order", "--id", f"list-{number}", "--label", "shelf=a", "--wait")
+        told("start", "order", "--id", f"list-{number}", "--label", "shelf=a", *WAIT)
     told("start", "waiting", "--id", "list-w", "--label", "shelf=a", "--label", "row=1")
     shelf = ("list", "--label", "shelf=a")
 
@@ -182,7 +184,7 @@ def test_lists_are_filtered(told: Json, said: Said, capsys: pytest.CaptureFixtur
 
 def test_a_history_has_the_fields_of_each_kind(told: Json, said: Said) -> None:
     """Every record, oldest first, without fields that its kind does not have."""
-    told("start", "order", "--id", "told", "--input", '{"amount": 1}', "--wait")
+    told("start", "order", "--id", "told", "--input", '{"amount": 1}', *WAIT)
     found = told("history", "told")
     assert found["saga_id"] == "told"
     records = found["records"]
@@ -214,7 +216,7 @@ def test_a_cancelled_saga_turns_back(told: Json, said: Said, complaint: Said) ->
     ]
     assert (request["author"], request["reason"]) == ("me", "customer called")
     assert "had turned back before" in said("cancel", "cancel-1", "--reason", "again")
-    told("start", "order", "--id", "cancel-2", "--wait")
+    told("start", "order", "--id", "cancel-2", *WAIT)
     assert "has completed" in complaint(4, "cancel", "cancel-2", "--reason", "too late")
 
 
@@ -229,7 +231,7 @@ def test_a_cancelled_saga_turns_back(told: Json, said: Said, complaint: Said) ->
         ("definitions get nope", 3, "there is no definition 'nope'", "amends definitions register"),
         ("start order --definition-hash ab", 2, "definition_hash", "64"),
         ("get a!", 2, "saga_id: 'a!' is not a saga id", "A-Z a-z 0-9"),
-        ("start order --id a/b", 2, "saga_id: 'a/b' is not a saga id", "A-Z a-z 0-9"),
+        ("start order --id a/b", 2, "saga_id: 'a/b' has a '/'", "reserved for child sagas"),
         ("start order --label X=1", 2, "labels['X']", "lower-case letter"),
         ("start order --deadline 1e300", 2, "", ""),
     ],

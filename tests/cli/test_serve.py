@@ -74,11 +74,12 @@ def test_the_second_signal_ends_it_at_once(serve: Serve, tmp_path: Path) -> None
 
 def test_it_stops_when_standard_input_ends(serve: Serve) -> None:
     """A script that dies leaves nothing behind; without the flag standard input does not matter."""
-    bound, free = serve("--until-stdin-closes"), serve("--database", "other.db")
+    bound, free = serve(), serve("--database", "other.db", leashed=False)
     for served in (bound, free):
         served.wait_for("amends is up")
         assert served.process.stdin is not None
         served.process.stdin.close()
+    bound.process.send_signal(signal.SIGTERM)  # what a script that dies may send besides
     assert bound.wait_ended() == 0
     assert free.process.poll() is None
     free.process.send_signal(signal.SIGTERM)
@@ -133,6 +134,13 @@ def test_the_log_is_json_where_nobody_watches(serve: Serve) -> None:
 # -- refusing to start -----------------------------------------------------------------------------
 
 
+def test_a_ready_file_that_cannot_be_written_is_one_line(serve: Serve) -> None:
+    """Whoever waits for it would wait for ever; so the runtime goes down again."""
+    code, line = refusal(serve("--ready-file", "/proc/ready.json"))
+    assert code == 2
+    assert line.startswith("--ready-file /proc/ready.json: cannot be written")
+
+
 def test_a_busy_port_is_one_line(serve: Serve) -> None:
     """It names the address and how to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
@@ -164,8 +172,10 @@ def test_a_database_that_cannot_be_used_is_refused(serve: Serve, tmp_path: Path)
     """Exit code 5: no folder, a folder in its place, no database, a place that is read-only."""
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "text.db").write_text("hello " * 100, encoding="utf-8")
-    for database in ("nope/amends.db", "folder.db", "text.db", "/proc/amends.db"):
-        code, line = refusal(serve("--database", database))
+    databases = ("nope/amends.db", "folder.db", "text.db", "/proc/amends.db")
+    refused = [serve("--database", database) for database in databases]
+    for database, served in zip(databases, refused, strict=True):
+        code, line = refusal(served)
         assert code == 5, line
         assert Path(database).name in line or str(Path(database).parent) in line
 
@@ -198,14 +208,19 @@ def test_an_install_without_the_runtime_says_how_to_get_it() -> None:
     """`pip install amends` has the command, but not what it needs: one line and exit code 2."""
     import subprocess  # noqa: PLC0415  # for a fresh interpreter that lacks a package
 
-    for package in ("cyclopts", "rich", "msgspec"):
+    for package, arguments in (
+        ("cyclopts", ["--help"]),
+        ("rich", ["--help"]),
+        ("pydantic_settings", ["serve"]),
+        ("msgspec", ["serve"]),
+    ):
         script = (
             f"import sys; sys.modules['{package}'] = None\n"
             "from amends_runtime.__main__ import main\n"
             "main()\n"
         )
         finished = subprocess.run(
-            [sys.executable, "-c", script, "--help"],
+            [sys.executable, "-c", script, *arguments],
             capture_output=True,
             text=True,
             env={**os.environ},

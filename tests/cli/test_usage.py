@@ -216,6 +216,17 @@ def test_the_environment_names_the_target(
     assert CLOSED in complaint(capsys, 5, "list")
 
 
+def test_an_empty_variable_is_not_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers leave variables unset by setting them to nothing."""
+    for name in ("AMENDS_TARGET", "AMENDS_CONFIG", "AMENDS_DEBUG"):
+        monkeypatch.setenv(name, "")
+    said = complaint(capsys, 2, "serve", "--listen", "nowhere")
+    assert said.startswith("--listen: must be host:port")
+    assert CLOSED in complaint(capsys, 5, "list", "--target", CLOSED)
+
+
 def test_an_argument_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """It could not be sent, and must not end in a traceback."""
     assert complaint(capsys, 2, "get", "\udcff") == (

@@ -84,6 +84,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code. What goes wrong is said on standard error."""
     app = build_app()
     arguments = list(arguments)
+    for name in ("AMENDS_CONFIG", "AMENDS_DEBUG", "AMENDS_TARGET"):
+        if os.environ.get(name) == "":  # a container's way of leaving a variable unset
+            del os.environ[name]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a letter is no reason to fail.

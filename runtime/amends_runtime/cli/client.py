@@ -109,10 +109,11 @@ def _exit(error: errors.AmendsError, target: str) -> Exit:
                 f"amends wait {saga.saga_id} waits on",
             )
         case errors.ApiError():
-            # What the runtime itself says ends with what can be done.
-            is_ours = error.reason != error.code.name
             code, hint = _BY_STATUS.get(error.code, _BUG)
-            return Exit(code, _sentence(error) if is_ours else f"{_sentence(error)}; {hint}")
+            # What the runtime itself says ends with what can be done, sometimes in the API's words.
+            is_ours = error.reason != error.code.name
+            is_told = is_ours and (code is not ExitCode.NOT_FOUND or "amends " in str(error))
+            return Exit(code, _sentence(error) if is_told else f"{_sentence(error)}; {hint}")
         case _:
             return Exit(ExitCode.USAGE, *str(error).splitlines())
 

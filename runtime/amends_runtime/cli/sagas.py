@@ -182,7 +182,7 @@ async def list_(
                 break
             found.append(saga)
     print_sagas(found, common, more=more)
-    if more:
+    if more and common.output == "table":
         sys.stderr.write(f"amends: there are more; --limit {limit * 10} shows more of them\n")
 
 

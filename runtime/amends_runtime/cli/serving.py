@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -105,7 +105,9 @@ def serve(
     definitions = find_definitions(loaded.definitions)
     ready = _ReadyFile(ready_file)
     configure_logging(loaded.log_format, loaded.log_level)
-    with _Signals(until_stdin_closes=until_stdin_closes) as signals, ready.absent():
+    signals = _Signals(until_stdin_closes=until_stdin_closes, before_force=ready.discard)
+    signals.install()
+    with ready.absent():
         asyncio.run(_serve(loaded, definitions, ready, signals))
     return ExitCode.OK
 
@@ -121,10 +123,10 @@ async def _serve(
     async with run_engine(config, definitions=definitions) as engine:
 
         def stop() -> None:
+            ready.discard()
             log.info("stopping: nothing new is taken, what is decided is committed")
             engine.request_stop()
 
-        signals.on_first(stop)
         ready.write(engine.address)
         log.info(
             "amends is up",
@@ -134,36 +136,30 @@ async def _serve(
             definitions=sorted({definition.name for definition in definitions}),
             pid=os.getpid(),
         )
-        try:
-            await engine.wait_stopped()
-        finally:
-            ready.remove()
+        signals.on_first(stop)
+        await engine.wait_stopped()
     log.info("amends has stopped")
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks, the second forces. To be entered by the main thread.
+    """SIGTERM and SIGINT: the first asks, the second forces. To be installed by the main thread.
 
     Plain handlers instead of the event loop's: they also run while the loop is busy, so that the
     second signal always gets through.
     """
 
-    def __init__(self, *, until_stdin_closes: bool) -> None:
+    def __init__(self, *, until_stdin_closes: bool, before_force: Callable[[], None]) -> None:
         self._until_stdin_closes = until_stdin_closes
+        self._before_force = before_force
+        self._signalled = False
         self._asked = False
         self._stop: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Self:
+    def install(self) -> None:
+        """From now on until the process ends, so that a late signal does not spoil its exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop = None
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal gave it
+            signal.signal(number, self._on_signal)
 
     def on_first(self, stop: Callable[[], None]) -> None:
         """From now on the first signal calls `stop` in the running loop; at once if it has come."""
@@ -176,8 +172,11 @@ class _Signals:
             threading.Thread(target=self._wait_for_stdin, name="stdin", daemon=True).start()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked:
+        # The end of standard input does not count: a script that dies sends both.
+        if self._signalled:
+            self._before_force()
             _force_exit(f"a second signal ({signal.Signals(number).name}): ending at once")
+        self._signalled = True
         self._ask()
 
     def _wait_for_stdin(self) -> None:
@@ -230,6 +229,7 @@ class _ReadyFile:
                 prefix=f".{self._path.name}.", dir=self._path.parent
             )
             try:
+                os.fchmod(handle, 0o644)  # who waits for it may be another user
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
                     file.write(content + "\n")
                 Path(temporary).replace(self._path)
@@ -247,6 +247,11 @@ class _ReadyFile:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             raise self._failed("removed", error) from None
+
+    def discard(self) -> None:
+        """Removes the file as far as it can be, where there is nobody to complain to."""
+        with contextlib.suppress(Exit):
+            self.remove()
 
     def _failed(self, what: str, error: OSError) -> Exit:
         return Exit(

@@ -114,11 +114,11 @@ def decode_definition(content_hash: str, data: bytes) -> Definition:
         ) from error
 
 
-def encode_labels(labels: dict[str, str]) -> str | None:
-    """Labels as JSON, or nothing where there are none."""
-    return msgspec.json.encode(labels).decode() if labels else None
+def encode_labels(labels: dict[str, str]) -> str:
+    """Labels as JSON, empty where there are none."""
+    return msgspec.json.encode(labels).decode() if labels else ""
 
 
 def decode_labels(text: str | None) -> dict[str, str]:
-    """The labels of a stored row."""
+    """The labels of a stored row, which has NULL where there are none."""
     return msgspec.json.decode(text, type=dict[str, str]) if text else {}

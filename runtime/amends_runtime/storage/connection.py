@@ -39,9 +39,7 @@ OLDEST_SQLITE = (3, 38)  # STRICT tables, RETURNING, the ->> operator
 BUSY_TIMEOUT_S = 5.0  # somebody looks into the file with a shell; a runtime never gets this far
 PAGE_BYTES = 4096  # the file system's block: a commit writes whole pages, and most touch few rows
 CACHE_KIB = 16 * 1024  # the hot ends of tables and indexes, however large the file
-CHECKPOINT_PAGES = (
-    4000  # 16 MiB: each checkpoint syncs the database, so not too often; its log is reread
-)
+CHECKPOINT_PAGES = 4000  # 16 MiB of log: then one commit waits some 10 ms for a checkpoint
 READERS = 2  # reads are short, and each reader is a thread
 STATEMENTS = 256  # prepared ones kept by a connection; there are fewer
 

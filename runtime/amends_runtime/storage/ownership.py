@@ -90,6 +90,7 @@ class Ownership:
             os.fsync(self._descriptor)
         except OSError as error:
             raise StoreUnusable(f"{self.path} cannot be written: {error.strerror}") from error
+        self._created = False  # from here on it says something that must not be lost
 
     def release(self) -> None:
         """Lets another runtime have the store. The file stays."""
@@ -98,7 +99,7 @@ class Ownership:
             self._descriptor = -1
 
     def abandon(self) -> None:
-        """Releases after a refused opening, leaving no file that was not there before."""
+        """Releases after a refused opening, leaving no file that was not there and says nothing."""
         if self._created and self._descriptor >= 0:
             with contextlib.suppress(OSError):
                 self.path.unlink()  # while locked, so that it is still ours

@@ -54,6 +54,7 @@ from amends_runtime.storage.codec import (
     encode_labels,
 )
 from amends_runtime.storage.connection import (
+    BUSY_TIMEOUT_S,
     Readers,
     checkpoint,
     close,
@@ -61,6 +62,7 @@ from amends_runtime.storage.connection import (
     explained,
     is_open_here,
     open_writer,
+    pragma,
     to_the_end,
 )
 from amends_runtime.storage.migrations import migrate, schema_version
@@ -75,14 +77,18 @@ _log = structlog.get_logger(__name__)
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 MAX_ROWS = BATCH_SIZES[-1]  # 14 variables a row: half of what SQLite allows by default
 MAX_WAL_BYTES = 64 * 1024 * 1024  # four checkpoints' worth: a reader is holding it back
+ABOVE_ALL = 2**63 - 1  # for conditions that hold always; a NULL would keep SQLite from its index
 LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
 
 _SQL = read_queries("sqlite")
 _COLUMNS = 14
 _ROW = f"({', '.join('?' * _COLUMNS)})"
 _APPEND = {size: _SQL["append"].replace("{rows}", ", ".join([_ROW] * size)) for size in BATCH_SIZES}
-_NO_ROW = (None,) * _COLUMNS
-_NO_SUMMARY = (None,) * 10
+
+# Parameters are exact ints and strings wherever they can be: sqlite3 asks its adapters about all
+# else, None, bytes and enums too, which takes ten times as long and holds the interpreter lock.
+_NO_ROW = (0,) * _COLUMNS
+_NO_SUMMARY = ("", 0, 0, 0, 0, 0, 0, 0, 0, "")
 
 
 @asynccontextmanager
@@ -239,7 +245,7 @@ class SqliteStore:
                     seq,
                     transition.saga_no,
                     transition.version,
-                    self._codec.encode(transition.records),
+                    bytearray(self._codec.encode(transition.records)),
                     *(_NO_SUMMARY if summary is None else self._summary_row(summary)),
                 )
             )
@@ -255,13 +261,13 @@ class SqliteStore:
         return (
             summary.saga_id,
             definition_no,
-            summary.state,
+            int(summary.state),
             summary.started_at_ms,
             summary.updated_at_ms,
             summary.ended_at_ms,
             summary.deadline_at_ms,
             summary.wake_at_ms,
-            summary.past_no_return,
+            int(summary.past_no_return),
             encode_labels(summary.labels),
         )
 
@@ -307,9 +313,7 @@ class SqliteStore:
 
     def _unknown(self, error: Exception) -> CommitUnknown:
         self._failed = f"a commit failed ({_named(error)})"
-        _log.error(
-            "commit failed, its outcome is unknown", path=str(self._path), error=_named(error)
-        )
+        _log.error("commit_failed", path=str(self._path), error=_named(error))
         return CommitUnknown(
             f"a commit to {self._path} failed ({_named(error)}) and may or may not have happened:"
             " the store must be reopened and read before anything else"
@@ -324,7 +328,7 @@ class SqliteStore:
             try:
                 await self._reopen()
             except StoreError as error:  # the next commit meets it, and its caller reopens or ends
-                _log.error("store cannot be reopened", path=str(self._path), error=str(error))
+                _log.error("store_not_reopened", path=str(self._path), error=str(error))
             raise
 
     async def _put_definition(
@@ -386,13 +390,15 @@ class SqliteStore:
             return  # it was tried not long ago
         self._wal_tried_bytes = size
         try:
+            await pragma(writer, "busy_timeout = 0")  # commits must not wait for whoever reads
             emptied = await checkpoint(writer)
+            await pragma(writer, f"busy_timeout = {round(BUSY_TIMEOUT_S * 1000)}")
         except sqlite3.Error as error:  # what is committed is safe in the log
             _log.error(
-                "checkpoint failed", path=str(self._path), error=_named(error), wal_bytes=size
+                "checkpoint_failed", path=str(self._path), error=_named(error), wal_bytes=size
             )
         else:
-            _log.warning("log was large", path=str(self._path), wal_bytes=size, emptied=emptied)
+            _log.warning("log_was_large", path=str(self._path), wal_bytes=size, emptied=emptied)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -435,10 +441,10 @@ class SqliteStore:
     ) -> list[SagaSummary]:
         parameters: dict[str, Any] = {
             "limit": limit,
-            "before_no": before_no,
+            "before_no": ABOVE_ALL if before_no is None else before_no,
             "definition_name": where.definition_name or None,
             "started_from_ms": where.started_from_ms,
-            "started_before_ms": where.started_before_ms or None,
+            "started_before_ms": where.started_before_ms or ABOVE_ALL,
         }
         if where.labels:
             key, value = next(iter(where.labels.items()))
@@ -567,12 +573,12 @@ class SqliteStore:
             await configure_writer(writer, self._path)
             await self._empty_log(writer)
             await migrate(writer, version)
-            await self._take_epoch(writer, is_new=version == 0)
+            await self._take_epoch(writer)
             await self._make_ready(writer)
         except (sqlite3.Error, StoreError) as error:
             raise explained(self._path, error) from error
         _log.info(
-            "store opened",
+            "store_opened",
             path=str(self._path),
             created=not existed,
             sqlite=sqlite3.sqlite_version,
@@ -591,24 +597,23 @@ class SqliteStore:
                 " checkpointed: close that first"
             )
 
-    async def _take_epoch(self, writer: aiosqlite.Connection, *, is_new: bool) -> None:
-        if is_new:
-            parameters = {
-                "store_id": str(uuid.uuid4()),
-                "incarnation": str(uuid.uuid4()),
-                "now_ms": time.time_ns() // 1_000_000,
-            }
-            await writer.execute_fetchall(_SQL["create_meta"], parameters)
+    async def _take_epoch(self, writer: aiosqlite.Connection) -> None:
+        """Begins the next epoch, in the database and beside it, and finds out about a restore."""
+        if not list(await writer.execute_fetchall(_SQL["identity"])):
+            await self._make_identity(writer)
         store_id, incarnation, _, epoch = await self._read_identity(writer)
         beside = self._ownership.before
-        if not is_new and (
-            beside is None
-            or (beside.store_id, beside.incarnation) != (store_id, incarnation)
-            or beside.epoch > epoch
+        if (
+            beside is not None
+            and (beside.store_id, beside.incarnation) == (store_id, incarnation)
+            and beside.epoch <= epoch
         ):
+            await writer.execute_fetchall(_SQL["take_ownership"])
+        else:
             _log.warning(
-                "store was restored or moved here: its lock file does not know it",
+                "store_restored",
                 path=str(self._path),
+                why="its lock file does not know it: it came from a backup or from elsewhere",
                 lock_file=str(self._ownership.path),
                 store_id=store_id,
                 epoch=epoch,
@@ -621,17 +626,33 @@ class SqliteStore:
                 "epoch_beside": beside.epoch if beside is not None and same_store else 0,
             }
             await writer.execute_fetchall(_SQL["mark_restored"], parameters)
-        else:
-            await writer.execute_fetchall(_SQL["take_ownership"])
         store_id, incarnation, restored, epoch = await self._read_identity(writer)
         self._identity = StoreIdentity(store_id, incarnation, epoch)
         self.restored = bool(restored)
         self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch))
 
+    async def _make_identity(self, writer: aiosqlite.Connection) -> None:
+        """A new store gets its ids, or one whose first opening was cut short.
+
+        The lock file has them first: killed in between, the next opening makes others; in the other
+        order it would take the file for a restored one.
+        """
+        note = LockNote(os.getpid(), str(uuid.uuid4()), str(uuid.uuid4()), 0)
+        self._ownership.write(note)
+        self._ownership.before = note
+        parameters = {
+            "store_id": note.store_id,
+            "incarnation": note.incarnation,
+            "now_ms": time.time_ns() // 1_000_000,
+        }
+        await writer.execute_fetchall(_SQL["create_meta"], parameters)
+
     async def _read_identity(self, writer: aiosqlite.Connection) -> tuple[str, str, int, int]:
         rows = list(await writer.execute_fetchall(_SQL["identity"]))
-        if len(rows) != 1:
-            raise StoreUnusable(f"{self._path} does not say which store it is: restore a backup")
+        if not rows:
+            raise StoreUnusable(
+                f"{self._path} has sagas and does not say which store it is: restore a backup"
+            )
         store_id, incarnation, restored, epoch = rows[0]
         return store_id, incarnation, restored, epoch
 
@@ -685,7 +706,7 @@ class SqliteStore:
         except (sqlite3.Error, StoreError) as error:
             raise explained(self._path, error) from error
         self._failed = ""
-        _log.warning("store reopened", path=str(self._path), seq=self._seq)
+        _log.warning("store_reopened", path=str(self._path), seq=self._seq)
 
     async def _close(self) -> None:
         if self._writer is not None and not self._failed:
@@ -695,7 +716,7 @@ class SqliteStore:
             try:
                 await checkpoint(self._writer)
             except sqlite3.Error as error:  # what is committed is safe in the log
-                _log.warning("checkpoint failed", path=str(self._path), error=_named(error))
+                _log.warning("checkpoint_failed", path=str(self._path), error=_named(error))
         await self._disconnect()
         self._closed = True
         self._ownership.release()
@@ -712,7 +733,7 @@ class SqliteStore:
                     else:
                         await close(connections)
                 except Exception as error:  # noqa: BLE001  # `is_open_here` says whether it matters
-                    _log.warning("closing failed", path=str(self._path), error=_named(error))
+                    _log.warning("closing_failed", path=str(self._path), error=_named(error))
 
     def _usable_writer(self) -> aiosqlite.Connection:
         if self._failed and not self._closed:

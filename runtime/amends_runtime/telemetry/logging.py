@@ -50,7 +50,8 @@ def configure_logging(
     """Sets up structlog and the standard library's logging, for the whole process.
 
     `log_format` is auto, console or json; `log_level` debug, info, warning or error. Records of
-    other people's libraries come out in the same form, from warning upward (at debug: all of them).
+    other people's libraries come out in the same form, from warning upward whatever the level:
+    below that they log what they carry, aiosqlite for one the parameters of every statement.
     `stream` defaults to standard error.
     """
     stream = sys.stderr if stream is None else stream
@@ -79,7 +80,7 @@ def configure_logging(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level if level == logging.DEBUG else max(level, logging.WARNING))
+    root.setLevel(max(level, logging.WARNING))
 
 
 def _may_colour(stream: TextIO) -> bool:

@@ -25,10 +25,10 @@ BEGIN
     )
     SELECT
         NEW.saga_no, NEW.saga_id, NEW.definition_no, NEW.state, NEW.version, NEW.started_at_ms,
-        NEW.updated_at_ms, NEW.ended_at_ms, NEW.deadline_at_ms, NEW.wake_at_ms, NEW.past_no_return, NEW.labels
-    WHERE NEW.saga_id IS NOT NULL
+        NEW.updated_at_ms, NEW.ended_at_ms, NEW.deadline_at_ms, NEW.wake_at_ms, NEW.past_no_return,
+        nullif (NEW.labels, '')
+    WHERE NEW.state <> 0
     ON CONFLICT (saga_no) DO UPDATE SET
-        saga_id = excluded.saga_id,
         state = excluded.state,
         version = excluded.version,
         updated_at_ms = excluded.updated_at_ms,
@@ -41,20 +41,21 @@ END;
 -- name: turn_labels_trigger
 -- Labels are fixed at the start, so only the first turn writes them.
 CREATE TEMP TRIGGER commit_labels INSTEAD OF INSERT ON turn
-WHEN NEW.version = 1 AND NEW.labels IS NOT NULL
+WHEN NEW.version = 1 AND NEW.labels <> ''
 BEGIN
     INSERT INTO saga_labels (key, value, saga_no)
     SELECT key, value, NEW.saga_no FROM json_each (NEW.labels);
 END;
 
 -- name: append
--- A batch of transitions. Rows of NULL fill it up to one of a few sizes, so that few statements are prepared.
+-- A batch of transitions. Rows of 0 fill it up to one of a few sizes, so that few statements are prepared; a row
+-- whose state is 0 has no summary.
 INSERT INTO turn
 SELECT
     ?1, ?2, column1, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11,
     column12, column13, column14
 FROM (VALUES {rows})
-WHERE column1 IS NOT NULL;
+WHERE column1 <> 0;
 
 -- name: conflicts
 -- Which of the transitions cannot follow what is stored, and why: the version, the id, or a tombstone.

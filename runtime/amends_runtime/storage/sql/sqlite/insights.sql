@@ -10,9 +10,10 @@ LEFT JOIN tombstones AS t ON t.saga_id = wanted.value
 ORDER BY wanted.id, h.version;
 
 -- name: open_sagas
--- A page of those that have not ended, lowest number first. The terms are those of the index `sagas_open`.
+-- A page of those that have not ended, lowest number first. Without the hint SQLite takes the index by state and
+-- sorts all that are open, for each page.
 SELECT s.saga_no, s.saga_id, s.definition_no
-FROM sagas AS s
+FROM sagas AS s INDEXED BY sagas_open
 WHERE s.state IN (1, 2, 3) AND s.saga_no > :after_no
 ORDER BY s.saga_no
 LIMIT :limit;
@@ -30,14 +31,14 @@ s.saga_no, s.saga_id, s.definition_no, s.state, s.version, s.started_at_ms, s.up
 s.deadline_at_ms, s.wake_at_ms, s.past_no_return, s.labels
 
 -- name: conditions
--- What every list can be narrowed by; NULL narrows nothing.
-(:before_no IS NULL OR s.saga_no < :before_no)
+-- What every list can be narrowed by.
+s.saga_no < :before_no
 AND (
     :definition_name IS NULL
     OR s.definition_no IN (SELECT definition_no FROM definitions WHERE name = :definition_name)
 )
 AND s.started_at_ms >= :started_from_ms
-AND (:started_before_ms IS NULL OR s.started_at_ms < :started_before_ms)
+AND s.started_at_ms < :started_before_ms
 
 -- name: list_sagas
 -- Newest first.
@@ -62,7 +63,7 @@ FROM saga_labels AS l
 CROSS JOIN sagas AS s ON s.saga_no = l.saga_no
 WHERE
     l.key = :label_key AND l.value = :label_value
-    AND (:before_no IS NULL OR l.saga_no < :before_no)
+    AND l.saga_no < :before_no
     AND (:states IS NULL OR s.state IN (SELECT value FROM json_each (:states)))
     AND NOT EXISTS (
         SELECT 1 FROM json_each (:labels) AS wanted

@@ -3,9 +3,10 @@
 SELECT count(*) FROM sqlite_schema;
 
 -- name: create_meta
--- The one row of a new store.
+-- The one row of a new store; one that has sagas is not new.
 INSERT INTO meta (only_row, store_id, incarnation, epoch, created_at_ms)
-VALUES (1, :store_id, :incarnation, 0, :now_ms);
+SELECT 1, :store_id, :incarnation, 0, :now_ms
+WHERE NOT EXISTS (SELECT 1 FROM history);
 
 -- name: identity
 -- Which store this is.

@@ -29,7 +29,7 @@ INSERT INTO sagas (
 )
 SELECT
     row.value ->> 0, row.value ->> 1, row.value ->> 2, row.value ->> 3, row.value ->> 4, row.value ->> 5,
-    row.value ->> 6, row.value ->> 7, row.value ->> 8, row.value ->> 9, row.value ->> 10, row.value ->> 11
+    row.value ->> 6, row.value ->> 7, row.value ->> 8, row.value ->> 9, row.value ->> 10, nullif (row.value ->> 11, '')
 FROM json_each (:rows) AS row;
 
 -- name: insert_labels

@@ -1,0 +1,75 @@
+"""Migrations: one transaction each, so that whatever happens a whole version is there."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from amends_runtime.errors import StoreUnusable
+from amends_runtime.storage import SqliteStore, migrations, open_sqlite_store
+from amends_runtime.storage.queries import read_script
+from tests.storage.samples import loaded, start
+from tests.storage.sqlite_file import execute
+
+SECOND = "ALTER TABLE sagas ADD COLUMN owner INTEGER NOT NULL DEFAULT 0;"
+BROKEN = "CREATE TABLE half_done (a INTEGER); SELECT no_such_function();"
+
+
+def next_release(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """As if the program had one migration more."""
+    name = "0002_next.sql"
+
+    def read(engine: str, asked: str) -> str:
+        return script if asked == f"migrations/{name}" else read_script(engine, asked)
+
+    monkeypatch.setattr(migrations, "read_script", read)
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, name))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", migrations.SCHEMA_VERSION + 1)
+
+
+async def test_an_older_file_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays; a file that is new goes through all versions as well."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    async with open_sqlite_store(old) as store:
+        [played] = await start(store)
+    next_release(monkeypatch, SECOND)
+    for path in (old, new):
+        async with open_sqlite_store(path) as store:
+            if path is old:
+                assert (await loaded(store, played.saga_id)).version == 1
+        assert execute(path, "PRAGMA user_version") == [[2]]
+        assert execute(path, "SELECT count(*) FROM sagas WHERE owner = 0") == [[int(path is old)]]
+
+
+async def test_an_older_program_refuses_the_newer_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going back needs a backup, and the error says so."""
+    path = tmp_path / "amends.db"
+    with monkeypatch.context() as release:
+        next_release(release, SECOND)
+        async with open_sqlite_store(path):
+            pass
+    with pytest.raises(StoreUnusable, match=r"has schema version 2, and this program knows .* 1:"):
+        await SqliteStore.open(path)
+
+
+async def test_a_failing_migration_leaves_the_version_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it remains, and the older program goes on."""
+    path = tmp_path / "amends.db"
+    async with open_sqlite_store(path) as store:
+        [played] = await start(store)
+    with monkeypatch.context() as release:
+        next_release(release, BROKEN)
+        with pytest.raises(StoreUnusable, match="no_such_function") as caught:
+            await SqliteStore.open(path)
+        assert isinstance(caught.value.__cause__, sqlite3.Error)
+    assert execute(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half_done'") == [[0]]
+    async with open_sqlite_store(path) as store:
+        assert (await loaded(store, played.saga_id)).version == 1
