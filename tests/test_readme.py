@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,9 @@ import pytest
 
 import amends
 from amends_runtime.config import Config, Participant, Server
+from amends_runtime.core.definition import normalise, violations
 from amends_runtime.engine import run_engine
+from amends_runtime.wire import definition_from_proto
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -51,6 +54,24 @@ async def test_the_participant_and_the_start_of_the_readme(
             assert refused.state is amends.SagaState.COMPENSATED
             assert refused.turn is not None
             assert "limit_exceeded" in str(refused.turn)
+
+
+def test_the_two_forms_of_the_definition_page_have_one_content(tmp_path: Path) -> None:
+    """What the builder makes and what the file says are the same definition."""
+    page = (README.parent / "docs" / "definitions.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "order.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("page_order", tmp_path / "order.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from_file = amends.Definition.from_dict(tomllib.loads(toml))
+    assert normalise(definition_from_proto(from_file.to_proto())) == normalise(
+        definition_from_proto(module.order.to_proto())
+    )
+    assert violations(definition_from_proto(from_file.to_proto())) == []
 
 
 def test_the_participant_of_the_readme_is_short() -> None:
