@@ -115,6 +115,7 @@ check-exports: $(READY)
 check-docs: $(READY)
 	@echo "generated documents"
 	@$(PY) scripts/draw_states.py --check
+	@$(PY) scripts/gen_cli_docs.py --check
 
 # Asking buf for its version first tells a missing buf, which is skipped, from a finding, which fails.
 check-buf:

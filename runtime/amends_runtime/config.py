@@ -194,9 +194,9 @@ class Limits(_Section):
     """How much of anything there may be at once. Nothing in the process grows without a bound."""
 
     payload_bytes: Count = Field(default=MIB, ge=1, le=3 * MIB)
-    """The input of a saga. 1 MiB, so that a saga's history stays readable and a commit short; store
-    larger data elsewhere and pass a reference. The SDK itself sends no more than 1 MiB, and all
-    payloads of a saga together are 3 MiB at most, which fits into gRPC's usual message."""
+    """An input or a result. 1 MiB, so that a saga's history stays readable and a commit short;
+    store larger data elsewhere and pass a reference. The SDK sends no more than 1 MiB in any case,
+    and all payloads of a saga together are 3 MiB at most, which fits into gRPC's usual message."""
 
     live_sagas: Count = Field(default=100_000, ge=1, le=10_000_000)
     """Sagas in memory at the same time; further starts are refused with RESOURCE_EXHAUSTED and a
@@ -211,8 +211,9 @@ class Limits(_Section):
     itself gets long and everyone in it waits."""
 
     commit_queue: Count = Field(default=4096, ge=1, le=1_000_000)
-    """Starts that wait to be committed; further ones are refused with RESOURCE_EXHAUSTED and a time
-    to retry after. Some commits' worth: beyond that a caller is better told than kept waiting."""
+    """Turns that wait to be committed; while there are so many, starts are refused with
+    RESOURCE_EXHAUSTED and a time to retry after. Some commits' worth: beyond that a caller is
+    better told than kept waiting."""
 
 
 class Breaker(_Section):

@@ -108,13 +108,24 @@ def run(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError:
         raise  # `main` says how to install what is missing
     except BrokenPipeError:
-        # The reader has seen enough, as in `amends list | head`; nothing more can be said to it.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()  # the reader has seen enough, as in `amends list | head`
         return ExitCode.OK
+    except OSError as error:
+        if _command_path(app, arguments)[:1] == ["serve"]:
+            return report(error, debug=debug_wanted(arguments))
+        # Commands look after the files that they open: this is the output.
+        _abandon_stdout()
+        line = f"the answer cannot be written: {error.strerror}; it is lost, ask again"
+        return report(Exit(ExitCode.INTERNAL, line), debug=debug_wanted(arguments))
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # no traceback reaches a user
         return report(error, debug=debug_wanted(arguments))
     return ExitCode.OK if code is None else int(code)
+
+
+def _abandon_stdout() -> None:
+    # Else the interpreter complains once more when it flushes what is left.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_other_encodings(arguments: list[str]) -> None:
