@@ -98,7 +98,7 @@ class SagaActor:
         self.crashes = 0
         self.quarantined = False
         self.shown: tuple[object, ...] = ()  # what its row in the read model shows
-        self._waiters: list[tuple[Callable[[Saga], bool], asyncio.Future[SagaView]]] = []
+        self._waiters: list[tuple[Callable[[Saga], bool], asyncio.Future[SagaView | None]]] = []
 
     def restore(self, saga: Saga, version: int) -> None:
         """Takes over a state that was folded from the store."""
@@ -136,13 +136,16 @@ class SagaActor:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def add_waiter(self, until: Callable[[Saga], bool]) -> asyncio.Future[SagaView]:
-        """A future that is set when `until` holds for the durable state, or the saga has ended."""
-        waiter: asyncio.Future[SagaView] = asyncio.get_running_loop().create_future()
+    def add_waiter(self, until: Callable[[Saga], bool]) -> asyncio.Future[SagaView | None]:
+        """A future that is set when `until` holds for the durable state, or the saga has ended.
+
+        Whoever waits may set it to None to end the wait.
+        """
+        waiter: asyncio.Future[SagaView | None] = asyncio.get_running_loop().create_future()
         self._waiters.append((until, waiter))
         return waiter
 
-    def remove_waiter(self, waiter: asyncio.Future[SagaView]) -> None:
+    def remove_waiter(self, waiter: asyncio.Future[SagaView | None]) -> None:
         """The other side has left."""
         self._waiters = [entry for entry in self._waiters if entry[1] is not waiter]
 
