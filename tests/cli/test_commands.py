@@ -396,6 +396,25 @@ def test_a_reader_that_leaves_is_no_error(target: str) -> None:
     assert (finished.returncode, finished.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_answer_that_cannot_be_written_is_exit_code_1() -> None:
+    """A script must not take a lost answer for an empty one."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "amends_runtime", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "amends: the answer cannot be written: No space left on device; it is lost, ask again\n"
+    )
+
+
 def test_ctrl_c_ends_a_wait_with_130(serve: Serve, tmp_path: Path) -> None:
     """The saga goes on; the command says nothing more."""
     (tmp_path / "order.json").write_text(json.dumps(ORDER), encoding="utf-8")

@@ -131,6 +131,25 @@ def test_the_log_is_json_where_nobody_watches(serve: Serve) -> None:
     assert not any(line.startswith("{") for line in text.lines)
 
 
+def test_no_payload_reaches_the_log_at_any_level(
+    serve: Serve, tmp_path: Path, payments: str
+) -> None:
+    """Not even at debug, where libraries would log the parameters of every statement."""
+    (tmp_path / "order.json").write_text(json.dumps(ORDER), encoding="utf-8")
+    served = serve(
+        *("--log-level", "debug", "--participant", f"payments={payments}"),
+        *("--definition", "order.json"),
+    )
+    address = served.wait_for("amends is up")["address"]
+    order = ("start", "order", "--id", "order-1", "--input", '{"card": "4111-1111"}')
+    assert amends(*order, "--wait", "--target", address).returncode == 0
+    served.process.send_signal(signal.SIGTERM)
+    assert served.wait_ended() == 0
+    log = "\n".join(served.lines)
+    assert "order-1" in log
+    assert "4111" not in log
+
+
 # -- refusing to start -----------------------------------------------------------------------------
 
 
