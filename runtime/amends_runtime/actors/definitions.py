@@ -89,6 +89,11 @@ class Definitions:
         latest = self.find(registered.definition.name)
         return latest.content_hash == registered.content_hash
 
+    def unregistered(self, plan: Plan) -> list[str]:
+        """Participants of the plan that are not registered (any more), by name."""
+        registered = self._participants()
+        return sorted({step.participant for step in plan.steps}.difference(registered))
+
     def plan(self, content_hash: str) -> Plan:
         """The plan that a saga is pinned to.
 

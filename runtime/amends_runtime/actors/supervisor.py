@@ -38,7 +38,14 @@ from amends_runtime.core.messages import (
 )
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.saga import Answer, Saga, StepStatus
-from amends_runtime.errors import AlreadyExists, AmendsError, NotFound, Overloaded, Unavailable
+from amends_runtime.errors import (
+    AlreadyExists,
+    AmendsError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    WrongState,
+)
 from amends_runtime.ports import Call, Clock, LoadedSaga, Observer, Store, Tombstone
 
 __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor"]
@@ -386,6 +393,10 @@ class Supervisor:
             return
         plan = envelopes[0].plan
         assert plan is not None, "a start brings its plan"
+        missing = self._definitions.unregistered(plan)
+        if missing:
+            _fail(arrival, _cannot_run(plan, missing))
+            return
         actor = SagaActor(saga_id, self._store.next_saga_no(), plan, self._limits.mailbox)
         self._make_live(actor, arrival, envelopes)
 
@@ -533,6 +544,17 @@ def _not_found(saga_id: str) -> NotFound:
         "UNKNOWN_SAGA",
         f"there is no saga {saga_id!r} here; amends list shows all",
         {"saga_id": saga_id},
+    )
+
+
+def _cannot_run(plan: Plan, missing: list[str]) -> WrongState:
+    name = plan.definition.name
+    return WrongState(
+        "PARTICIPANT_NOT_REGISTERED",
+        f"definition {name!r} calls participants that this runtime does not know:"
+        f" {', '.join(missing)}; nothing was started: add them to its configuration ([participants.NAME] address) and"
+        " restart it",
+        {"definition": name, "participants": ", ".join(missing)},
     )
 
 
