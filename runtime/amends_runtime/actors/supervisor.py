@@ -148,6 +148,9 @@ class Supervisor:
         self._arrivals: dict[str, _Arrival] = {}
         self._to_load: deque[str] = deque()
         self._something_to_load = anyio.Event()
+        # While recovery reads pages: who has been here and left, so that a page that was read
+        # before does not bring back what they were.
+        self._left: set[str] | None = None
         self._turns = Turns(
             store,
             clock=clock,
@@ -300,16 +303,18 @@ class Supervisor:
         """
         boundary = self._store.next_saga_no()
         after_no, recovered = 0, 0
+        self._left = set()
         while True:
             page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
             for loaded in page:
                 after_no = loaded.saga_no
-                if loaded.saga_no < boundary and not self._is_here(loaded.saga_id):
+                if loaded.saga_no < boundary and self._is_still_out(loaded.saga_id):
                     self._arrivals[loaded.saga_id] = _Arrival()
                     self._arrived(loaded.saga_id, loaded)
                     recovered += 1
             if len(page) < RECOVERY_PAGE or after_no >= boundary:
                 _log.info("recovered", sagas=recovered)
+                self._left = None
                 return
             _log.info("recovering", sagas=recovered)
             while self._turns.backlog > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace, not a condition
@@ -424,8 +429,10 @@ class Supervisor:
             else:
                 self._arrived(saga_id, found.get(saga_id))
 
-    def _is_here(self, saga_id: str) -> bool:
-        return saga_id in self._actors or saga_id in self._arrivals
+    def _is_still_out(self, saga_id: str) -> bool:
+        """Whether what a page of recovery says of a saga still holds: it was not here since."""
+        assert self._left is not None, "asked by recovery only"
+        return not (saga_id in self._actors or saga_id in self._arrivals or saga_id in self._left)
 
     # -- after a turn --------------------------------------------------------------------------
 
@@ -451,6 +458,8 @@ class Supervisor:
         """The saga has ended: it is a row now."""
         if self._actors.get(actor.saga_id) is actor:
             del self._actors[actor.saga_id]
+            if self._left is not None:
+                self._left.add(actor.saga_id)
         self._timers.forget(actor.timers)
 
     def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
@@ -552,8 +561,8 @@ def _cannot_run(plan: Plan, missing: list[str]) -> WrongState:
     return WrongState(
         "PARTICIPANT_NOT_REGISTERED",
         f"definition {name!r} calls participants that this runtime does not know:"
-        f" {', '.join(missing)}; nothing was started: add them to its configuration ([participants.NAME] address) and"
-        " restart it",
+        f" {', '.join(missing)}; nothing was started: add them to its configuration"
+        " ([participants.NAME] address) and restart it",
         {"definition": name, "participants": ", ".join(missing)},
     )
 

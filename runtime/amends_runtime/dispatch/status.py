@@ -36,12 +36,16 @@ _UNWELL = frozenset(
         grpc.StatusCode.DATA_LOSS,
     )
 )
+_TOO_LARGE = "larger than max"  # how gRPC words it when a message exceeds the receiver's limit
 _MAX_DETAILS = 500  # characters of a foreign text that go into the history
 
 
 def reply_of(status: grpc.StatusCode, details: str | None) -> Reply:
     """The reply that an error status amounts to."""
     text = details or ""
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in text:
+        # Our own side refused the reply; the endpoint is well, and retrying brings the same again.
+        return Reply(Unknown("REPLY_TOO_LARGE", text, misconfigured=True), status.name, None)
     if len(text) > _MAX_DETAILS:
         text = text[:_MAX_DETAILS] + "…"
     outcome = Unknown(status.name, text, misconfigured=status in _MISCONFIGURED)
