@@ -23,6 +23,7 @@ import anyio
 import structlog
 
 from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.oldest_open import OldestOpen
 from amends_runtime.actors.supervisor import Limits, Outbox, Supervisor
 from amends_runtime.api.server import ApiServer
 from amends_runtime.clock import SystemClock
@@ -113,6 +114,7 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
     observer = Observers([HistoryLog()])
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
+        oldest_open = OldestOpen(store, clock)
         lanes = Lanes(
             policy=BreakerPolicy(
                 failures_to_open=config.breaker.failures_to_open,
@@ -122,7 +124,11 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
             clock=clock,
             observer=observer,
             connect=lambda address: UnaryTransport(
-                address.address, store.identity, clock, config.limits.payload_bytes
+                address.address,
+                store.identity,
+                clock,
+                max_result_bytes=config.limits.payload_bytes,
+                oldest_open_ms=lambda: oldest_open.at_ms,
             ),
             limits={name: p.concurrency for name, p in config.participants.items()},
         )
@@ -166,8 +172,9 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
                 supervisor.run_timers,
                 supervisor.run_loader,
                 supervisor.run_recovery,
+                oldest_open.run,
             ):
-                tasks.start_soon(_guarded, engine, part, name=part.__name__)
+                tasks.start_soon(_guarded, engine, part, name=part.__qualname__)
             try:
                 yield engine
             finally:
@@ -186,6 +193,9 @@ def _outbox(lanes: Lanes) -> Outbox:
             saga_id, effect.step, effect.verb, effect.attempt
         ),
         forget=lambda participant, saga_id, steps: lanes.of(participant).forget(saga_id, steps),
+        holds=lambda participant, saga_id, step, verb: lanes.of(participant).holds(
+            saga_id, step, verb
+        ),
     )
 
 

@@ -11,6 +11,7 @@
     ├── StoreError                the store's
     │   ├── StoreInUse              another runtime owns it
     │   ├── StoreUnusable           missing, read-only, newer schema, not a database
+    │   ├── UnreadableSaga          one saga's history is damaged; the others are not concerned
     │   ├── VersionConflict         a compare-and-set failed: somebody else wrote this saga
     │   ├── OwnershipLost           the epoch moved on: another runtime owns the store now
     │   └── CommitUnknown           a commit failed and may or may not have happened
@@ -44,6 +45,7 @@ __all__ = [
     "StoreInUse",
     "StoreUnusable",
     "Unavailable",
+    "UnreadableSaga",
     "VersionConflict",
     "WrongState",
 ]
@@ -136,6 +138,10 @@ class StoreInUse(StoreError):
 
 class StoreUnusable(StoreError):
     """The store cannot be opened: missing, read-only, of a newer schema, or not a database."""
+
+
+class UnreadableSaga(StoreError):
+    """One saga's history cannot be read: it is damaged, or a newer program wrote it."""
 
 
 class VersionConflict(StoreError):

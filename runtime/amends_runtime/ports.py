@@ -13,7 +13,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -30,6 +30,7 @@ __all__ = [
     "Insights",
     "LoadedSaga",
     "Observer",
+    "OpenSaga",
     "ParticipantAddress",
     "RegisteredDefinition",
     "Reply",
@@ -133,6 +134,13 @@ class LoadedSaga(msgspec.Struct, frozen=True):
         return self.turns[-1].version
 
 
+class OpenSaga(NamedTuple):
+    """A saga that has not ended, by name: what it is stands in its history."""
+
+    saga_no: int
+    saga_id: str
+
+
 class Tombstone(msgspec.Struct, frozen=True):
     """What is left of a purged saga, so that its id is never used again."""
 
@@ -200,6 +208,10 @@ class Insights(Protocol):
         """How many sagas the read model has in each state."""
         ...
 
+    async def oldest_open_ms(self) -> int | None:
+        """When the oldest saga that has not ended was started; None if there is none."""
+        ...
+
     async def definitions(self) -> list[RegisteredDefinition]:
         """All registered definitions, by name and version."""
         ...
@@ -236,7 +248,7 @@ class Store(Insights, Protocol):
         """
         ...
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
+    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
         """Sagas that have not ended, lowest number first, above `after_no`."""
         ...
 
@@ -327,8 +339,10 @@ class Clock(Protocol):
 class Observer(Protocol):
     """Told of what happened; must not block, must not raise, can change nothing."""
 
-    def turn_committed(self, saga_id: str, version: int, records: Sequence[Record]) -> None:
-        """These records are durable."""
+    def turn_committed(
+        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+    ) -> None:
+        """These records are durable. `steps`: the names of the saga's steps, by number."""
         ...
 
     def batch_committed(self, transitions: int, seconds: float) -> None:

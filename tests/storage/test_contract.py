@@ -409,20 +409,22 @@ async def test_tombstones_answer_for_purged_sagas(place: Place) -> None:
 
 
 async def test_open_sagas_in_pages(store: AnyStore) -> None:
-    """Those that have not ended, lowest number first, each with its whole history."""
+    """Those that have not ended, by name, lowest number first; and when the oldest was started."""
+    assert await store.oldest_open_ms() is None
     begun = await start(store, 12)
     for played in begun[::3]:
         played.to_completion()
     begun[1].rejected()  # turns back and, with nothing to undo, ends compensated
     await commit_rest(store, begun)
-    expected = [p.saga_no for p in begun if p.state is SagaState.RUNNING]
+    expected = [(p.saga_no, p.saga_id) for p in begun if p.state is SagaState.RUNNING]
     assert len(expected) == 7
     pages, after_no = [], 0
     while page := await store.open_sagas(after_no, 3):
-        pages.append([one.saga_no for one in page])
-        assert all(one.turns[0].version == 1 for one in page)
+        pages.append(page)
         after_no = page[-1].saga_no
     assert pages == [expected[:3], expected[3:6], expected[6:]]
+    started = [p.transitions[0].summary for p in begun if p.state is SagaState.RUNNING]
+    assert await store.oldest_open_ms() == min(row.started_at_ms for row in started if row)
 
 
 async def test_lists_are_newest_first_and_in_pages(store: AnyStore) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError
-from amends_runtime.ports import SagaFilter
+from amends_runtime.ports import LoadedSaga, SagaFilter
 from amends_runtime.storage import MemoryDisk, MemoryStore, open_memory_store
 from tests.storage.samples import start
 
@@ -25,7 +25,8 @@ async def test_a_commit_that_fails_may_have_happened(written: bool) -> None:  # 
             with pytest.raises(StoreError, match="reopened"):
                 await call()
         await store.reopen()
-        [saga] = await store.open_sagas(0, 1)
+        saga = (await store.load([played.saga_id]))[played.saga_id]
+        assert isinstance(saga, LoadedSaga)
         assert saga.version == (2 if written else 1)
         if not written:
             await store.commit(played.transitions[1:])

@@ -81,6 +81,10 @@ class Mailbox:
             )
         self._messages.append(envelope)
 
+    def put_back(self, envelope: Envelope) -> None:
+        """Undoes a `take_nowait`: the message is the next one again."""
+        self._messages.appendleft(envelope)
+
     def take_nowait(self) -> Envelope:
         """The oldest message. Raises IndexError when there is none."""
         return self._messages.popleft()

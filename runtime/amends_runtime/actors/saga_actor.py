@@ -58,6 +58,12 @@ class Turn(msgspec.Struct, frozen=True):
     decision: Decision
     transition: Transition | None
 
+    @property
+    def payload_bytes(self) -> int:
+        """How much of other people's content its records carry."""
+        before = self.actor.saga.payload_bytes if self.actor.saga is not None else 0
+        return self.decision.saga.payload_bytes - before
+
 
 def ended(saga: Saga) -> bool:
     """The condition that most waiters wait for."""

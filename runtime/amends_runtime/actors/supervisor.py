@@ -37,13 +37,16 @@ from amends_runtime.core.messages import (
     Wake,
 )
 from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Verb
 from amends_runtime.core.saga import Answer, Saga, StepStatus
 from amends_runtime.errors import (
     AlreadyExists,
-    AmendsError,
     NotFound,
     Overloaded,
+    Refusal,
+    StoreError,
     Unavailable,
+    UnreadableSaga,
     WrongState,
 )
 from amends_runtime.ports import Call, Clock, LoadedSaga, Observer, Store, Tombstone
@@ -52,8 +55,10 @@ __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor
 
 _log = structlog.get_logger(__name__)
 
-LOAD_TOGETHER = 500  # ids in one query: well below SQLite's limit of variables
-RECOVERY_PAGE = 500  # sagas revived before the turns they cause are waited for
+LOAD_TOGETHER = 128  # histories in memory at once: at 3 MiB of payloads each, below 400 MiB
+RECOVERY_PAGE = 500  # sagas named by recovery before the turns they cause are waited for
+STARTING_BYTES = 64 * 1024 * 1024  # inputs of starts that are not durable yet
+STORE_RETRY_S = 0.05  # a reopened store is back after a checkpoint
 RECOVERY_PAUSE_S = 0.01  # about one commit: new work gets its turns in between
 
 
@@ -80,7 +85,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What is in memory.
+    """What is in memory; `unreadable` counts sagas whose history is damaged.
 
     `without_wake_up` counts sagas that nothing would wake: 0, or there is a bug.
     """
@@ -89,6 +94,7 @@ class Counts(msgspec.Struct, frozen=True):
     arriving: int
     backlog: int
     timers: int
+    unreadable: int
     without_wake_up: int
 
 
@@ -98,7 +104,7 @@ class Outbox:
     The lanes, as the supervisor needs them. Made of functions so that no layer is skipped.
     """
 
-    __slots__ = ("forget", "poll", "submit", "withdraw")
+    __slots__ = ("forget", "holds", "poll", "submit", "withdraw")
 
     def __init__(
         self,
@@ -106,21 +112,28 @@ class Outbox:
         poll: Callable[[Call, int, PollParticipant], None],
         withdraw: Callable[[str, str, WithdrawCall], None],
         forget: Callable[[str, str, int], None],
+        holds: Callable[[str, str, int, Verb], bool],
     ) -> None:
         self.submit = submit
         self.poll = poll
         self.withdraw = withdraw
         self.forget = forget
+        self.holds = holds
 
 
 class _Arrival:
-    """A saga on its way into memory, with the messages that wait for it."""
+    """A saga on its way into memory, with the messages that wait for it.
 
-    __slots__ = ("envelopes", "predecessor")
+    One that is `needed` was live before, or had not ended when the store was opened: it goes on
+    arriving until it is here, whatever the store says meanwhile. Any other one is only asked for.
+    """
 
-    def __init__(self, predecessor: SagaActor | None = None) -> None:
+    __slots__ = ("envelopes", "needed", "predecessor")
+
+    def __init__(self, predecessor: SagaActor | None = None, *, needed: bool = False) -> None:
         self.envelopes: list[Envelope] = []
         self.predecessor = predecessor
+        self.needed = needed or predecessor is not None
 
 
 class Supervisor:
@@ -148,9 +161,8 @@ class Supervisor:
         self._arrivals: dict[str, _Arrival] = {}
         self._to_load: deque[str] = deque()
         self._something_to_load = anyio.Event()
-        # While recovery reads pages: who has been here and left, so that a page that was read
-        # before does not bring back what they were.
-        self._left: set[str] | None = None
+        self._unreadable: dict[str, str] = {}
+        self._starting_bytes = 0
         self._turns = Turns(
             store,
             clock=clock,
@@ -159,7 +171,7 @@ class Supervisor:
             perform=self._perform,
             dropped=self._read_again,
         )
-        self._timers = Timers(clock, self._wake)
+        self._timers = Timers(clock, self._wake, lambda: self._turns.backlog)
         self.accepting = True
 
     # -- what the API asks of it ---------------------------------------------------------------
@@ -172,7 +184,7 @@ class Supervisor:
         asked again).
         """
         self._check_accepting()
-        self._check_admission()
+        self._check_admission(len(request.input.data))
         registered = self._definitions.find(request.definition_name, request.definition_hash)
         plan = self._definitions.plan(registered.content_hash)
         deadline_ms = request.deadline_ms or plan.definition.deadline_ms
@@ -184,7 +196,11 @@ class Supervisor:
             labels=request.labels,
             traceparent=request.traceparent,
         )
-        told = await self._ask(request.saga_id, message, plan)
+        self._starting_bytes += len(request.input.data)
+        try:
+            told = await self._ask(request.saga_id, message, plan)
+        finally:
+            self._starting_bytes -= len(request.input.data)
         if told.answer is Answer.OTHER_CONTENT:
             raise AlreadyExists(
                 "SAGA_EXISTS_WITH_OTHER_CONTENT",
@@ -241,7 +257,9 @@ class Supervisor:
             arriving=len(self._arrivals),
             backlog=self._turns.backlog,
             timers=len(self._timers),
-            without_wake_up=sum(not _will_wake(actor) for actor in self._actors.values()),
+            unreadable=len(self._unreadable),
+            without_wake_up=len(self._unreadable)
+            + sum(not self._will_wake(actor) for actor in self._actors.values()),
         )
 
     # -- what lanes and timers tell it ---------------------------------------------------------
@@ -281,7 +299,11 @@ class Supervisor:
         await self._timers.run()
 
     async def run_loader(self) -> None:
-        """Reads arrivals from the store, many at a time, for as long as the runtime lives."""
+        """Reads arrivals from the store, many at a time, for as long as the runtime lives.
+
+        A store that cannot be read for a moment, as while it is reopened after a failed commit,
+        holds arrivals up and loses none of them.
+        """
         while True:
             while not self._to_load:
                 self._something_to_load = anyio.Event()
@@ -289,35 +311,41 @@ class Supervisor:
             ids = [self._to_load.popleft() for _ in range(min(LOAD_TOGETHER, len(self._to_load)))]
             try:
                 found = await self._store.load(ids)
-            except AmendsError as error:
-                await self._load_one_by_one(ids, error)
-                continue
-            for saga_id in ids:
-                self._arrived(saga_id, found.get(saga_id))
+            except UnreadableSaga:
+                await self._load_one_by_one(ids)
+            except StoreError as error:
+                self._load_later(ids, error)
+                await anyio.sleep(STORE_RETRY_S)
+            else:
+                for saga_id in ids:
+                    self._arrived(saga_id, found.get(saga_id))
 
     async def run_recovery(self) -> None:
         """Brings in every saga that had not ended when the store was opened.
 
-        Page by page, each page's turns before the next page, so that neither memory nor
-        participants are flooded. One that cannot be read holds up no other.
+        Recovery only names them; the loader reads each as it is by then, so that what a page said
+        is never taken for what a saga is. Page by page, each page's turns before the next page, so
+        that neither memory nor participants are flooded. One that cannot be read holds up no other.
         """
         boundary = self._store.next_saga_no()
         after_no, recovered = 0, 0
-        self._left = set()
         while True:
-            page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
-            for loaded in page:
-                after_no = loaded.saga_no
-                if loaded.saga_no < boundary and self._is_still_out(loaded.saga_id):
-                    self._arrivals[loaded.saga_id] = _Arrival()
-                    self._arrived(loaded.saga_id, loaded)
+            try:
+                page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
+            except StoreError as error:
+                _log.warning("recovery_waits_for_the_store", error=str(error))
+                await anyio.sleep(STORE_RETRY_S)
+                continue
+            for named in page:
+                after_no = named.saga_no
+                if named.saga_no < boundary and named.saga_id not in self._actors:
+                    self._arrival(named.saga_id).needed = True
                     recovered += 1
             if len(page) < RECOVERY_PAGE or after_no >= boundary:
                 _log.info("recovered", sagas=recovered)
-                self._left = None
                 return
             _log.info("recovering", sagas=recovered)
-            while self._turns.backlog > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace, not a condition
+            while self._turns.backlog + len(self._to_load) > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace
                 await anyio.sleep(RECOVERY_PAUSE_S)
 
     # -- the end -------------------------------------------------------------------------------
@@ -346,6 +374,8 @@ class Supervisor:
                 raise Unavailable(f"saga {saga_id!r} is quarantined after repeated internal errors")
             actor.mailbox.put_nowait(envelope)
             self._turns.ready(actor)
+        elif saga_id in self._unreadable:
+            raise _unreadable(saga_id, self._unreadable[saga_id])
         else:
             self._arrival(saga_id).envelopes.append(envelope)
         return await sender
@@ -367,11 +397,23 @@ class Supervisor:
                 _fail(arrival, _purged(found))
             else:
                 self._bring_in_new(saga_id, arrival)
-        except Exception as error:  # noqa: BLE001
-            # One saga that cannot be read must not hold up the others; it stays in the store as it
-            # is.
-            _log.exception("saga_cannot_be_read", saga_id=saga_id)
-            _fail(arrival, Unavailable(f"saga {saga_id!r} cannot be read ({type(error).__name__})"))
+        except Exception as error:  # noqa: BLE001  # one saga must not hold up the others
+            self._cannot_be_read(saga_id, arrival, error)
+
+    def _cannot_be_read(self, saga_id: str, arrival: _Arrival, error: Exception) -> None:
+        """Leaves a damaged saga to people.
+
+        It stays in the store as it is, and whoever asks is told.
+        """
+        _log.error(
+            "saga_cannot_be_read",
+            saga_id=saga_id,
+            error=f"{type(error).__name__}: {error}" if isinstance(error, StoreError) else "",
+            exc_info=not isinstance(error, StoreError),
+            hint="its history is damaged; all other sagas go on; restore it from a backup",
+        )
+        self._unreadable[saga_id] = str(error) if isinstance(error, StoreError) else "see the log"
+        _fail(arrival, _unreadable(saga_id, self._unreadable[saga_id]))
 
     def _bring_in(self, loaded: LoadedSaga, arrival: _Arrival) -> None:
         plan = self._definitions.plan(loaded.definition_hash)
@@ -398,9 +440,11 @@ class Supervisor:
             return
         plan = envelopes[0].plan
         assert plan is not None, "a start brings its plan"
-        missing = self._definitions.unregistered(plan)
-        if missing:
-            _fail(arrival, _cannot_run(plan, missing))
+        refused = self._why_not_start(plan)
+        if refused is not None:
+            for envelope in envelopes:
+                is_start = isinstance(envelope.message, StartSaga)
+                envelope.fail(refused if is_start else _not_found(saga_id))
             return
         actor = SagaActor(saga_id, self._store.next_saga_no(), plan, self._limits.mailbox)
         self._make_live(actor, arrival, envelopes)
@@ -418,21 +462,33 @@ class Supervisor:
                 envelope.fail(full)
         self._turns.ready(actor)
 
-    async def _load_one_by_one(self, ids: list[str], error: AmendsError) -> None:
-        _log.error("load_failed", error=str(error), sagas=len(ids))
+    def _load_later(self, ids: list[str], error: StoreError) -> None:
+        """The store cannot be read now. Who asks is told; what is needed goes on arriving."""
+        _log.warning("load_waits_for_the_store", error=str(error), sagas=len(ids))
+        failure = Unavailable(f"the store cannot be read now ({error}); ask again")
         for saga_id in ids:
+            arrival = self._arrivals[saga_id]
+            kept = [envelope for envelope in arrival.envelopes if envelope.sender is None]
+            for envelope in arrival.envelopes:
+                envelope.fail(failure)
+            arrival.envelopes = kept
+            if arrival.needed:
+                self._to_load.append(saga_id)
+            else:
+                del self._arrivals[saga_id]
+
+    async def _load_one_by_one(self, ids: list[str]) -> None:
+        """One of these is damaged; which, is told by reading each alone."""
+        for number, saga_id in enumerate(ids):
             try:
                 found = await self._store.load([saga_id])
-            except AmendsError as failed:
-                _log.exception("saga_cannot_be_read", saga_id=saga_id)
-                _fail(self._arrivals.pop(saga_id), Unavailable(f"the store failed: {failed}"))
+            except UnreadableSaga as error:
+                self._cannot_be_read(saga_id, self._arrivals.pop(saga_id), error)
+            except StoreError as error:
+                self._load_later(ids[number:], error)
+                return
             else:
                 self._arrived(saga_id, found.get(saga_id))
-
-    def _is_still_out(self, saga_id: str) -> bool:
-        """Whether what a page of recovery says of a saga still holds: it was not here since."""
-        assert self._left is not None, "asked by recovery only"
-        return not (saga_id in self._actors or saga_id in self._arrivals or saga_id in self._left)
 
     # -- after a turn --------------------------------------------------------------------------
 
@@ -458,8 +514,6 @@ class Supervisor:
         """The saga has ended: it is a row now."""
         if self._actors.get(actor.saga_id) is actor:
             del self._actors[actor.saga_id]
-            if self._left is not None:
-                self._left.add(actor.saga_id)
         self._timers.forget(actor.timers)
 
     def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
@@ -476,7 +530,12 @@ class Supervisor:
     # -- small parts ---------------------------------------------------------------------------
 
     async def _read(self, saga_id: str) -> SagaView:
-        found = (await self._store.load([saga_id])).get(saga_id)
+        if saga_id in self._unreadable:
+            raise _unreadable(saga_id, self._unreadable[saga_id])
+        try:
+            found = (await self._store.load([saga_id])).get(saga_id)
+        except UnreadableSaga as error:
+            raise _unreadable(saga_id, str(error)) from error
         if found is None:
             raise _not_found(saga_id)
         if isinstance(found, Tombstone):
@@ -503,42 +562,67 @@ class Supervisor:
         if not self.accepting:
             raise _stopping()
 
-    def _check_admission(self) -> None:
-        live = len(self._actors) + len(self._arrivals)
-        if live >= self._limits.live_sagas:
-            raise Overloaded(
-                "LIVE_SAGAS",
-                f"{live} sagas are under way, and {self._limits.live_sagas} is the limit"
-                f" ([limits] live_sagas): nothing was started; try again in a second",
-                retry_after_ms=1_000,
-                metadata={"limit": str(self._limits.live_sagas)},
-            )
+    def _check_admission(self, input_bytes: int) -> None:
+        """Bounds what waits to become durable.
+
+        Asked of every start, for nobody knows yet whether it is a repeated one.
+        """
         if self._turns.backlog + len(self._to_load) >= self._limits.commit_queue:
             raise Overloaded(
                 "COMMIT_QUEUE",
-                f"more turns wait to be written than the limit of {self._limits.commit_queue}"
-                f" ([limits] commit_queue): nothing was started; try again shortly",
+                "more turns wait to be written than the limit of"
+                f" {self._limits.commit_queue} ([limits] commit_queue): nothing was started; try"
+                " again shortly",
                 retry_after_ms=200,
                 metadata={"limit": str(self._limits.commit_queue)},
             )
+        if self._starting_bytes and self._starting_bytes + input_bytes > STARTING_BYTES:
+            raise Overloaded(
+                "STARTING_BYTES",
+                f"the inputs of starts that wait to be written are {self._starting_bytes} bytes,"
+                f" and {STARTING_BYTES} are the most: nothing was started; try again shortly",
+                retry_after_ms=200,
+                metadata={"limit": str(STARTING_BYTES)},
+            )
+
+    def _why_not_start(self, plan: Plan) -> Refusal | None:
+        """Why a saga that does not exist yet is not to be started now, if it is not."""
+        missing = self._definitions.unregistered(plan)
+        if missing:
+            return _cannot_run(plan, missing)
+        if len(self._actors) >= self._limits.live_sagas:
+            return Overloaded(
+                "LIVE_SAGAS",
+                f"{len(self._actors)} sagas are under way, and {self._limits.live_sagas} is the"
+                " limit ([limits] live_sagas): nothing was started; try again in a second",
+                retry_after_ms=1_000,
+                metadata={"limit": str(self._limits.live_sagas)},
+            )
+        return None
+
+    def _will_wake(self, actor: SagaActor) -> bool:
+        """Rule 8: what has not ended always has something that wakes it, or is visibly stuck."""
+        saga = actor.saga
+        if saga is None or saga.ended or actor.busy or actor.mailbox or actor.quarantined:
+            return True
+        if saga.deadline_at_ms and saga.phase is core.Phase.FORWARD and not saga.past_no_return:
+            return True
+        return any(
+            step.retry_at_ms
+            or step.status is StepStatus.STUCK
+            or (
+                step.open
+                and self._outbox.holds(
+                    actor.plan.steps[number].participant, actor.saga_id, number, step.verb
+                )
+            )
+            for number, step in enumerate(saga.steps)
+        )
 
 
 def _end_wait(waiter: asyncio.Future[SagaView | None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _will_wake(actor: SagaActor) -> bool:
-    """Rule 8: a saga that has not ended always has something that wakes it, or is visibly stuck."""
-    saga = actor.saga
-    if saga is None or saga.ended or actor.busy or actor.mailbox or actor.quarantined:
-        return True
-    deadline = (
-        saga.deadline_at_ms > 0 and saga.phase is core.Phase.FORWARD and not saga.past_no_return
-    )
-    return deadline or any(
-        step.open or step.retry_at_ms or step.status is StepStatus.STUCK for step in saga.steps
-    )
 
 
 def _fail(arrival: _Arrival, error: Exception) -> None:
@@ -552,6 +636,14 @@ def _not_found(saga_id: str) -> NotFound:
     return NotFound(
         "UNKNOWN_SAGA",
         f"there is no saga {saga_id!r} here; amends list shows all",
+        {"saga_id": saga_id},
+    )
+
+
+def _unreadable(saga_id: str, why: str) -> WrongState:
+    return WrongState(
+        "SAGA_UNREADABLE",
+        f"saga {saga_id!r} cannot go on: {why}; all other sagas do",
         {"saga_id": saga_id},
     )
 

@@ -1,9 +1,10 @@
 """Wake-ups: the near future of all sagas, in one heap and one task.
 
-Instants are wall-clock milliseconds, for they come from records. The wait itself is monotonic and
-short, so a wall clock that jumps is noticed within `RECHECK_S`; what falls due at once is fired
-`PACE` at a time with other work in between, so that a jump forward is paced like a recovery and a
-jump backward loses nothing.
+Instants are wall-clock milliseconds, for they come from records. The wait itself is monotonic: how
+far an instant lies ahead is asked once, when its timer is set, and a wall clock that jumps
+afterwards, in whichever direction, neither fires a timer early nor holds one up. What falls due at
+once is fired `PACE` at a time and only while the turns keep up, so that a thousand timers are paced
+like a recovery.
 
 A saga that ended leaves dead timers behind; the heap is rebuilt when they are the greater part.
 """
@@ -20,7 +21,8 @@ from amends_runtime.ports import Clock
 
 __all__ = ["Timer", "Timers"]
 
-RECHECK_S = 5.0  # a jump of the wall clock is noticed after so long at the latest
+RECHECK_S = 5.0  # the event loop's own clock may stand still while the machine sleeps
+PAUSE_S = 0.01  # about one commit
 PACE = 256  # as many wake-ups as one batch of turns takes in its stride
 MIN_DEAD = 10_000  # rebuilding a smaller heap saves nothing worth the while
 
@@ -28,14 +30,15 @@ MIN_DEAD = 10_000  # rebuilding a smaller heap saves nothing worth the while
 class Timer:
     """One wake-up of one saga. Dead once `saga_id` is None."""
 
-    __slots__ = ("at_ms", "saga_id")
+    __slots__ = ("at_ms", "due_s", "saga_id")
 
-    def __init__(self, at_ms: int, saga_id: str) -> None:
+    def __init__(self, at_ms: int, due_s: float, saga_id: str) -> None:
         self.at_ms = at_ms
+        self.due_s = due_s  # monotonic
         self.saga_id: str | None = saga_id
 
     def __lt__(self, other: Timer) -> bool:
-        return self.at_ms < other.at_ms
+        return self.due_s < other.due_s
 
 
 class Timers:
@@ -44,16 +47,23 @@ class Timers:
     `wake` is called with a saga's id, never earlier than asked, never not at all.
     """
 
-    def __init__(self, clock: Clock, wake: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        wake: Callable[[str, int], None],
+        backlog: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._clock = clock
         self._wake = wake
+        self._backlog = backlog
         self._heap: list[Timer] = []
         self._dead = 0
         self._changed = anyio.Event()
 
     def set(self, saga_id: str, at_ms: int) -> Timer:
         """Wakes the saga at `at_ms`. The answer is what `forget` takes."""
-        timer = Timer(at_ms, saga_id)
+        ahead_s = max(0, at_ms - self._clock.now_ms()) / 1000
+        timer = Timer(at_ms, self._clock.monotonic_s() + ahead_s, saga_id)
         heapq.heappush(self._heap, timer)
         if self._heap[0] is timer:
             self._changed.set()
@@ -83,23 +93,23 @@ class Timers:
         """Fires what is due, for as long as the runtime lives."""
         while True:
             self._changed = anyio.Event()
-            due = self.fire()
-            if due:
+            if self.fire():
                 await anyio.lowlevel.checkpoint()
+                while self._backlog() > PACE:  # noqa: ASYNC110  # a pace, not a condition
+                    await anyio.sleep(PAUSE_S)
                 continue
             wait_s = RECHECK_S
             if self._heap:
-                wait_s = min(
-                    wait_s, max(0.001, (self._heap[0].at_ms - self._clock.now_ms()) / 1000)
-                )
+                ahead_s = self._heap[0].due_s - self._clock.monotonic_s()
+                wait_s = min(wait_s, max(0.001, ahead_s))
             with anyio.move_on_after(wait_s):
                 await self._changed.wait()
 
     def fire(self) -> int:
         """Wakes whom it is time to wake, at most `PACE`; answers how many timers it took up."""
-        now_ms = self._clock.now_ms()
+        now_s = self._clock.monotonic_s()
         fired = 0
-        while self._heap and self._heap[0].at_ms <= now_ms and fired < PACE:
+        while self._heap and self._heap[0].due_s <= now_s and fired < PACE:
             timer = heapq.heappop(self._heap)
             fired += 1
             if timer.saga_id is None:

@@ -24,6 +24,7 @@ import anyio
 import anyio.lowlevel
 import structlog
 
+from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.saga_actor import MAX_CRASHES, SagaActor, Turn
 from amends_runtime.errors import AmendsError, CommitUnknown, Unavailable, VersionConflict
 from amends_runtime.ports import Clock, Observer, Store
@@ -33,6 +34,7 @@ __all__ = ["Turns"]
 _log = structlog.get_logger(__name__)
 
 DECIDE_SLICE = 128  # messages decided before the loop lets replies and requests in
+BATCH_BYTES = 8 * 1024 * 1024  # payloads in one commit: more of them is seconds for everybody in it
 
 
 class Turns:
@@ -59,6 +61,7 @@ class Turns:
         self._dropped = dropped
         self._ready: deque[SagaActor] = deque()
         self._slot: list[Turn] = []
+        self._slot_bytes = 0
         self._in_flight: list[Turn] = []
         self._something_ready = anyio.Event()
         self._something_decided = anyio.Event()
@@ -94,7 +97,7 @@ class Turns:
                 self._note_idle()
                 self._something_ready = anyio.Event()
                 await self._something_ready.wait()
-            while len(self._slot) >= self._batch_limit:
+            while len(self._slot) >= self._batch_limit or self._slot_bytes >= BATCH_BYTES:
                 self._room = anyio.Event()
                 await self._room.wait()
             self._decide_some()
@@ -103,7 +106,7 @@ class Turns:
     def _decide_some(self) -> None:
         now_ms, epoch = self._clock.now_ms(), self._store.identity.epoch
         room = min(DECIDE_SLICE, self._batch_limit - len(self._slot))
-        while self._ready and room:
+        while self._ready and room and self._slot_bytes < BATCH_BYTES:
             room -= 1
             actor = self._ready.popleft()
             actor.queued = False
@@ -117,6 +120,7 @@ class Turns:
             else:
                 actor.busy = True
                 self._slot.append(turn)
+                self._slot_bytes += turn.payload_bytes
         if self._slot:
             self._something_decided.set()
 
@@ -129,28 +133,30 @@ class Turns:
         try:
             turn = actor.decide(envelope, now_ms, epoch)
         except Exception as error:  # noqa: BLE001
-            actor.crashes += 1
-            actor.quarantined = actor.crashes >= MAX_CRASHES
-            _log.exception(
-                "decide_crashed",
-                saga_id=actor.saga_id,
-                message=type(envelope.message).__name__,
-                crashes=actor.crashes,
-                quarantined=actor.quarantined,
-            )
-            envelope.fail(
-                Unavailable(f"deciding failed inside ({type(error).__name__}); it is logged")
-            )
-            if actor.quarantined:
-                for waiting in actor.mailbox.drain():
-                    waiting.fail(
-                        Unavailable("this saga is quarantined after repeated internal errors")
-                    )
-            else:
-                self.ready(actor)
+            self._crashed(actor, envelope, error)
             return None
         actor.crashes = 0
         return turn
+
+    def _crashed(self, actor: SagaActor, envelope: Envelope, error: Exception) -> None:
+        actor.crashes += 1
+        actor.quarantined = actor.crashes >= MAX_CRASHES
+        _log.exception(
+            "decide_crashed",
+            saga_id=actor.saga_id,
+            message=type(envelope.message).__name__,
+            crashes=actor.crashes,
+            quarantined=actor.quarantined,
+        )
+        failure = Unavailable(f"deciding failed inside ({type(error).__name__}); it is logged")
+        envelope.fail(failure)
+        if actor.quarantined:
+            for waiting in actor.mailbox.drain():
+                waiting.fail(failure)
+        elif envelope.sender is None:
+            # Nobody would send it again: a reply that is lost here would leave its attempt open.
+            actor.mailbox.put_back(envelope)
+        self.ready(actor)
 
     # -- committing ----------------------------------------------------------------------------
 
@@ -161,7 +167,7 @@ class Turns:
                 self._note_idle()
                 self._something_decided = anyio.Event()
                 await self._something_decided.wait()
-            self._in_flight, self._slot = self._slot, []
+            self._in_flight, self._slot, self._slot_bytes = self._slot, [], 0
             self._room.set()
             try:
                 await self._commit(self._in_flight)
@@ -194,7 +200,10 @@ class Turns:
         self._finish(turn)
         assert turn.transition is not None, "only turns with records are committed"
         self._observer.turn_committed(
-            turn.actor.saga_id, turn.transition.version, turn.transition.records
+            turn.actor.saga_id,
+            turn.transition.version,
+            turn.transition.records,
+            turn.actor.plan.step_names,
         )
 
     def _finish(self, turn: Turn) -> None:
@@ -227,9 +236,10 @@ class Turns:
     def _abandon(self) -> None:
         """This runtime commits no more: whoever waits for an answer is told that there is none."""
         error = Unavailable("this runtime has lost its store; ask again with the same id")
-        for turn in [*self._in_flight, *self._slot]:
+        turns = [*self._in_flight, *self._slot]
+        for turn in turns:
             turn.envelope.fail(error)
-        for actor in self._ready:
+        for actor in [*self._ready, *(turn.actor for turn in turns)]:
             for envelope in actor.mailbox.drain():
                 envelope.fail(error)
 

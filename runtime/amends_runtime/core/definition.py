@@ -505,7 +505,7 @@ class Plan:
     Built once per content hash and shared by all of its sagas; never changed after.
 
     definition, content_hash   the normalised content and its name
-    steps                      its steps, by number
+    steps, step_names          its steps, and their names, by number
     waits_for[n]               steps that must be done before n starts: `after`, and for a retriable
                                step of a definition without pivot also all compensatable steps
     dependents[n]              steps that wait for n, directly
@@ -523,6 +523,7 @@ class Plan:
         "number_of",
         "pivot",
         "roots",
+        "step_names",
         "steps",
         "uses",
         "waits_for",
@@ -534,6 +535,7 @@ class Plan:
         self.definition = definition
         self.content_hash = content_hash(definition)
         self.steps = steps
+        self.step_names = tuple(step.name for step in steps)
         self.number_of = {step.name: number for number, step in enumerate(steps)}
         self.pivot = next((n for n, step in enumerate(steps) if step.kind is Kind.PIVOT), None)
         waits_for = [

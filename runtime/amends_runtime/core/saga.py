@@ -35,8 +35,9 @@ The rules:
 8. Nothing is silent: a saga that has not ended has an open attempt, a wake-up, or a stuck step.
 9. InProgress is no record. The same attempt is polled; after `PROGRESS_LIMIT_MS`, or backward
    once the attempt's own deadline has passed, it counts as unknown.
-10. The give-up clock is the sum of what the records say: time on the wire and the waits between
-    attempts. A lost attempt adds nothing to it and never gives up by itself.
+10. The give-up clock is the sum of what the records say: time on the wire, at most an attempt's
+    time-out each, and the waits between attempts. A lost attempt adds nothing to it and never gives
+    up by itself.
 11. Terminal stays terminal.
 """
 
@@ -115,6 +116,7 @@ __all__ = [
 ]
 
 PROGRESS_LIMIT_MS = 24 * 3600 * 1000  # a business step that takes longer is better a signal wait
+IN_PROGRESS = "IN_PROGRESS"  # the reason of an attempt that was in progress for too long
 MISCONFIGURED_ATTEMPTS = 3  # one may be a rolling deployment,
 MISCONFIGURED_FOR_MS = 60_000  # and so may three within a minute
 MAX_SAGA_PAYLOAD_BYTES = 3 * 1024 * 1024  # a call with all of them fits gRPC's 4 MiB message
@@ -502,7 +504,7 @@ def _retried(turn: _Turn, message: Answered, outcome: Unknown, policy: RetryPoli
         and step.misconfigured + 1 >= MISCONFIGURED_ATTEMPTS
         and message.answered_at_ms - step.misconfigured_since_ms >= MISCONFIGURED_FOR_MS
     )
-    spent_ms = step.spent_ms + max(0, message.answered_at_ms - message.sent_at_ms)
+    spent_ms = step.spent_ms + _took_ms(turn.plan, number, _timing(message), outcome.reason)
     exhausted = spent_ms + wait_ms > policy.give_up_after_ms
     last = misconfigured or exhausted
     _attempt_failed(turn, message, outcome, retry_at_ms=0 if last else turn.now_ms + wait_ms)
@@ -539,7 +541,7 @@ def _in_progress(turn: _Turn, message: Answered, outcome: InProgress) -> Unknown
         limit_at_ms = message.sent_at_ms + turn.plan.steps[message.step].timeout_ms
     if turn.now_ms >= limit_at_ms:
         return Unknown(
-            "IN_PROGRESS", "the participant is still at it; nothing is known of the outcome"
+            IN_PROGRESS, "the participant is still at it; nothing is known of the outcome"
         )
     turn.extra.append(
         PollParticipant(
@@ -849,7 +851,7 @@ def _evolve_step(plan: Plan, saga: Saga, record: _StepRecord) -> StepState:
     if isinstance(record, StepCompensated):
         return _replace(step, status=StepStatus.COMPENSATED, open=False)
     if isinstance(record, AttemptFailed):
-        return _step_failed(step, record, backward=backward)
+        return _step_failed(plan, step, record, backward=backward)
     if isinstance(record, AttemptLost):
         return _step_lost(plan, step, record, backward=backward)
     if backward and record.verb is Verb.EXECUTE:
@@ -873,7 +875,9 @@ def _can_follow(step: StepState, record: _StepRecord, *, backward: bool) -> bool
     )
 
 
-def _step_failed(step: StepState, record: AttemptFailed, *, backward: bool) -> StepState:
+def _step_failed(
+    plan: Plan, step: StepState, record: AttemptFailed, *, backward: bool
+) -> StepState:
     executing = record.verb is Verb.EXECUTE
     timing = record.timing
     wait_ms = max(0, record.retry_at_ms - record.at_ms) if record.retry_at_ms else 0
@@ -883,7 +887,9 @@ def _step_failed(step: StepState, record: AttemptFailed, *, backward: bool) -> S
         open=False,
         unknown=step.unknown or executing,
         failures=step.failures + 1,
-        spent_ms=step.spent_ms + max(0, timing.answered_at_ms - timing.sent_at_ms) + wait_ms,
+        spent_ms=step.spent_ms
+        + _took_ms(plan, record.step, timing, record.failure.reason)
+        + wait_ms,
         retry_at_ms=record.retry_at_ms,
         misconfigured=step.misconfigured + 1 if record.misconfigured else 0,
         misconfigured_since_ms=since_ms,
@@ -953,6 +959,16 @@ def _policy(plan: Plan, number: int) -> RetryPolicy:
     policy = plan.steps[number].retry
     assert policy is not None, "a plan is normalised"
     return policy
+
+
+def _took_ms(plan: Plan, number: int, timing: Timing, reason: str) -> int:
+    """What an attempt counts for on the give-up clock: no more than its own time-out.
+
+    One that was in progress for an hour cost no retry until its last poll was lost. Only one that
+    was in progress for too long counts in full, or it would be tried for weeks.
+    """
+    took_ms = max(0, timing.answered_at_ms - timing.sent_at_ms)
+    return took_ms if reason == IN_PROGRESS else min(took_ms, plan.steps[number].timeout_ms)
 
 
 def _timing(message: Answered) -> Timing:

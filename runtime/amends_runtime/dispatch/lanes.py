@@ -69,12 +69,23 @@ class LaneStatus(msgspec.Struct, frozen=True):
 class _Entry:
     """One attempt in a lane. `sent_at_ms` is 0 until it was first sent."""
 
-    __slots__ = ("call", "gone", "key", "order", "poll_timer", "polls", "queued", "sent_at_ms")
+    __slots__ = (
+        "call",
+        "generation",
+        "gone",
+        "key",
+        "order",
+        "poll_timer",
+        "polls",
+        "queued",
+        "sent_at_ms",
+    )
 
     def __init__(self, call: Call, order: tuple[int, int, int]) -> None:
         self.call = call
         self.order = order
         self.key = (call.saga_id, call.step, call.verb)
+        self.generation = 0  # the breaker's, when it let the call through
         self.sent_at_ms = 0
         self.polls = 0
         self.queued = False
@@ -154,6 +165,10 @@ class Lane:
             planned_at_ms = self._clock.now_ms() + int(remaining_s * 1000)
             self._poll_at(entry, min(planned_at_ms, deadline_at_ms))
 
+    def holds(self, saga_id: str, step: int, verb: Verb) -> bool:
+        """Whether an attempt of this step waits here or is on the wire."""
+        return (saga_id, step, verb) in self._entries
+
     def forget(self, saga_id: str, steps: int) -> None:
         """Drops all calls of a saga that never left.
 
@@ -173,7 +188,7 @@ class Lane:
             name=self.address.name,
             address=self.address.address,
             by_operator=self.address.by_operator,
-            breaker=self._breaker,
+            breaker=self._shown_breaker(),
             in_flight=sum(self._in_flight),
             waiting=self._waiting,
             limit=self._limit,
@@ -240,15 +255,16 @@ class Lane:
                 continue
             if kind == 1 and self._in_flight[1] >= self._forward_limit:
                 continue
-            now_ms = self._clock.now_ms()
-            if not breakers.admits(self._breaker, self._policy, now_ms):
-                self._wake_for_probe(now_ms)
+            elapsed_ms = self._elapsed_ms()
+            if not breakers.admits(self._breaker, self._policy, elapsed_ms):
+                self._wake_for_probe(elapsed_ms)
                 return None
             entry = heapq.heappop(queue)
             entry.queued = False
             self._waiting -= 1
             self._in_flight[kind] += 1
-            self._set_breaker(breakers.sent(self._breaker, now_ms))
+            self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
+            entry.generation = self._breaker.generation
             return entry
         return None
 
@@ -275,17 +291,19 @@ class Lane:
 
     async def _carry(self, entry: _Entry) -> None:
         assert self._transport is not None, "nothing leaves a lane without transport"
-        call, kind, generation = entry.call, entry.order[0], self._breaker.generation
-        asked_at_ms = self._clock.now_ms()
+        call, kind = entry.call, entry.order[0]
+        asked_at_ms, began_s = self._clock.now_ms(), self._clock.monotonic_s()
         first_sent_at_ms = entry.sent_at_ms = entry.sent_at_ms or asked_at_ms
         reply = await self._transport.call(call)
-        answered_at_ms = self._clock.now_ms()
+        # How long it took is monotonic: a wall clock that is set meanwhile must not use up the
+        # time that a step has for its retries.
+        answered_at_ms = asked_at_ms + round((self._clock.monotonic_s() - began_s) * 1000)
         self._in_flight[kind] -= 1
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         if isinstance(reply.outcome, Unknown):
             self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
-        self._settle_breaker(healthy=reply.healthy, generation=generation, now_ms=answered_at_ms)
+        self._settle_breaker(healthy=reply.healthy, generation=entry.generation)
         self._deliver(
             call.saga_id,
             Answered(
@@ -303,16 +321,16 @@ class Lane:
 
     # -- breaker and timers --------------------------------------------------------------------
 
-    def _settle_breaker(self, *, healthy: bool | None, generation: int, now_ms: int) -> None:
-        before = self._breaker.state
+    def _settle_breaker(self, *, healthy: bool | None, generation: int) -> None:
+        before, elapsed_ms = self._breaker.state, self._elapsed_ms()
         if healthy is None:
             self._set_breaker(breakers.unsettled(self._breaker, generation))
         elif healthy:
-            self._set_breaker(breakers.succeeded(self._breaker, generation, now_ms))
+            self._set_breaker(breakers.succeeded(self._breaker, generation, elapsed_ms))
         else:
-            self._set_breaker(breakers.failed(self._breaker, self._policy, generation, now_ms))
+            self._set_breaker(breakers.failed(self._breaker, self._policy, generation, elapsed_ms))
         if self._breaker.state is BreakerState.OPEN:
-            self._wake_for_probe(now_ms)
+            self._wake_for_probe(elapsed_ms)
         if self._breaker.state is not before:
             self._pump()  # otherwise one call ended, and its worker takes the one that may follow
 
@@ -321,7 +339,14 @@ class Lane:
             return
         changed = breaker.state is not self._breaker.state
         self._breaker = breaker
-        if changed:
+        if changed and breaker.state is BreakerState.CLOSED:
+            _log.info(
+                "breaker_changed",
+                participant=self.address.name,
+                state=breaker.state.name,
+                waiting=self._waiting,
+            )
+        elif changed:
             _log.warning(
                 "breaker_changed",
                 participant=self.address.name,
@@ -330,13 +355,27 @@ class Lane:
                 waiting=self._waiting,
                 last_error=self._last_error,
             )
+        if changed:
             self._observer.breaker_changed(self.address.name, breaker.state)
 
-    def _wake_for_probe(self, now_ms: int) -> None:
+    def _wake_for_probe(self, elapsed_ms: int) -> None:
         if self._breaker.state is not BreakerState.OPEN or self._probe_timer is not None:
             return
-        delay_s = max(0, self._breaker.probe_at_ms - now_ms) / 1000
+        delay_s = max(0, self._breaker.probe_at_ms - elapsed_ms) / 1000
         self._probe_timer = asyncio.get_running_loop().call_later(delay_s, self._probe)
+
+    def _elapsed_ms(self) -> int:
+        """The breaker's time, which never jumps; `status` shows it as instants."""
+        return round(self._clock.monotonic_s() * 1000)
+
+    def _shown_breaker(self) -> Breaker:
+        offset_ms = self._clock.now_ms() - self._elapsed_ms()
+        since_ms, probe_at_ms = self._breaker.since_ms, self._breaker.probe_at_ms
+        return msgspec.structs.replace(
+            self._breaker,
+            since_ms=since_ms + offset_ms if since_ms else 0,
+            probe_at_ms=probe_at_ms + offset_ms if probe_at_ms else 0,
+        )
 
     def _probe(self) -> None:
         self._probe_timer = None

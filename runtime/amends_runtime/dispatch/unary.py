@@ -53,10 +53,17 @@ class UnaryTransport:
     name = "unary"
 
     def __init__(
-        self, address: str, identity: StoreIdentity, clock: Clock, max_result_bytes: int
+        self,
+        address: str,
+        identity: StoreIdentity,
+        clock: Clock,
+        *,
+        max_result_bytes: int,
+        oldest_open_ms: Callable[[], int],
     ) -> None:
         self._identity = identity
         self._max_result_bytes = max_result_bytes
+        self._oldest_open_ms = oldest_open_ms
         self._clock = clock
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         stub = participant_pb2_grpc.ParticipantServiceStub(self._channel)
@@ -74,7 +81,10 @@ class UnaryTransport:
         method, request = self._verbs[call.verb]
         try:
             message = wire.call_to_proto(
-                call, self._identity, self._clock.now_ms() + call.timeout_ms
+                call,
+                self._identity,
+                self._clock.now_ms() + call.timeout_ms,
+                self._oldest_open_ms(),
             )
             response = await method(request(call=message), timeout=call.timeout_ms / 1000)
             if response is None:  # grpc.aio's word for bytes that it cannot parse

@@ -19,7 +19,7 @@ import msgspec
 
 from amends_runtime.core.definition import Definition
 from amends_runtime.core.records import Record
-from amends_runtime.errors import StoreError
+from amends_runtime.errors import StoreError, UnreadableSaga
 
 __all__ = [
     "RECORDS",
@@ -59,14 +59,14 @@ class RecordCodec:
     ) -> tuple[Record, ...]:
         """The records of one stored turn. `saga` and `version` say in an error which one it was.
 
-        Raises StoreError where the bytes cannot be read, or are of a format that a newer program
-        wrote.
+        Raises UnreadableSaga where the bytes cannot be read, or are of a format that a newer
+        program wrote.
         """
         try:
             if row_format == self.format:
                 return self._decoder.decode(data)
             if not 1 <= row_format < self.format:
-                raise StoreError(
+                raise UnreadableSaga(
                     f"saga {saga}, version {version}: its records are of format {row_format}, and"
                     f" this program knows formats 1 to {self.format}: run the amends that wrote it"
                 )
@@ -74,11 +74,11 @@ class RecordCodec:
             for upcast in self._upcasts[row_format - 1 :]:
                 plain = upcast(plain)
             return msgspec.convert(plain, tuple[Record, ...])
-        except StoreError:
+        except UnreadableSaga:
             raise
         except Exception as error:  # noqa: BLE001  # an upcast may raise anything at damaged bytes
             # The cause is named by its kind only: its text could quote a payload.
-            raise StoreError(
+            raise UnreadableSaga(
                 f"saga {saga}, version {version}: its records (format {row_format}, {len(data)}"
                 f" bytes) cannot be read ({type(error).__name__}): the database is damaged,"
                 " restore a backup"

@@ -21,6 +21,7 @@ from amends_runtime.core.records import SagaState
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, VersionConflict
 from amends_runtime.ports import (
     LoadedSaga,
+    OpenSaga,
     RegisteredDefinition,
     SagaFilter,
     SagaSummary,
@@ -189,14 +190,17 @@ class MemoryStore:
                 found[saga_id] = self.disk.tombstones[saga_id]
         return found
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
+    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
         await self._check_readable()
-        numbers = sorted(
-            saga_no
-            for saga_no, summary in self.disk.sagas.items()
-            if saga_no > after_no and summary.state in OPEN_STATES
-        )
-        return [self._loaded(saga_no) for saga_no in numbers[:limit]]
+        numbers = sorted(row.saga_no for row in self._open_rows() if row.saga_no > after_no)
+        return [OpenSaga(no, self.disk.sagas[no].saga_id) for no in numbers[:limit]]
+
+    async def oldest_open_ms(self) -> int | None:
+        await self._check_readable()
+        return min((row.started_at_ms for row in self._open_rows()), default=None)
+
+    def _open_rows(self) -> list[SagaSummary]:
+        return [row for row in self.disk.sagas.values() if row.state in OPEN_STATES]
 
     async def list_sagas(
         self, where: SagaFilter, limit: int, before_no: int | None = None

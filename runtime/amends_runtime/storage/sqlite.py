@@ -33,10 +33,12 @@ from amends_runtime.errors import (
     OwnershipLost,
     StoreError,
     StoreUnusable,
+    UnreadableSaga,
     VersionConflict,
 )
 from amends_runtime.ports import (
     LoadedSaga,
+    OpenSaga,
     RegisteredDefinition,
     SagaFilter,
     SagaSummary,
@@ -421,20 +423,13 @@ class SqliteStore:
                 found[saga_id] = self._loaded(saga_no, saga_id, definition_no, turns[saga_id])
         return found
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[LoadedSaga]:
-        found: list[LoadedSaga] = []
-        async with self._reading() as readers, readers.snapshot() as reader:
-            page = list(
-                await reader.execute_fetchall(
-                    _SQL["open_sagas"], {"after_no": after_no, "limit": limit}
-                )
-            )
-            for chunk in _chunks(page):
-                turns = await self._turns(reader, [saga_no for saga_no, *_ in chunk])
-                for saga_no, saga_id, definition_no in chunk:
-                    self._check_history(saga_id, turns.get(saga_no))
-                    found.append(self._loaded(saga_no, saga_id, definition_no, turns[saga_no]))
-        return found
+    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
+        rows = await self._read("open_sagas", {"after_no": after_no, "limit": limit})
+        return [OpenSaga(saga_no, saga_id) for saga_no, saga_id in rows]
+
+    async def oldest_open_ms(self) -> int | None:
+        [(started_at_ms,)] = await self._read("oldest_open", {})
+        return None if started_at_ms is None else int(started_at_ms)
 
     async def list_sagas(
         self, where: SagaFilter, limit: int, before_no: int | None = None
@@ -525,7 +520,7 @@ class SqliteStore:
 
     def _check_history(self, saga_id: str, history: object) -> None:
         if history is None:
-            raise StoreError(
+            raise UnreadableSaga(
                 f"saga {saga_id} is in the read model of {self._path} and has no history:"
                 " the database is damaged, restore a backup"
             )

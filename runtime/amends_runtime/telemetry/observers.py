@@ -14,6 +14,7 @@ from amends_runtime.core.records import (
     SagaStarted,
     SagaTurnedBack,
     StepStuck,
+    Verb,
 )
 from amends_runtime.ports import Observer
 
@@ -27,11 +28,13 @@ class Observers:
         self._observers = tuple(observers)
         self._log = structlog.get_logger(__name__)
 
-    def turn_committed(self, saga_id: str, version: int, records: Sequence[Record]) -> None:
+    def turn_committed(
+        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+    ) -> None:
         """These records are durable."""
         for observer in self._observers:
             try:
-                observer.turn_committed(saga_id, version, records)
+                observer.turn_committed(saga_id, version, records, steps)
             except Exception:  # noqa: BLE001  # an onlooker's bug is not the saga's
                 self._failed(observer)
 
@@ -61,25 +64,33 @@ class HistoryLog:
     def __init__(self) -> None:
         self._log = structlog.get_logger("amends_runtime.history")
 
-    def turn_committed(self, saga_id: str, version: int, records: Sequence[Record]) -> None:
+    def turn_committed(
+        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+    ) -> None:
         """Logs the facts that change what a saga does; ids and reasons only."""
         for record in records:
             if isinstance(record, StepStuck):
                 self._log.error(
                     "step_stuck",
                     saga_id=saga_id,
-                    step=record.step,
+                    step=steps[record.step],
                     verb=record.verb.name,
                     reason=record.failure.reason,
-                    hint="an operator has to decide; amends get shows the saga",
+                    hint=_hint(saga_id, record.verb),
                 )
             elif isinstance(record, SagaTurnedBack):
-                self._log.info("saga_turned_back", saga_id=saga_id, cause=record.cause.name)
+                self._log.info(
+                    "saga_turned_back",
+                    saga_id=saga_id,
+                    cause=record.cause.name,
+                    step=None if record.step is None else steps[record.step],
+                    reason=record.failure.reason,
+                )
             elif isinstance(record, AttemptFailed):
                 self._log.debug(
                     "attempt_failed",
                     saga_id=saga_id,
-                    step=record.step,
+                    step=steps[record.step],
                     verb=record.verb.name,
                     attempt=record.attempt,
                     reason=record.failure.reason,
@@ -94,3 +105,12 @@ class HistoryLog:
 
     def breaker_changed(self, participant: str, state: BreakerState) -> None:
         """The lane has logged it with what it knows besides."""
+
+
+def _hint(saga_id: str, verb: Verb) -> str:
+    """What whoever reads the log can do about a stuck step."""
+    shows = f"amends get {saga_id} shows why"
+    later = "an operator verb to retry or abandon it comes with a later version; nothing is lost"
+    if verb is Verb.COMPENSATE:
+        return f"{shows}; {later}"
+    return f"{shows}, and amends cancel {saga_id} turns it back before its pivot; else {later}"

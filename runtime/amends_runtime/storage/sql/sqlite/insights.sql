@@ -12,11 +12,17 @@ ORDER BY wanted.id, h.version;
 -- name: open_sagas
 -- A page of those that have not ended, lowest number first. Without the hint SQLite takes the index by state and
 -- sorts all that are open, for each page.
-SELECT s.saga_no, s.saga_id, s.definition_no
+SELECT s.saga_no, s.saga_id
 FROM sagas AS s INDEXED BY sagas_open
 WHERE s.state IN (1, 2, 3) AND s.saga_no > :after_no
 ORDER BY s.saga_no
 LIMIT :limit;
+
+-- name: oldest_open
+-- When the oldest of those that have not ended was started.
+SELECT min(s.started_at_ms)
+FROM sagas AS s INDEXED BY sagas_open
+WHERE s.state IN (1, 2, 3);
 
 -- name: turns_of
 -- Whole histories of the sagas whose numbers are in the JSON array.
