@@ -175,12 +175,13 @@ def run(rounds: int, seconds: float, output: Path, profile: Path | None) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="amends-bench-") as name:
         folder = Path(name)
+        conditions = _conditions(rounds, seconds, folder)
         figures, done = _measure(folder, rounds, seconds, profile)
         # The runtime has ended, which moved its log into the database.
         finished = _count_sagas(folder / "amends.db")
         disk = (folder / "amends.db").stat().st_size
     figures["disk_bytes_per_saga"] = round(disk / finished)
-    figures["conditions"] = _conditions(rounds, seconds)
+    figures["conditions"] = conditions
     exact = figures["exact"] = _exact(figures, done, finished)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=2) + "\n")
@@ -371,8 +372,23 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _conditions(rounds: int, seconds: float) -> dict[str, Any]:
+def _sync_us(folder: Path) -> int:
+    """The median of fdatasync after 4 KiB, where the database lies: what a commit waits for."""
+    taken = []
+    with (folder / "sync-probe").open("wb") as probe:
+        for _ in range(100):
+            probe.write(b"x" * 4096)
+            probe.flush()
+            began = time.perf_counter()
+            os.fdatasync(probe.fileno())
+            taken.append(time.perf_counter() - began)
+    (folder / "sync-probe").unlink()
+    return round(statistics.median(taken) * 1e6)
+
+
+def _conditions(rounds: int, seconds: float, folder: Path) -> dict[str, Any]:
     return {
+        "fdatasync_us": _sync_us(folder),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
@@ -406,6 +422,7 @@ def _print_table(figures: dict[str, Any], output: Path) -> None:
     print(
         f"\neffects counted at the participant: {effects['effects']}, doubled {effects['doubled']}"
     )
+    print(f"fdatasync of 4 KiB: {figures['conditions']['fdatasync_us']} µs")
     print(f"disk per saga {figures['disk_bytes_per_saga']} bytes")
     for way in ("naive", "amends"):
         used = ", ".join(f"{name} {us}" for name, us in figures[way]["cpu_us_per_saga"].items())

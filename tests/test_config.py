@@ -316,6 +316,18 @@ def test_a_misspelt_variable_is_no_silent_default(
     ]
 
 
+def test_a_wrong_value_and_a_misspelt_variable_are_said_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever mends one must not find the other at the next start."""
+    monkeypatch.setenv("AMENDS_LOGLEVEL", "debug")
+    monkeypatch.setenv("AMENDS_LIMITS__MAILBOX", "x")
+    assert problems(tmp_path) == [
+        "AMENDS_LOGLEVEL: there is no such variable; did you mean AMENDS_LOG_LEVEL?",
+        "AMENDS_LIMITS__MAILBOX: must be a whole number, not 'x'",
+    ]
+
+
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """An orchestrator announces a service called amends by variables of that name."""
     monkeypatch.setenv("AMENDS_SERVICE_HOST", "10.0.0.1")

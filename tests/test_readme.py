@@ -74,6 +74,15 @@ def test_the_two_forms_of_the_definition_page_have_one_content(tmp_path: Path) -
     assert violations(definition_from_proto(from_file.to_proto())) == []
 
 
+def test_every_link_between_pages_leads_somewhere() -> None:
+    """A page that names another one, or a file of the code, names one that exists."""
+    root = README.parent
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
 def test_the_participant_of_the_readme_is_short() -> None:
     """The README promises a participant in 25 lines."""
     (block,) = re.findall(r"```python\n# payments.py\n(.*?)```", README.read_text(), re.DOTALL)

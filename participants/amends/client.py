@@ -25,6 +25,7 @@ from typing import Final, Self, TypeVar
 import anyio
 import grpc
 
+from amends.arguments import checked_labels, checked_seconds, checked_text, checked_whole
 from amends.connection import Connection
 from amends.definition import Definition
 from amends.errors import (
@@ -40,6 +41,7 @@ from amends.payload import EMPTY, encode, to_wire
 from amends.saga_wire import (
     breaker_from_wire,
     cancelled_from_wire,
+    diff_from_wire,
     participant_from_wire,
     record_from_wire,
     registered_from_wire,
@@ -50,6 +52,7 @@ from amends.saga_wire import (
 from amends.sagas import (
     BreakerInfo,
     CancelResult,
+    DefinitionDiff,
     ParticipantInfo,
     Record,
     RegisteredDefinition,
@@ -57,7 +60,7 @@ from amends.sagas import (
     Saga,
     SagaState,
 )
-from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc
+from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc, types_pb2
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -86,7 +89,8 @@ class Client:
     once, instead of being asked again until then; for a person who waits at a terminal.
 
     Every method raises `ApiError`, in the kinds that `amends.errors` draws: `Unavailable` and
-    `DeadlineExceeded` for the runtime's part, the others for the request's.
+    `DeadlineExceeded` for the runtime's part, the others for the request's. Arguments that cannot
+    be sent are a `TypeError` or a `ValueError`; a duration is at most ten years.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Client:
         retry_unavailable: bool = True,
     ) -> None:
         _check_target(target)
-        _checked_seconds("timeout_s", timeout_s)
+        checked_seconds("timeout_s", timeout_s)
         self.target = target
         """Where the runtime is."""
         self._timeout_s = timeout_s
@@ -152,21 +156,21 @@ class Client:
         """
         if saga_id is None:
             saga_id = new_saga_id()
-        elif not saga_id:
+        elif not checked_text("saga_id", saga_id):
             raise ValueError("saga_id is empty: leave it out, and one is made for you")
         timeout_s = (
-            self._timeout_s if timeout_s is None else _checked_seconds("timeout_s", timeout_s)
+            self._timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
         )
-        hold_s = 0.0 if wait_s is None else _checked_seconds("wait_s", wait_s, least=0.0)
+        hold_s = 0.0 if wait_s is None else checked_seconds("wait_s", wait_s, least=0.0)
         request = saga_pb2.StartSagaRequest(
             saga_id=saga_id,
-            definition=definition,
-            definition_hash=definition_hash or "",
+            definition=checked_text("definition", definition),
+            definition_hash=checked_text("definition_hash", definition_hash or ""),
             input=to_wire(EMPTY if input is None else encode(input)),
-            labels=labels or {},
+            labels=checked_labels(labels),
             deadline_ms=0
             if deadline_s is None
-            else _to_ms(_checked_seconds("deadline_s", deadline_s)),
+            else _to_ms(checked_seconds("deadline_s", deadline_s)),
         )
 
         def ask(left_s: float) -> saga_pb2.StartSagaRequest:
@@ -194,12 +198,12 @@ class Client:
 
     def handle(self, saga_id: str) -> SagaHandle:
         """Give a handle to a saga by its id, without asking the runtime."""
-        return SagaHandle(self, saga_id)
+        return SagaHandle(self, checked_text("saga_id", saga_id))
 
     async def get(self, saga_id: str, *, timeout_s: float | None = None) -> Saga:
         """Give a saga as it stands. Raises `NotFound`."""
         stub = self._wire().sagas
-        request = saga_pb2.GetSagaRequest(saga_id=saga_id)
+        request = saga_pb2.GetSagaRequest(saga_id=checked_text("saga_id", saga_id))
         return saga_from_wire((await self._call(stub.GetSaga, request, timeout_s)).saga)
 
     async def list(
@@ -222,12 +226,12 @@ class Client:
         states = [state] if isinstance(state, str) else state or ()
         saga_filter = saga_pb2.SagaFilter(
             states=[state_to_wire(SagaState(one)) for one in states],
-            definition=definition or "",
-            started_from_ms=started_from_ms or 0,
-            started_before_ms=started_before_ms or 0,
-            labels=labels or {},
+            definition=checked_text("definition", definition or ""),
+            started_from_ms=checked_whole("started_from_ms", started_from_ms or 0),
+            started_before_ms=checked_whole("started_before_ms", started_before_ms or 0),
+            labels=checked_labels(labels),
         )
-        left = math.inf if limit is None else limit
+        left = math.inf if limit is None else checked_whole("limit", limit)
         page_token = ""
         while left > 0:
             request = saga_pb2.ListSagasRequest(
@@ -251,7 +255,7 @@ class Client:
         until = (
             math.inf
             if timeout_s is None
-            else time.monotonic() + _checked_seconds("timeout_s", timeout_s, least=0.0)
+            else time.monotonic() + checked_seconds("timeout_s", timeout_s, least=0.0)
         )
         return await self._wait(saga_id, until)
 
@@ -261,6 +265,7 @@ class Client:
         Pages are asked for as they are needed. Raises `NotFound`.
         """
         stub = self._wire().sagas
+        saga_id = checked_text("saga_id", saga_id)
         page_token = ""
         while True:
             request = saga_pb2.GetHistoryRequest(saga_id=saga_id, page_token=page_token)
@@ -280,7 +285,11 @@ class Client:
         point of no return or has ended, and `NotFound`.
         """
         stub = self._wire().sagas
-        request = saga_pb2.CancelSagaRequest(saga_id=saga_id, author=author, reason=reason)
+        request = saga_pb2.CancelSagaRequest(
+            saga_id=checked_text("saga_id", saga_id),
+            author=checked_text("author", author),
+            reason=checked_text("reason", reason),
+        )
         return cancelled_from_wire(await self._call(stub.CancelSaga, request, timeout_s))
 
     # -- definitions, participants, the runtime ----------------------------------------------------
@@ -295,16 +304,31 @@ class Client:
         that the runtime finds wrong.
         """
         stub = self._wire().operator
-        request = operator_pb2.RegisterDefinitionRequest(definition=definition.to_proto())
+        request = operator_pb2.RegisterDefinitionRequest(definition=_to_proto(definition))
         reply = await self._call(stub.RegisterDefinition, request, timeout_s)
         return registered_from_wire(reply.registered, existed=reply.existed)
+
+    async def diff(
+        self, definition: Definition, *, timeout_s: float | None = None
+    ) -> DefinitionDiff:
+        """Say how a definition differs from the latest registered one of its name.
+
+        Nothing is registered. Raises `InvalidDefinition` before anything is sent; what only the
+        runtime can judge stands in `DefinitionDiff.violations`.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.DiffDefinitionRequest(definition=_to_proto(definition))
+        return diff_from_wire(await self._call(stub.DiffDefinition, request, timeout_s))
 
     async def definition(
         self, name: str, *, content_hash: str | None = None
     ) -> RegisteredDefinition:
         """Give a registered definition; by default its latest version. Raises `NotFound`."""
         stub = self._wire().operator
-        request = operator_pb2.GetDefinitionRequest(name=name, content_hash=content_hash or "")
+        request = operator_pb2.GetDefinitionRequest(
+            name=checked_text("name", name),
+            content_hash=checked_text("content_hash", content_hash or ""),
+        )
         return registered_from_wire((await self._call(stub.GetDefinition, request)).registered)
 
     async def definitions(self, *, all_versions: bool = False) -> tuple[RegisteredDefinition, ...]:
@@ -349,13 +373,13 @@ class Client:
         timeout_s: float | None = None,
     ) -> Response:
         timeout_s = (
-            self._timeout_s if timeout_s is None else _checked_seconds("timeout_s", timeout_s)
+            self._timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
         )
         return await self._wire().connection.call(method, lambda _: request, timeout_s)
 
     async def _wait(self, saga_id: str, until: float) -> Saga:
         """Wait until the monotonic instant `until`; for what it raises see `wait`."""
-        request = saga_pb2.WaitSagaRequest(saga_id=saga_id)
+        request = saga_pb2.WaitSagaRequest(saga_id=checked_text("saga_id", saga_id))
 
         def ask(left_s: float) -> saga_pb2.WaitSagaRequest:
             request.timeout_ms = _to_ms(left_s)  # never 0, which would mean the runtime's default
@@ -460,22 +484,24 @@ def _not_ended(saga: Saga) -> str:
     return f"saga {saga.saga_id} has not ended in time: it is {saga.state}, and goes on."
 
 
+def _to_proto(definition: object) -> types_pb2.Definition:
+    if not isinstance(definition, Definition):
+        raise TypeError(
+            f"definition must be an amends.Definition, not {type(definition).__name__}: "
+            'build one with amends.Definition("name").step(…)'
+        )
+    return definition.to_proto()
+
+
 def _check_target(target: str) -> None:
     """Refuse what gRPC would take for something else, such as 443 for a port that is not given."""
-    if re.fullmatch(r"unix:.+", target):
+    if re.fullmatch(r"unix:.+", checked_text("target", target)):
         return
     match = re.fullmatch(r"(?:\[[^\[\]\s/]+\]|[^:\[\]\s/]+):([0-9]{1,5})", target)
     if match is None or not 1 <= int(match[1]) <= MAX_PORT:
         raise ValueError(
             f"target must be host:port or unix:path, like '127.0.0.1:7233', not {target!r}"
         )
-
-
-def _checked_seconds(name: str, value: float, *, least: float = 0.001) -> float:
-    """Refuse what is no duration, before it becomes some surprising number on the wire."""
-    if not (math.isfinite(value) and value >= least):
-        raise ValueError(f"{name} must be a number of seconds of at least {least}, not {value!r}")
-    return value
 
 
 def _to_ms(seconds: float) -> int:

@@ -7,6 +7,7 @@ Whose fault it was, and what to do next, stands in the message.
     Exception
     └── AmendsError
         ├── PayloadError          a value cannot become a payload, or a payload is not what it says
+        ├── InvalidOutcome        a handler's outcome that cannot be said; how to mend it
         ├── InvalidParticipant    handlers that must not be served; every fault, with file and line
         ├── ListenError           the server cannot listen where it was told to
         ├── BarrierError          the barrier's database cannot be used now
@@ -48,7 +49,15 @@ class AmendsError(Exception):
 class PayloadError(AmendsError, ValueError):
     """A value cannot become a payload, or a payload is not what was asked for.
 
-    The message names types and sizes, never the value.
+    The message names types, sizes and the names of fields, never a value.
+    """
+
+
+class InvalidOutcome(AmendsError, ValueError):
+    """A handler made an outcome that cannot be said, such as `Rejected` with an empty reason.
+
+    In a handler that lets it pass it leaves the outcome unknown, like any other exception. The
+    message says how to mend it, and repeats nothing that came from a payload.
     """
 
 

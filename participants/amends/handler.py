@@ -21,6 +21,11 @@ FRAMES_SHOWN: Final = 6
 """Innermost frames that are logged: enough to find the line, short enough for one log line."""
 
 
+_FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
+"""What fails one handler: its sys.exit() must end neither the thread nor the event loop, nor must
+its KeyboardInterrupt. A real Ctrl-C is the process's affair: see `signals.py`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """A function of the author's, bound to a verb of an action."""
@@ -45,8 +50,7 @@ class Handler:
             return self._outcome(value)
         except (Rejected, Broken) as outcome:
             return self._outcome(outcome)
-        # SystemExit, too: a handler's sys.exit() must not end the thread or the event loop.
-        except (Exception, SystemExit) as error:
+        except _FAILURES as error:
             raise self._failed(error) from error
 
     async def answer_async(self, call: Call, transaction: object) -> Outcome:
@@ -62,7 +66,7 @@ class Handler:
                 raise
             # Nobody cancelled us: the handler awaited something that was cancelled.
             raise self._failed(error) from error
-        except (Exception, SystemExit) as error:
+        except _FAILURES as error:
             raise self._failed(error) from error
 
     def _invoke(self, call: Call, transaction: object) -> object:

@@ -13,6 +13,9 @@ raises ``Broken("ledger_lost", "…")``            `Broken`: an operator must lo
 raises anything else                             none: a gRPC error, *outcome unknown*
 ===============================================  =================================================
 
+What is raised otherwise is named in the log by its type and its frames; its traceback is there at
+level DEBUG alone, since its message may quote a payload.
+
 Rejected and Broken may be returned as well as raised.
 """
 
@@ -24,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from amends.errors import PayloadError
+from amends.errors import InvalidOutcome, PayloadError
 from amends.payload import Payload, encode
 
 MAX_REASON: Final = 128
@@ -175,11 +178,14 @@ def _is_word(value: object) -> bool:
 
 
 class _Refusal(Exception):
-    """What Rejected and Broken have in common: a reason for programs, a message for people."""
+    """What Rejected and Broken have in common: a reason for programs, a message for people.
+
+    Raises `InvalidOutcome` for a reason that is none; a message that is too long is cut.
+    """
 
     def __init__(self, reason: str, message: str = "") -> None:
         if not _is_word(reason):
-            raise ValueError(
+            raise InvalidOutcome(
                 f"the reason of {type(self).__name__} is for programs: 1 to {MAX_REASON} ASCII "
                 "characters, for example card_declined"
             )
@@ -220,8 +226,13 @@ class InProgress:
     """When to ask again, in seconds from now; at least 1 ms and at most a day is waited."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.after_s < math.inf:
-            raise ValueError(f"InProgress(after_s={self.after_s}): give finite seconds from now")
+        # Wider than its annotation: what an author without a type checker may give.
+        after_s: object = self.after_s
+        if isinstance(after_s, bool) or not isinstance(after_s, int | float):
+            kind = type(after_s).__name__
+            raise InvalidOutcome(f"InProgress(after_s=…): a {kind} is no number of seconds")
+        if not 0 <= after_s < math.inf:
+            raise InvalidOutcome(f"InProgress(after_s={after_s}): give finite seconds from now")
 
 
 Outcome: TypeAlias = Done | Rejected | InProgress | Broken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -143,11 +144,31 @@ class Participant:
             )
         if not any(r.verb is Verb.EXECUTE for r in self._registrations):
             yield 'no action is registered: decorate a function with @….execute("…")'
+        yield from self._barrier_faults()
         for registration in self._registrations:
             yield from self._faults_of(registration)
         yield from self._duplicates()
         yield from self._partners_missing()
         yield from self._undecorated()
+
+    def _barrier_faults(self) -> Iterator[str]:
+        barrier: object = self.barrier
+        missing = [name for name in _OF_A_BARRIER if not hasattr(barrier, name)]
+        match barrier:
+            case str() | os.PathLike():
+                yield (
+                    f"barrier= was given a path: write barrier=SqliteBarrier("
+                    f'"{os.fspath(barrier)}")'
+                )
+            case type():
+                yield f'barrier= was given a class: write barrier={barrier.__name__}("…")'
+            case _ if missing:
+                yield (
+                    f"barrier= was given an object of type {type(barrier).__name__}, which has no "
+                    f"{', '.join(missing)}: give it a SqliteBarrier(…), or all of amends.Barrier"
+                )
+            case _:
+                pass
 
     def _faults_of(self, registration: _Registration) -> Iterator[str]:
         where, function = registration.where, registration.function
@@ -202,6 +223,8 @@ class Participant:
                 "give it one (barrier=SqliteBarrier(…)), or take (call) only"
             )
             return
+        if any(self._barrier_faults()):
+            return  # told already; nobody knows what it would hand over
         for_def, for_async = self.barrier.transaction_types
         if is_async(registration.function):
             kind, wanted, other = "async def", for_async, for_def
@@ -268,6 +291,8 @@ class Participant:
                         f"decorate it, or name it _{symbol} if it is no handler"
                     )
 
+
+_OF_A_BARRIER: Final = ("transaction_types", "open", "run", "aclose")
 
 _POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,

@@ -18,6 +18,8 @@ content by its bytes.
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -137,8 +139,77 @@ def _to_json(value: object) -> bytes:
     try:
         return _ENCODER.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
+        try:
+            found = _obstacle(value, "", ()) or type(error).__name__
+        except RecursionError:
+            found = "too many levels"
         # `from None`: the encoder's own message may quote the value.
         raise PayloadError(
-            f"a {type(value).__name__} cannot be encoded as JSON ({type(error).__name__}): use "
-            "dict, list, str, int, finite float, bool and None, or pass bytes or a Payload"
+            f"a {type(value).__name__} cannot be encoded as JSON: {found}; use dict, list, str, "
+            "int, finite float, bool and None, or pass bytes or a Payload"
         ) from None
+
+
+_FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+"""Keys that errors show, as names of fields; others may be values, and are counted."""
+
+
+def _obstacle(value: object, path: str, around: tuple[int, ...]) -> str | None:
+    """Find the first thing that has no JSON, by its type and its path, which show no value."""
+    at = f" at {path}" if path else ""
+    scalar = _scalar_obstacle(value)
+    if scalar is not None:
+        return scalar + at
+    if not isinstance(value, dict | list | tuple):
+        return None
+    if id(value) in around:
+        return f"something in itself{at}"
+    around = (*around, id(value))
+    if not isinstance(value, dict):
+        found = (_obstacle(one, f"{path}[{n}]", around) for n, one in enumerate(value))
+        return next(filter(None, found), None)
+    for key in value:
+        what = _scalar_obstacle(key)
+        if what is not None or isinstance(key, tuple):
+            return f"a key that is {what or 'a tuple'}{at}"
+    kinds = sorted({type(key).__name__ for key in value})
+    if "str" in kinds and len(kinds) > 1:
+        return f"keys of different types ({', '.join(kinds)}){at}"
+    for number, (key, one) in enumerate(value.items(), 1):
+        is_field = isinstance(key, str) and _FIELD.fullmatch(key)
+        step = f'["{key}"]' if is_field else f"[key {number}]"
+        inner = _obstacle(one, path + step, around)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _scalar_obstacle(value: object) -> str | None:
+    """Say why something that holds nothing else has no JSON."""
+    match value:
+        case str():
+            return None if _is_encodable(value) else "text with half a character"
+        case float():
+            return None if math.isfinite(value) else "NaN or an infinity"
+        case int():
+            return None if _has_digits(value) else "an int of too many digits"
+        case None | dict() | list() | tuple():
+            return None
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _has_digits(number: int) -> bool:
+    try:
+        int.__repr__(number)
+    except ValueError:  # beyond sys.set_int_max_str_digits
+        return False
+    return True

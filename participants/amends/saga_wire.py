@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from amends.definition import Definition
-from amends.errors import InvalidDefinition
+from amends.errors import InvalidDefinition, Violation
 from amends.outcomes import Cause
 from amends.payload import from_wire
 from amends.sagas import (
@@ -15,6 +15,7 @@ from amends.sagas import (
     BreakerState,
     CancelDisposition,
     CancelResult,
+    DefinitionDiff,
     Failure,
     ParticipantInfo,
     Record,
@@ -203,6 +204,18 @@ def registered_from_wire(
         latest=message.latest,
         definition=definition,
         existed=existed,
+    )
+
+
+def diff_from_wire(message: operator_pb2.DiffDefinitionResponse) -> DefinitionDiff:
+    """Read how a definition differs."""
+    return DefinitionDiff(
+        same=message.same,
+        differences=tuple(message.differences),
+        violations=tuple(
+            Violation(error.metadata.get("field", ""), error.message)
+            for error in message.violations
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from amends.definition import Definition
+from amends.errors import Violation
 from amends.outcomes import Cause, Verb
 from amends.payload import EMPTY, Payload
 
@@ -333,6 +334,18 @@ class RegisteredDefinition:
     """Its content; None if it holds something that this version of the SDK cannot express."""
     existed: bool = True
     """False only in the answer to the registration that made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinitionDiff:
+    """How a definition differs from the latest registered one of its name."""
+
+    same: bool
+    """The same content is registered."""
+    differences: tuple[str, ...]
+    """One line per difference, for people."""
+    violations: tuple[Violation, ...]
+    """What registration would refuse; empty if it would register it."""
 
 
 class BreakerState(enum.StrEnum):

@@ -6,10 +6,9 @@ import asyncio
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, Self
@@ -23,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from amends.errors import AmendsError, InvalidParticipant, ListenError
 from amends.participant import Participant
 from amends.servicer import DEFAULT_MAX_CONCURRENT, ParticipantServicer
+from amends.signals import EndSignals
 from amends.v1 import participant_pb2, participant_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -235,10 +235,13 @@ def run(
 
     Takes what `serve` takes, and `on_ready`, which is called once calls are taken. Returns after a
     drain in which every handler ended; a second signal, and a `def` handler that never returns, end
-    the process at once with status 1. What is wrong from the start is said on stderr, with status 2
-    (participant, address) or 5 (database).
+    the process at once with status 1. Once it has returned both signals are ignored, so that a late
+    one does not spoil the status of a process that is ending. What is wrong from the start is said
+    on stderr, with status 2 (participant, address) or 5 (database).
     """
     logging.basicConfig(level=logging.INFO)  # does nothing if the author has set up logging
+
+    signals = EndSignals(_end_now)
 
     async def main() -> None:
         server = serve(
@@ -249,40 +252,47 @@ def run(
             grace_s=grace_s,
             max_concurrent=max_concurrent,
         )
-        # Before the server is up: a signal that comes in between must not kill it half-way.
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with server:
-                if on_ready is not None:
-                    on_ready(server)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_drain_on_signal, server, signals)
-                    await server.wait_closed()
-                    tasks.cancel_scope.cancel()
+        asked = asyncio.Event()
+        signals.on_first(asked.set)
+        async with server:
+            if on_ready is not None:
+                on_ready(server)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_drain_when, asked, server)
+                await server.wait_closed()
+                tasks.cancel_scope.cancel()
+        signals.ignore()
         if not server.is_clean:
-            _end_now()
+            _end_now("a handler does not return: ending without it")
 
+    # Before the server is up: a signal that comes in between must not kill it half-way.
+    signals.install()
     try:
         anyio.run(main)
     except AmendsError as error:
+        signals.restore()
         sys.stderr.write(f"{participant.name}: {error}\n")
         is_usage = isinstance(error, InvalidParticipant | ListenError)
         raise SystemExit(EXIT_USAGE if is_usage else EXIT_UNAVAILABLE) from None
+    except BaseException:
+        signals.restore()
+        raise
 
 
-async def _drain_on_signal(server: Server, signals: AsyncIterator[signal.Signals]) -> None:
-    async with anyio.create_task_group() as tasks:
-        await anext(signals)
-        tasks.start_soon(server.drain)
-        await anext(signals)
-        logger.error("a second signal: ending at once")
-        _end_now()
+async def _drain_when(asked: asyncio.Event, server: Server) -> None:
+    await asked.wait()
+    await server.drain()
 
 
-def _end_now() -> NoReturn:
+def _end_now(why: str) -> NoReturn:
     """End the process although threads run: what they have not committed is rolled back."""
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(EXIT_FORCED)
+    try:
+        # No buffered stream: a signal may have interrupted a write to it.
+        os.write(2, f"amends: {why}\n".encode())
+        logging.shutdown()
+        sys.stderr.flush()
+    finally:
+        os._exit(EXIT_FORCED)
 
 
 def is_loopback(listen: str) -> bool:

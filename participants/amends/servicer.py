@@ -74,7 +74,8 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     """Serves the three unary verbs of one participant.
 
     Only an outcome in a gRPC ``OK`` decides anything; every error status leaves the outcome open
-    and the runtime asks again. Logs and errors name ids, never payloads.
+    and the runtime asks again. Logs and errors name ids, never payloads; only
+    the tracebacks of failed handlers, logged at DEBUG, may quote one.
     """
 
     def __init__(
@@ -179,6 +180,8 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
 
     def _explain(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
         """Log why there is no outcome, and give the status that says so."""
+        # At DEBUG alone: the message of an author's exception may quote a payload.
+        logger.debug("%s: the traceback of what follows", _ids(call), exc_info=error)
         match error:
             case HandlerFailed():
                 logger.error("%s: outcome unknown: %s [at %s]", _ids(call), error, error.where)

@@ -281,6 +281,7 @@ def load(config_file: str | Path | None = None, flags: Flags | None = None) -> C
     """
     if config_file is None:
         config_file = os.environ.get(CONFIG_VARIABLE) or None
+    misspelt = list(_misspelt_variables(os.environ))
     layers = _Layers(
         file_name=str(config_file or ""),
         file={} if config_file is None else _read_file(Path(config_file)),
@@ -288,10 +289,13 @@ def load(config_file: str | Path | None = None, flags: Flags | None = None) -> C
         flags=_from_flags(flags or Flags()),
     )
     try:
-        return Config.model_validate(layers.merged())
+        config = Config.model_validate(layers.merged())
     except ValidationError as invalid:
         lines = [layers.explain(error) for error in invalid.errors(include_url=False)]
-        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigurationError("\n".join(dict.fromkeys([*misspelt, *lines]))) from None
+    if misspelt:
+        raise ConfigurationError("\n".join(misspelt))
+    return config
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -360,9 +364,6 @@ class _Environment(Config, BaseSettings):
 
 
 def _read_environment() -> dict[str, Any]:
-    problems = list(_misspelt_variables(os.environ))
-    if problems:
-        raise ConfigurationError("\n".join(problems))
     try:
         return EnvSettingsSource(_Environment)()
     except SettingsError as error:

@@ -25,7 +25,7 @@ import structlog
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.oldest_open import OldestOpen
 from amends_runtime.actors.supervisor import Limits, Outbox, Supervisor
-from amends_runtime.api.server import ApiServer
+from amends_runtime.api.server import ApiServer, check_listen
 from amends_runtime.clock import SystemClock
 from amends_runtime.config import Config
 from amends_runtime.core.breaker import BreakerPolicy
@@ -97,6 +97,8 @@ async def run_engine(
     Registers `definitions` first. Raises StoreError, InvalidRequest (a definition) or
     ConfigurationError (an address) with one clear message, before anything was done.
     """
+    # Before the store is opened: a wrong address must not cost a database or an epoch.
+    await check_listen(config.server.listen, insecure=config.server.insecure)
     try:
         async with _running(config, definitions) as engine:
             yield engine

@@ -1,15 +1,21 @@
 """StartSagas and AwaitSagas: many at once, each with its own answer."""
 
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import grpc
 import pytest
+import structlog
+from google.protobuf.message import Message
 
 import amends
-from amends.v1 import saga_pb2, types_pb2
+from amends.v1 import saga_pb2, saga_pb2_grpc, types_pb2
 from amends_runtime.api import awaiting
+from amends_runtime.api.awaiting import AwaitedSagas
+from amends_runtime.api.server import MAX_REQUEST_BYTES, ApiServer
 from amends_runtime.engine import Engine
 from tests.api.refusals import refused
 from tests.api.shop import Shop
@@ -74,6 +80,43 @@ async def test_a_batch_that_is_too_large_is_refused_as_a_whole(sagas: Sagas) -> 
     error = await refused(sagas.StartSagas(saga_pb2.StartSagasRequest(starts=starts)))
     assert error.violations == {"starts": "1001 of them, and 1000 are the most: send more requests"}
     assert not (await sagas.ListSagas(saga_pb2.ListSagasRequest())).sagas
+
+
+@pytest.mark.parametrize("size", [1024 * 1024 + 1, 5 * 1024 * 1024, MAX_REQUEST_BYTES - 1024])
+async def test_an_input_that_is_too_large_is_refused_by_our_own_limit(
+    sagas: Sagas, size: int
+) -> None:
+    """It arrives, and the answer names the limit, the size and what to do; alone and in a batch."""
+    large = start("large", input=types_pb2.Payload(data=bytes(size)))
+    said = f"{size} bytes, and 1048576 are the most: store the data elsewhere"
+    error = await refused(sagas.StartSaga(large))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert said in error.violations["input.data"]
+    answer = await sagas.StartSagas(saga_pb2.StartSagasRequest(starts=[large, start("small")]))
+    assert f"starts[0].input.data: {said}" in answer.results[0].error.message
+    assert answer.results[1].started.saga.saga_id == "small"
+
+
+def alive(kind: type[Message], saga_id: str) -> bool:
+    """Whether a request with this id is still in memory."""
+    return any(
+        isinstance(one, kind) and saga_id in str(one.SerializeToString())
+        for one in gc.get_objects()
+    )
+
+
+async def test_a_request_that_is_refused_is_not_kept(channel: grpc.aio.Channel) -> None:
+    """It goes at once: the collector counts objects, and may not come by for a gigabyte."""
+    ask: Any = channel.unary_unary("/amends.v1.SagaService/StartSaga")  # the message is theirs only
+    gc.collect()
+    gc.disable()
+    try:
+        await refused(ask(start("refused-and-gone", definition="ordre").SerializeToString()))
+        with anyio.fail_after(10):
+            while alive(saga_pb2.StartSagaRequest, "refused-and-gone"):  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+    finally:
+        gc.enable()
 
 
 async def test_a_bug_in_one_start_is_that_ones_answer(
@@ -233,3 +276,157 @@ async def test_a_client_that_leaves_takes_its_waits_along(
     with anyio.fail_after(30):
         while actor._waiters:  # noqa: ASYNC110  # the server hears of it when it does
             await anyio.sleep(0.001)
+
+
+class Unread:
+    """A client's side of a stream that reads when it is told to; its messages are kept.
+
+    In place of gRPC's, whose windows take in some messages that nobody reads: how many is its own
+    affair, and not the same from run to run.
+    """
+
+    def __init__(self, *requests: saga_pb2.AwaitSagasRequest) -> None:
+        self._requests = iter(requests)
+        self.more_to_say = anyio.Semaphore(len(requests))
+        self.said: list[str] = []
+        self.messages: list[saga_pb2.AwaitSagasResponse] = []
+        self.writing = anyio.Event()
+        self.reads = anyio.Semaphore(0)
+
+    async def read(self) -> object:
+        """Gives the next request, when there is one to say."""
+        await self.more_to_say.acquire()
+        request = next(self._requests, grpc.aio.EOF)
+        if isinstance(request, saga_pb2.AwaitSagasRequest):
+            self.said += request.add
+        else:
+            self.more_to_say.release()
+        return request
+
+    async def write(self, message: saga_pb2.AwaitSagasResponse) -> None:
+        """Waits until the client reads."""
+        self.writing.set()
+        await self.reads.acquire()
+        self.messages.append(message)
+
+    def ends(self) -> list[saga_pb2.SagaEnd]:
+        """All that the client was told."""
+        return [end for message in self.messages for end in message.ends]
+
+
+def awaited_by(client: Unread, engine: Engine) -> AwaitedSagas:
+    """The server's side."""
+    return AwaitedSagas(engine.supervisor, client)  # type: ignore[arg-type]  # it has all we use
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was said and not answered stays bounded; when it reads, everything is answered once."""
+    monkeypatch.setattr(awaiting, "MAX_FOUND", 4)
+    ids = [f"not an id {number}" for number in range(150)]
+    client = Unread(*(saga_pb2.AwaitSagasRequest(add=ids[n : n + 3]) for n in range(0, 150, 3)))
+    client.more_to_say.release()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(awaited_by(client, engine).run)
+        while len(client.ends()) < 150:
+            await client.writing.wait()
+            await anyio.wait_all_tasks_blocked()
+            # A message under way, what waits behind it, and what is left of a request.
+            assert len(client.said) - len(client.ends()) <= 4 + 4 + 3
+            client.writing = anyio.Event()
+            client.reads.release()
+            await anyio.wait_all_tasks_blocked()
+    assert [end.saga_id for end in client.ends()] == ids
+
+
+async def test_ends_that_are_not_read_are_not_kept(
+    engine: Engine, sagas: Sagas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that does not read costs ids; what it is told when it does is whole all the same."""
+    limit = 5 * 1024 * 1024
+    monkeypatch.setattr(awaiting, "MAX_KEPT_BYTES", limit)
+    payload = types_pb2.Payload(data=bytes(1024 * 1024))
+    ids = [f"s-{number}" for number in range(12)]
+    for saga_id in ids:
+        await sagas.StartSaga(start(saga_id, input=payload, wait_ms=60_000))
+    client = Unread(
+        saga_pb2.AwaitSagasRequest(add=ids),
+        saga_pb2.AwaitSagasRequest(add=["s-0", "not an id"], remove=["never added"]),
+    )
+    awaited = awaited_by(client, engine)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(awaited.run)
+        await client.writing.wait()
+        while awaited._waits:  # noqa: ASYNC110  # they end when the store has answered
+            await anyio.sleep(0.001)
+        kept = [end for end in awaited._found.values() if end is not None]
+        assert sum(end.ByteSize() for end in kept) == awaited._kept_bytes <= limit
+        assert len(awaited._found) >= 9  # counted, whatever is kept of them
+        client.more_to_say.release()
+        for _ in range(20):
+            client.reads.release()
+    told = client.ends()
+    assert {end.saga_id for end in told} == {*ids, "not an id"}
+    assert all(end.saga.input.data == payload.data for end in told if end.HasField("saga"))
+    assert (awaited._kept_bytes, awaited._found, awaited._waits) == (0, {}, {})
+
+
+async def test_what_is_removed_is_not_told_even_if_it_was_found(engine: Engine) -> None:
+    """What waits for a client that does not read can be taken back; what is under way cannot."""
+    client = Unread(
+        saga_pb2.AwaitSagasRequest(add=["under way?"]),
+        saga_pb2.AwaitSagasRequest(add=["wanted?", "unwanted?"]),
+        saga_pb2.AwaitSagasRequest(remove=["under way?", "unwanted?"]),
+    )
+    async with anyio.create_task_group() as tasks:
+        client.more_to_say = anyio.Semaphore(1)
+        tasks.start_soon(awaited_by(client, engine).run)
+        await client.writing.wait()
+        for _ in range(3):
+            client.more_to_say.release()
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(2):
+            client.reads.release()
+    assert [end.saga_id for end in client.ends()] == ["under way?", "wanted?"]
+
+
+async def test_a_request_of_a_client_that_left_is_not_kept(
+    sagas: Sagas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it left while its request was being taken in: gRPC's own iterator would keep it."""
+    monkeypatch.setattr(awaiting, "MAX_FOUND", 1)
+    stream = Stream(sagas)
+    await stream.send(add=[f"/gone-{number}/" * 10_000 + "!" for number in range(140)])
+    await stream.end()
+    stream.call.cancel()
+    with anyio.fail_after(30):
+        while alive(saga_pb2.AwaitSagasRequest, "/gone-99/"):
+            gc.collect()
+            await anyio.sleep(0.001)
+
+
+async def test_a_client_that_leaves_during_a_write_is_no_error(
+    engine: Engine, sagas: Sagas
+) -> None:
+    """However much it was still to be told: it is gone, and the log has nothing to complain of."""
+    payload = types_pb2.Payload(data=bytes(1024 * 1024))
+    ids = [f"s-{number}" for number in range(30)]
+    for saga_id in ids:
+        await sagas.StartSaga(start(saga_id, input=payload, wait_ms=60_000))
+    server = ApiServer(
+        "127.0.0.1:0", engine.store, engine.supervisor, engine.definitions, engine.lanes
+    )
+    address = await server.start()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(10):
+            async with grpc.aio.insecure_channel(address) as channel:
+                stream = Stream(saga_pb2_grpc.SagaServiceStub(channel))
+                for saga_id in ids:  # by itself, so that there is a message for each
+                    await stream.send(add=[saga_id])
+                await stream.end()
+                stream.call.cancel()
+            while server._door._inside:  # noqa: ASYNC110  # the server hears of it when it does
+                await anyio.sleep(0.001)
+    await server.stop(0)
+    assert [entry for entry in logs if entry["log_level"] not in {"debug", "info"}] == []

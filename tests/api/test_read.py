@@ -45,7 +45,7 @@ async def test_an_unknown_saga_is_not_found(sagas: Sagas) -> None:
         sagas.GetSaga(saga_pb2.GetSagaRequest(saga_id="nobody")),
         sagas.WaitSaga(saga_pb2.WaitSagaRequest(saga_id="nobody")),
         sagas.GetHistory(saga_pb2.GetHistoryRequest(saga_id="nobody")),
-        sagas.CancelSaga(saga_pb2.CancelSagaRequest(saga_id="nobody")),
+        sagas.CancelSaga(saga_pb2.CancelSagaRequest(saga_id="nobody", reason="x")),
         sagas.GetSaga(saga_pb2.GetSagaRequest(saga_id="parent/step")),
     ):
         error = await refused(call)
@@ -60,7 +60,7 @@ async def test_an_id_that_cannot_be_is_refused(sagas: Sagas, saga_id: str) -> No
         sagas.GetSaga(saga_pb2.GetSagaRequest(saga_id=saga_id)),
         sagas.WaitSaga(saga_pb2.WaitSagaRequest(saga_id=saga_id)),
         sagas.GetHistory(saga_pb2.GetHistoryRequest(saga_id=saga_id)),
-        sagas.CancelSaga(saga_pb2.CancelSagaRequest(saga_id=saga_id)),
+        sagas.CancelSaga(saga_pb2.CancelSagaRequest(saga_id=saga_id, reason="x")),
     ):
         error = await refused(call)
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from amends.v1 import operator_pb2, saga_pb2, saga_pb2_grpc, types_pb2
 from amends_runtime.actors.supervisor import SagaView
-from amends_runtime.api.server import SERVICES, ApiServer, _check_protobuf
+from amends_runtime.api.server import SERVICES, ApiServer, _check_protobuf, check_listen
 from amends_runtime.config import Config, Server
 from amends_runtime.engine import Engine, run_engine
 from amends_runtime.errors import ConfigurationError
@@ -74,7 +74,7 @@ async def test_a_client_needs_nothing_but_the_generated_stubs(engine: Engine) ->
         history = await stub.GetHistory(saga_pb2.GetHistoryRequest(saga_id="s"))
         assert history.records[-1].saga_ended.state == types_pb2.SAGA_STATE_COMPLETED
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await stub.CancelSaga(saga_pb2.CancelSagaRequest(saga_id="s"))
+            await stub.CancelSaga(saga_pb2.CancelSagaRequest(saga_id="s", reason="x"))
         assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -394,6 +394,23 @@ async def test_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     assert answer.status == SERVING
     with pytest.raises(ConfigurationError, match="another process listens there"):
         await serve(listen).start()
+
+
+async def test_a_place_where_no_socket_can_be_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason and a mend that fits, and gRPC's own complaint does not get out."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for path, reason in (
+        (f"{tmp_path}/nope/api.sock", f"there is no folder {tmp_path}/nope; make it first"),
+        (f"{tmp_path}/file", "there is something that is not a socket; choose another path"),
+        ("/proc/api.sock", "choose another path"),
+    ):
+        with pytest.raises(ConfigurationError) as refused_:
+            await check_listen(f"unix:{path}", insecure=False)
+        assert reason in str(refused_.value)
+        assert "port" not in str(refused_.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_only_the_fast_protobuf_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,9 +200,9 @@ async def test_what_is_just_within_the_limits_is_taken(sagas: Sagas, shop: Shop)
 
 
 async def test_a_request_beyond_the_servers_limit_is_refused_by_grpc(sagas: Sagas) -> None:
-    """More than 4 MiB never reach a handler."""
+    """More than 16 MiB never reach a handler."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await sagas.StartSaga(start(input=types_pb2.Payload(data=bytes(4 * MIB))))
+        await sagas.StartSaga(start(input=types_pb2.Payload(data=bytes(16 * MIB))))
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await nothing_is_stored(sagas)
 

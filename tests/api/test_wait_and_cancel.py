@@ -29,7 +29,7 @@ def waiting(timeout_ms: int = 0) -> saga_pb2.WaitSagaRequest:
 
 def cancelling(**words: str) -> saga_pb2.CancelSagaRequest:
     """A cancellation of s-1."""
-    return saga_pb2.CancelSagaRequest(saga_id="s-1", **words)
+    return saga_pb2.CancelSagaRequest(saga_id="s-1", **{"reason": "no longer wanted", **words})
 
 
 async def facts(sagas: Sagas) -> list[str | None]:
@@ -219,3 +219,16 @@ async def test_words_have_a_limit(sagas: Sagas) -> None:
     """Author and reason land in the history, so they are bounded."""
     error = await refused(sagas.CancelSaga(cancelling(author="a" * 257, reason="r" * 1025)))
     assert set(error.violations) == {"author", "reason"}
+
+
+@pytest.mark.parametrize("reason", ["", " \n"], ids=["none", "blank"])
+async def test_a_cancellation_without_a_reason_is_refused(
+    sagas: Sagas, shop: Shop, reason: str
+) -> None:
+    """It would land in the history and help nobody there; the saga goes on."""
+    shop.hold("reserve")
+    await started(sagas)
+    error = await refused(sagas.CancelSaga(cancelling(reason=reason)))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "say why" in error.violations["reason"]
+    assert "cancel_requested" not in await facts(sagas)

@@ -136,16 +136,24 @@ WAITING = {
     "name": "waiting",
     "steps": [{"name": "charge", "participant": "absent", "action": "charge"}],
 }
+TURNING = {
+    "name": "turning",
+    "steps": [
+        {"name": "charge", "participant": "payments", "action": "charge"},
+        {"name": "check", "participant": "payments", "action": "refuse"},
+    ],
+}
 
 
 @pytest.fixture(scope="session")
 def target(payments: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a runtime that knows the definitions order and waiting.
+    """The address of a runtime that knows the definitions order, waiting and turning.
 
-    Sagas of `waiting` never end: nobody is at the address of its participant.
+    Sagas of `waiting` never end: nobody is at the address of its participant. Those of `turning`
+    always turn back.
     """
     folder = tmp_path_factory.mktemp("runtime")
-    for definition in (ORDER, WAITING):
+    for definition in (ORDER, WAITING, TURNING):
         (folder / f"{definition['name']}.json").write_text(json.dumps(definition), encoding="utf-8")
     served = Served(
         *("--listen", "127.0.0.1:0", "--definition", "*.json"),

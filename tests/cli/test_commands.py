@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -229,7 +230,10 @@ def test_a_cancelled_saga_turns_back(told: Json, said: Said, complaint: Said) ->
         ("cancel nope --reason x", 3, "there is no saga 'nope'", "amends list"),
         ("start nope", 3, "there is no definition 'nope'", "amends definitions register"),
         ("definitions get nope", 3, "there is no definition 'nope'", "amends definitions register"),
-        ("start order --definition-hash ab", 2, "definition_hash", "64"),
+        ("start ordr", 3, "did you mean 'order'?", "amends definitions list"),
+        ("start nope --definition-hash 00000000", 3, "there is no definition 'nope'", "register"),
+        ("start order --definition-hash ab", 2, "--definition-hash ab", "8 or more"),
+        ("start order --definition-hash 00000000", 3, "no version begins so", "definitions list"),
         ("get a!", 2, "saga_id: 'a!' is not a saga id", "A-Z a-z 0-9"),
         ("start order --id a/b", 2, "saga_id: 'a/b' has a '/'", "reserved for child sagas"),
         ("start order --label X=1", 2, "labels['X']", "lower-case letter"),
@@ -243,6 +247,67 @@ def test_a_refusal_names_the_next_thing(
     line = complaint(code, *arguments.split())
     assert what in line
     assert hint in line
+
+
+# -- stuck -----------------------------------------------------------------------------------------
+
+BROKEN = "ledger_lost: the ledger cannot be read"
+
+
+def until_stuck(capsys: pytest.CaptureFixture[str], saga_id: str) -> None:
+    """Wait until the saga is stuck; bounded by the test run's own patience."""
+    while True:
+        assert run(["wait", saga_id, "--timeout", "0.05"]) == 5
+        if "STUCK" in capsys.readouterr().err:
+            return
+
+
+def test_a_stuck_saga_that_can_turn_back_says_so(
+    told: Json, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In get, and once on standard error of who waits."""
+    told("start", "order", "--id", "stuck-1", "--input", '{"broken": "charge"}')
+    until_stuck(capsys, "stuck-1")
+    assert "amends cancel stuck-1 --reason WHY turns it back" in said("get", "stuck-1")
+    for timeout in ("0.01", "0.02"):
+        assert run(["wait", "stuck-1", "--timeout", timeout]) == 5
+        out, err = capsys.readouterr()
+        assert out == ""
+        why, over = err.splitlines()
+        assert why.startswith("amends: saga stuck-1 is STUCK since 20")
+        assert f" at step charge (execute): {BROKEN}; amends cancel stuck-1" in why
+        assert why.endswith("; waiting on")
+        assert over == (
+            "amends: saga stuck-1 has not ended in that time; it is STUCK: "
+            "amends get stuck-1 shows why"
+        )
+
+
+def test_a_stuck_saga_that_has_turned_back_waits_for_a_later_version(
+    told: Json, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cancellation does not send anybody into a wait that never ends."""
+    told("start", "turning", "--id", "stuck-2", "--input", '{"broken": "refund"}')
+    until_stuck(capsys, "stuck-2")
+    cancelled = said("cancel", "stuck-2", "--reason", "customer called")
+    assert cancelled == (
+        "stuck-2 had turned back before; it is STUCK: amends get stuck-2 shows why\n"
+    )
+    shown = said("get", "stuck-2")
+    assert "comes with a later version; nothing is lost" in shown
+    assert "amends cancel" not in shown
+    assert run(["wait", "stuck-2", "--timeout", "0.01"]) == 5
+    assert f"at step charge (compensate): {BROKEN}; an operator" in capsys.readouterr().err
+
+
+def test_no_word_is_said_twice(told: Json, said: Said) -> None:
+    """A cause and its failure's reason, a status and the failure that it became."""
+    told("start", "waiting", "--id", "twice-1")
+    told("cancel", "twice-1", "--reason", "customer called", "--author", "me")
+    shown = said("get", "twice-1") + said("history", "twice-1")
+    assert "cancelled" in shown
+    assert "CANCELLED" not in shown
+    assert "UNAVAILABLE, UNAVAILABLE" not in shown
 
 
 # -- definitions, participants, the runtime --------------------------------------------------------
@@ -263,13 +328,17 @@ def test_definitions_are_registered_shown_and_compared(
     assert told("definitions", "diff", str(file))["same"] is True
 
     file.write_text(text + "timeout_s = 3\n", encoding="utf-8")
-    assert "timeout_ms" in said("definitions", "diff", str(file))
+    changed = said("definitions", "diff", str(file))
+    assert changed == "step 'pay': timeout_s was 10, becomes 3\n"
     assert "registered" in said("definitions", "register", str(file))
     shown = told("definitions", "get", "parcel")
     assert (shown["version"], shown["latest"]) == (2, True)
     assert shown["definition"]["steps"][0]["timeout_s"] == 3
-    old = told("definitions", "get", "parcel", "--hash", first["content_hash"])
-    assert (old["version"], old["latest"]) == (1, False)
+    for hash_ in (first["content_hash"], first["content_hash"][:8]):
+        old = told("definitions", "get", "parcel", "--hash", hash_)
+        assert (old["version"], old["latest"]) == (1, False)
+    pinned = told("start", "parcel", "--definition-hash", first["content_hash"][:12], *WAIT)
+    assert pinned["definition_hash"] == first["content_hash"]
     assert "charge" in said("definitions", "get", "parcel")
     names = [each["name"] for each in told("definitions", "list")["definitions"]]
     assert names == sorted(names)
@@ -291,7 +360,26 @@ def test_a_comparison_names_what_registration_would_refuse(
     assert run(["definitions", "diff", str(file)]) == 2
     out, err = capsys.readouterr()
     assert "nobody" in out
-    assert err.startswith(f"amends: {file}: definition.steps[0].call.participant: ")
+    assert err.startswith(f"amends: {file}: step 'charge': participant: participant 'nobody' is")
+
+
+def test_files_are_registered_together_or_not_at_all(
+    capsys: pytest.CaptureFixture[str], told: Json, tmp_path: Path
+) -> None:
+    """One that is refused keeps the others out; each line names its file and its step."""
+    good, bad, worse = (tmp_path / name for name in ("good.json", "bad.json", "worse.json"))
+    good.write_text(json.dumps({**ORDER, "name": "alone"}), encoding="utf-8")
+    bad.write_text(json.dumps(ORDER).replace("payments", "nobody"), encoding="utf-8")
+    worse.write_text(json.dumps(ORDER).replace("payments", "nowhere"), encoding="utf-8")
+    assert run(["definitions", "register", str(good), str(bad), str(worse)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    about_bad, about_worse = err.splitlines()
+    assert about_bad.startswith(f"amends: {bad}: step 'charge': participant: ")
+    assert "--participant nobody=HOST:PORT" in about_bad
+    assert about_worse.startswith(f"amends: {worse}: step 'charge': participant: ")
+    names = [each["name"] for each in told("definitions", "list")["definitions"]]
+    assert "alone" not in names
 
 
 def test_what_definitions_get_prints_can_be_registered(told: Json, tmp_path: Path) -> None:
@@ -343,14 +431,14 @@ def test_exit_codes_leave_the_process(target: str) -> None:
 
 
 def on_a_terminal(*arguments: str, **extra: str) -> str:
-    """What a command writes to a terminal of 60 columns."""
+    """What a command writes to a terminal of 80 columns."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "amends_runtime", *arguments],
         stdin=follower,
         stdout=follower,
         stderr=follower,
-        env=environment(TERM="xterm-256color", COLUMNS="60", **extra),
+        env=environment(TERM="xterm-256color", COLUMNS="80", **extra),
     ) as process:
         os.close(follower)
         written = b""
@@ -365,15 +453,19 @@ def on_a_terminal(*arguments: str, **extra: str) -> str:
 
 
 def test_a_terminal_gets_colours_unless_it_does_not_want_them(target: str) -> None:
-    """Colours and wrapped cells on a terminal; NO_COLOR turns colours off; a pipe has neither."""
-    name = "a-name-that-is-longer-than-a-third-of-the-terminal-is-wide"
-    assert amends("start", "order", "--id", name, "--wait", "--target", target).returncode == 0
+    """Colours and whole ids on a terminal; NO_COLOR turns colours off; a pipe has neither."""
+    name = "1f0c4d6e-7a2b-7c3d-8e4f-5a6b7c8d9e0f"  # as long as the ids that are made for you
+    label = ("--label", "shelf=terminal")
+    started = amends("start", "order", "--id", name, "--wait", *label, "--target", target)
+    assert started.returncode == 0
     coloured = on_a_terminal("get", name, AMENDS_TARGET=target)
     assert "\x1b[" in coloured
-    listed = on_a_terminal("list", "--limit", "1000", AMENDS_TARGET=target, NO_COLOR="1")
+    listed = on_a_terminal("list", *label, AMENDS_TARGET=target, NO_COLOR="1")
     assert "\x1b" not in listed
-    assert max(map(len, listed.splitlines())) <= 60
-    piped = amends("list", "--limit", "1000", AMENDS_TARGET=target).stdout
+    assert max(map(len, listed.splitlines())) <= 80
+    [row] = [row for row in listed.splitlines() if row.startswith(f"{name} ")]
+    assert re.search(r" COMPLETED( +\d\d:\d\d:\d\dZ| +\d\d-\d\d \d\d:\d\dZ){2}", row)
+    piped = amends("list", *label, AMENDS_TARGET=target).stdout
     assert "\x1b" not in piped
     assert any(line.startswith(f"{name}  order") for line in piped.splitlines())
 
@@ -415,8 +507,13 @@ def test_an_answer_that_cannot_be_written_is_exit_code_1() -> None:
     )
 
 
-def test_ctrl_c_ends_a_wait_with_130(serve: Serve, tmp_path: Path) -> None:
-    """The saga goes on; the command says nothing more."""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_whoever_interrupts_a_wait_learns_the_id(
+    serve: Serve, tmp_path: Path, number: int, code: int
+) -> None:
+    """The saga goes on, and without its id nobody would find it again."""
     (tmp_path / "order.json").write_text(json.dumps(ORDER), encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         participant = f"payments=127.0.0.1:{silent.getsockname()[1]}"
@@ -427,13 +524,22 @@ def test_ctrl_c_ends_a_wait_with_130(serve: Serve, tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(AMENDS_TARGET=address),
+            text=True,
         )
         with waiting:
             connection, _ = silent.accept()  # the saga has started: its call is under way
             with connection:
-                waiting.send_signal(signal.SIGINT)
+                waiting.send_signal(number)
                 out, err = waiting.communicate(timeout=PATIENCE_S)
-        assert (waiting.returncode, out, err) == (130, b"", b"")
+        assert (waiting.returncode, out) == (code, "")
+        listed = amends("list", "-o", "json", "--target", address)
+        [saga] = json.loads(listed.stdout)["sagas"]
+        [line] = err.splitlines()
+        assert line.startswith(f"amends: saga {saga['saga_id']} ")  # it may not know of the start
+        assert "goes on" in line
+        assert f"amends wait {saga['saga_id']}" in line
+        assert f"amends get {saga['saga_id']}" in line
+        assert saga["state"] == "RUNNING"
 
 
 def test_a_wait_outlives_a_restart_of_the_runtime(

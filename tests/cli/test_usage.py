@@ -32,10 +32,10 @@ def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) ->
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("gt order-1", 'Unknown command "gt". Did you mean "get"; see amends --help'),
+        ("gt order-1", 'Unknown command "gt". Did you mean "get"? See amends --help'),
         (
             "definitions lst",
-            'Unknown command "lst". Did you mean "list"; see amends definitions --help',
+            'Unknown command "lst". Did you mean "list"? See amends definitions --help',
         ),
         ("get", 'Command "get" parameter ID requires an argument; see amends get --help'),
         (
@@ -44,7 +44,7 @@ def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) ->
         ),
         (
             "get a --tagret x",
-            "Unknown option: --tagret. Did you mean --target; see amends get --help",
+            "Unknown option: --tagret. Did you mean --target? See amends get --help",
         ),
         (
             "list -o yaml",
@@ -176,8 +176,53 @@ def test_two_files_of_one_definition_are_refused_at_start(
             ),
             encoding="utf-8",
         )
-    said = complaint(capsys, 2, "serve", "--definition", f"{tmp_path}/*.json")
+    known = ("--participant", "p=127.0.0.1:1")
+    said = complaint(capsys, 2, "serve", "--definition", f"{tmp_path}/*.json", *known)
     assert "b.json: order is also defined in" in said
+
+
+def test_a_definition_that_a_runtime_would_refuse_is_said_in_the_words_of_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One line per violation: the file, the step by its name, durations in seconds."""
+    step = {"name": "pay", "participant": "bank", "action": "x"}
+    wrong = {"name": "order", "steps": [step, {**step, "name": "post", "timeout_s": 100_000}]}
+    file = tmp_path / "order.json"
+    file.write_text(json.dumps(wrong), encoding="utf-8")
+    assert run(["serve", "--definition", str(file), "--participant", "post=127.0.0.1:1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(f"amends: {file}: step '") for line in lines)
+    assert "step 'pay': participant: participant 'bank' is not registered" in lines[0]
+    assert "--participant bank=HOST:PORT" in lines[0]
+    assert "[participants.bank]" in lines[0]
+    [about_time] = [line for line in lines if "timeout" in line]
+    assert about_time.endswith("step 'post': timeout_s: 100000 is out of range: 0.001 to 86400 s")
+
+
+def test_no_standard_output_is_one_line() -> None:
+    """As in `amends list >&-`: the descriptor is closed, and Python has no stream for it."""
+    import subprocess  # noqa: PLC0415  # one test that needs a closed descriptor
+
+    command = f"exec {sys.executable} -m amends_runtime version >&-"
+    finished = subprocess.run(
+        ["/bin/sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert finished.returncode == 1
+    [line] = finished.stderr.splitlines()
+    assert line.startswith("amends: standard output is closed")
+
+
+def test_a_cancellation_needs_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty one would land in the history and help nobody there."""
+    said = complaint(capsys, 2, "cancel", "order-1", "--reason", " ", "--target", CLOSED)
+    assert said == "--reason: is empty; say why, it lands in the history"
+
+
+def test_states_are_taken_in_any_case(capsys: pytest.CaptureFixture[str]) -> None:
+    """As people type them; what is no state names those that there are."""
+    assert CLOSED in complaint(capsys, 5, "list", "--state", "Running", "--target", CLOSED)
+    said = complaint(capsys, 2, "list", "--state", "runing")
+    assert '"RUNNING"' in said
 
 
 def test_a_ready_file_in_no_folder_is_refused(

@@ -13,6 +13,9 @@ from tests.participants.asking import Asker, asking
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS ledger (saga_id TEXT, entry TEXT, amount INTEGER)"
 
+PATIENCE_S = 30.0
+"""How long a call waits for its turn; short where a test has somebody in its way."""
+
 LIMIT = 100
 """Charges above it are declined."""
 
@@ -45,9 +48,10 @@ class Ledger:
 
     path: Path
     ran: list[str] = field(default_factory=list)
+    busy_timeout_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
-        self.barrier = SqliteBarrier(self.path, schema=SCHEMA, busy_timeout_s=0.05)
+        self.barrier = SqliteBarrier(self.path, schema=SCHEMA, busy_timeout_s=self.busy_timeout_s)
         self.participant = Participant("payments", barrier=self.barrier)
         self.participant.prepare("charge")(self.reserve)
         self.participant.execute("charge")(self.charge)

@@ -1,9 +1,12 @@
 """Every row of the barrier's table, through real gRPC and a real SQLite file."""
 
+import logging
+from collections.abc import Callable
+
 import grpc
 import pytest
 
-from amends import Broken, Call, InProgress, Rejected, Transaction, Verb
+from amends import Broken, Call, InProgress, InvalidOutcome, Rejected, Transaction, Verb
 from amends.v1 import types_pb2
 from tests.participants.asking import call_message, json_payload
 from tests.participants.ledger import LIMIT, Ledger, read_rows, write_entry
@@ -160,6 +163,60 @@ async def test_an_exception_rolls_back_and_leaves_the_outcome_open(
     assert "saga=order-1 step=pay round=1 attempt=1" in caplog.text
     assert "in fragile" in caplog.text
     assert card_number not in caplog.text + details
+
+
+async def test_the_traceback_of_a_failed_handler_is_in_the_debug_log(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its message, which may quote a payload: so not above DEBUG, and never to the caller."""
+
+    @ledger.participant.execute("fragile", compensatable=False)
+    async def fragile(call: Call) -> None:
+        raise ValueError("4111-1111")
+
+    with caplog.at_level(logging.DEBUG, logger="amends"):
+        async with ledger.served() as asker:
+            _, details = await asker.status(call_message(EXECUTE, action="fragile"))
+    assert "4111-1111" not in details
+    [traceback] = [r for r in caplog.records if "4111-1111" in (r.exc_text or "")]
+    assert traceback.levelno == logging.DEBUG
+    assert "saga=order-1 step=pay" in traceback.getMessage()
+    assert 'raise ValueError("4111-1111")' in (traceback.exc_text or "")
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [lambda: Rejected(""), lambda: Broken("x" * 129), lambda: InProgress(-1)],
+    ids=["Rejected", "Broken", "InProgress"],
+)
+async def test_what_is_wrong_with_an_outcome_reaches_caller_and_log(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, outcome: Callable[[], object]
+) -> None:
+    """Whose mistake it is and how to mend it, in place of the bare name of an exception."""
+
+    @ledger.participant.execute("say", compensatable=False)
+    def say(call: Call) -> object:
+        return outcome()
+
+    async with ledger.served() as asker:
+        code, details = await asker.status(call_message(EXECUTE, action="say"))
+    assert code is grpc.StatusCode.UNKNOWN
+    with pytest.raises(InvalidOutcome) as caught:
+        outcome()
+    assert str(caught.value) in details
+    assert str(caught.value) in caplog.text
+
+
+async def test_a_long_message_of_a_refusal_arrives_cut(ledger: Ledger) -> None:
+    """It is for people: a shorter one says enough, and the refusal stands."""
+
+    @ledger.participant.execute("say", compensatable=False)
+    def say(call: Call) -> None:
+        raise Rejected("card_declined", "x" * 10_000)
+
+    async with ledger.served() as asker:
+        outcome = await asker.ask(call_message(EXECUTE, action="say"))
+    assert outcome.rejected.message == "x" * 4095 + "…"
 
 
 async def test_a_refused_compensation_is_an_error(

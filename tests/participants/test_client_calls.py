@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import anyio
 import grpc
@@ -819,3 +820,172 @@ async def test_operators_answers_are_read(runtime: ScriptedRuntime, client: amen
         ),
     )
     assert (await client.runtime()).sagas == {"STUCK": 1}
+
+
+# -- arguments that are none ---------------------------------------------------------------------
+
+
+async def drained(sagas: AsyncIterator[object]) -> None:
+    """Ask for all of them."""
+    async for _ in sagas:
+        pass
+
+
+BAD_ARGUMENTS: dict[str, tuple[Callable[[Any], Awaitable[object]], type[Exception], str]] = {
+    "deadline_s too long": (
+        lambda c: c.start("order", deadline_s=1e30),
+        ValueError,
+        "deadline_s must be 0.001 to 315360000 seconds, not 1e+30",
+    ),
+    "deadline_s negative": (
+        lambda c: c.start("order", deadline_s=-1),
+        ValueError,
+        "deadline_s must be 0.001 to 315360000 seconds, not -1",
+    ),
+    "deadline_s beyond floats": (
+        lambda c: c.start("order", deadline_s=10**400),
+        ValueError,
+        "deadline_s must be 0.001 to 315360000 seconds",
+    ),
+    "deadline_s text": (
+        lambda c: c.start("order", deadline_s="5"),
+        TypeError,
+        "deadline_s must be a number of seconds, not str",
+    ),
+    "wait_s": (
+        lambda c: c.start("order", wait_s=1e30),
+        ValueError,
+        "wait_s must be 0.0 to 315360000 seconds",
+    ),
+    "timeout_s": (
+        lambda c: c.get("order-1", timeout_s=float("nan")),
+        ValueError,
+        "timeout_s must be 0.001 to 315360000 seconds, not nan",
+    ),
+    "wait": (
+        lambda c: c.wait("order-1", timeout_s=True),
+        TypeError,
+        "timeout_s must be a number of seconds, not bool",
+    ),
+    "definition": (lambda c: c.start(5), TypeError, "definition must be a str, not int"),
+    "saga_id": (lambda c: c.start("order", saga_id=7), TypeError, "saga_id must be a str, not int"),
+    "definition_hash": (
+        lambda c: c.start("order", definition_hash=b"ab"),
+        TypeError,
+        "definition_hash must be a str, not bytes",
+    ),
+    "a label": (
+        lambda c: c.start("order", labels={"a": 1}),
+        TypeError,
+        "labels['a'] must be a str, not int",
+    ),
+    "a label's name": (
+        lambda c: c.start("order", labels={1: "a"}),
+        TypeError,
+        "a key of labels must be a str, not int",
+    ),
+    "labels": (
+        lambda c: c.start("order", labels=["a"]),
+        TypeError,
+        "labels must be a mapping of str to str, not list",
+    ),
+    "half a character": (
+        lambda c: c.start("order", saga_id="\ud800"),
+        ValueError,
+        "saga_id holds half a character, which cannot be sent",
+    ),
+    "get": (lambda c: c.get(5), TypeError, "saga_id must be a str, not int"),
+    "handle": (lambda c: c.handle(5).get(), TypeError, "saga_id must be a str, not int"),
+    "wait for": (lambda c: c.wait(None), TypeError, "saga_id must be a str, not NoneType"),
+    "history": (lambda c: drained(c.history(5)), TypeError, "saga_id must be a str, not int"),
+    "cancel": (
+        lambda c: c.cancel("order-1", reason=5, author="desk"),
+        TypeError,
+        "reason must be a str, not int",
+    ),
+    "cancel's author": (
+        lambda c: c.cancel("order-1", reason="r", author=None),
+        TypeError,
+        "author must be a str, not NoneType",
+    ),
+    "list": (
+        lambda c: drained(c.list(started_from_ms=1.5)),
+        TypeError,
+        "started_from_ms must be an int, not float",
+    ),
+    "list too late": (
+        lambda c: drained(c.list(started_before_ms=2**63)),
+        ValueError,
+        f"started_before_ms must be 0 to {2**63 - 1}",
+    ),
+    "list's limit": (
+        lambda c: drained(c.list(limit="5")),
+        TypeError,
+        "limit must be an int, not str",
+    ),
+    "list's labels": (
+        lambda c: drained(c.list(labels={"a": 1})),
+        TypeError,
+        "labels['a'] must be a str, not int",
+    ),
+    "register": (
+        lambda c: c.register("order"),
+        TypeError,
+        'must be an amends.Definition, not str: build one with amends.Definition("name").step(…)',
+    ),
+    "diff": (
+        lambda c: c.diff({}),
+        TypeError,
+        "definition must be an amends.Definition, not dict",
+    ),
+    "definition by name": (lambda c: c.definition(5), TypeError, "name must be a str, not int"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+async def test_a_bad_argument_is_named_before_anything_is_sent(
+    runtime: ScriptedRuntime, client: amends.Client, name: str
+) -> None:
+    """The field, and what it must be: a TypeError for the type, a ValueError for the range."""
+    call, kind, message = BAD_ARGUMENTS[name]
+    with pytest.raises(kind) as caught:
+        await call(client)
+    assert message in str(caught.value)
+    assert runtime.asked == []
+
+
+def test_a_target_that_is_no_text_is_named() -> None:
+    """As the others are."""
+    with pytest.raises(TypeError, match="target must be a str, not int"):
+        amends.Client(7233)  # type: ignore[arg-type]
+
+
+async def test_a_diff_is_read_whole(runtime: ScriptedRuntime, client: amends.Client) -> None:
+    """The runtime's three answers, in plain Python types."""
+    definition = amends.Definition("order").step("reserve", "inventory", "reserve")
+    runtime.answer(
+        "DiffDefinition",
+        operator_pb2.DiffDefinitionResponse(
+            differences=["step 'reserve': timeout_ms 5 -> 6"],
+            violations=[
+                types_pb2.Error(
+                    reason="INVALID_DEFINITION",
+                    message="there is no participant 'inventory'",
+                    metadata={"field": "definition.steps[0].participant"},
+                ),
+                types_pb2.Error(message="too large"),
+            ],
+        ),
+    )
+    assert await client.diff(definition) == amends.DefinitionDiff(
+        same=False,
+        differences=("step 'reserve': timeout_ms 5 -> 6",),
+        violations=(
+            amends.Violation(
+                "definition.steps[0].participant", "there is no participant 'inventory'"
+            ),
+            amends.Violation("", "too large"),
+        ),
+    )
+    [request] = runtime.requests(operator_pb2.DiffDefinitionRequest)
+    assert request.definition == definition.to_proto()

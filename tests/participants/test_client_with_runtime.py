@@ -289,6 +289,26 @@ async def test_definitions_are_registered_and_read_back(shared_world: World) -> 
     assert (await client.register(first.definition)).content_hash == first.content_hash
 
 
+async def test_a_definition_is_compared_with_the_registered_one(shared_world: World) -> None:
+    """Before it is registered: new, the same, other, or refused; and nothing is registered."""
+    client = shared_world.client
+    order = replace(ORDER, name="compared")
+    new = await client.diff(order)
+    assert (new.same, new.violations) == (False, ())
+    assert new.differences
+    await client.register(order)
+    assert await client.diff(order) == amends.DefinitionDiff(
+        same=True, differences=(), violations=()
+    )
+    other = await client.diff(order.retriable("notify", "shop", "ship"))
+    assert not other.same
+    assert any("notify" in line for line in other.differences)
+    refused = await client.diff(order.retriable("notify", "nobody", "ship"))
+    assert not refused.same
+    assert any("nobody" in violation.message for violation in refused.violations)
+    assert (await client.definition("compared")).version == 1
+
+
 async def test_what_is_wrong_comes_back_as_it_is(shared_world: World) -> None:
     """Each refusal in its class, and nothing in doubt."""
     client = shared_world.client

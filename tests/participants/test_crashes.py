@@ -80,7 +80,7 @@ async def test_a_step_killed_and_then_compensated_never_runs(tmp_path: Path) -> 
 async def test_two_processes_on_one_database(tmp_path: Path) -> None:
     """While one holds the transaction the other says in progress; what dies with it is gone."""
     database = tmp_path / "payments.db"
-    here = Ledger(database)
+    here = Ledger(database, busy_timeout_s=0.05)
     async with (
         here.served() as ours,
         participant(database, "before-commit") as (there, theirs),
@@ -100,7 +100,7 @@ async def test_two_processes_on_one_database(tmp_path: Path) -> None:
 async def test_another_process_commits_first(tmp_path: Path) -> None:
     """What one process did the other answers from the row."""
     database = tmp_path / "payments.db"
-    here = Ledger(database)
+    here = Ledger(database, busy_timeout_s=0.05)
     async with (
         here.served() as ours,
         participant(database, "before-commit") as (there, theirs),

@@ -139,25 +139,6 @@ async def later() -> None:
     """Be a coroutine that a `def` handler returns by mistake."""
 
 
-async def test_an_exit_in_a_handler_is_a_failed_handler() -> None:
-    """Neither the thread nor the event loop ends."""
-    participant = Participant("payments")
-
-    @participant.execute("exit", compensatable=False)
-    def leave(call: Call) -> None:
-        raise SystemExit(3)
-
-    @participant.execute("exit-async", compensatable=False)
-    async def leave_async(call: Call) -> None:
-        raise SystemExit(3)
-
-    async with serve(participant) as server, asking(server.address) as asker:
-        for action in ("exit", "exit-async"):
-            code, details = await asker.status(call_message(EXECUTE, action=action))
-            assert code is grpc.StatusCode.UNKNOWN
-            assert "SystemExit" in details
-
-
 async def test_without_a_barrier_handlers_are_called_directly() -> None:
     """Repeated calls run again: the weaker form, for systems that know our key."""
     participant = Participant("payments")

@@ -1,12 +1,23 @@
 """Values become payloads and payloads values, and what cannot is told without showing it."""
 
 import math
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amends import Call, Done, InProgress, Payload, PayloadError, Rejected, Verb
+from amends import (
+    Call,
+    Done,
+    InProgress,
+    InvalidOutcome,
+    Payload,
+    PayloadError,
+    Rejected,
+    Verb,
+)
 from amends.outcomes import MAX_MESSAGE, Broken
 from amends.payload import EMPTY, MAX_PAYLOAD_BYTES, decode, encode, from_wire, to_wire
 from amends.v1 import types_pb2
@@ -79,12 +90,45 @@ def test_what_is_not_json_is_refused_without_showing_it(value: object) -> None:
     assert type(value).__name__ in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"items": [1, {"price": Decimal(4111)}]}, 'a Decimal at ["items"][1]["price"]'),
+        ({"tags": {"4111"}}, 'a set at ["tags"]'),
+        ([0.5, math.nan], "NaN or an infinity at [1]"),
+        ({"a": ({"4111-1111": b"4111"},)}, 'a bytes at ["a"][0][key 1]'),
+        ({"a": {("4111", 1): 1}}, 'a key that is a tuple at ["a"]'),
+        ({"a": {1: 1, "4111": 1}}, 'keys of different types (int, str) at ["a"]'),
+        ({"a": {math.inf: 1}}, 'a key that is NaN or an infinity at ["a"]'),
+        ({"a": ["\ud8004111"]}, 'text with half a character at ["a"][0]'),
+        ({"\ud8004111": 1}, "a key that is text with half a character"),
+        ([10**5000], "an int of too many digits at [0]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_json_deep_inside_is_named(value: object, found: str) -> None:
+    """Type and place; a key is shown if it looks like the name of a field, else its number is."""
+    with pytest.raises(PayloadError) as caught:
+        encode(value)
+    assert f"cannot be encoded as JSON: {found};" in str(caught.value)
+    assert "4111" not in str(caught.value)
+
+
 def test_a_circle_is_refused() -> None:
     """A list in itself has no JSON."""
     circle: list[object] = []
-    circle.append(circle)
-    with pytest.raises(PayloadError):
+    circle.append({"again": circle})
+    with pytest.raises(PayloadError, match=r'something in itself at \[0\]\["again"\];'):
         encode(circle)
+
+
+def test_too_deep_is_refused() -> None:
+    """Beyond what Python's encoder can follow."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(PayloadError, match="too many levels;"):
+        encode(deep)
 
 
 def test_too_large_is_refused() -> None:
@@ -144,15 +188,26 @@ def test_polls_have_bounds(after_s: float, after_ms: int) -> None:
 @pytest.mark.parametrize("after_s", [-1, math.nan, math.inf], ids=str)
 def test_a_poll_in_no_time_is_refused(after_s: float) -> None:
     """Seconds from now, finite."""
-    with pytest.raises(ValueError, match="finite seconds"):
+    with pytest.raises(InvalidOutcome, match="finite seconds"):
         InProgress(after_s)
 
 
+@pytest.mark.parametrize("after_s", ["soon", None, True], ids=str)
+def test_a_poll_in_what_is_no_number_is_refused(after_s: Any) -> None:
+    """The message names the type that was given, not its value."""
+    with pytest.raises(InvalidOutcome, match=f"a {type(after_s).__name__} is no number"):
+        InProgress(after_s)
+
+
+@pytest.mark.parametrize("kind", [Rejected, Broken])
 @pytest.mark.parametrize("reason", ["", "x" * 129, "Größe", 7], ids=str)
-def test_a_reason_is_a_word_for_programs(reason: str) -> None:
-    """Short and ASCII."""
-    with pytest.raises(ValueError, match="is for programs"):
-        Rejected(reason)
+def test_a_reason_is_a_word_for_programs(kind: type[Rejected | Broken], reason: Any) -> None:
+    """Short and ASCII; what is wrong with it is said without repeating it."""
+    with pytest.raises(
+        InvalidOutcome, match=f"reason of {kind.__name__} is for programs"
+    ) as caught:
+        kind(reason)
+    assert str(reason) not in str(caught.value) or not reason
 
 
 def test_a_message_is_cut_and_mended() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amends import BarrierError, Verb
+from amends import BarrierError, TransactionMisused, Verb
 from amends.barrier import sqlite_database
 from tests.participants.asking import call_of
 from tests.participants.ledger import Ledger, read_rows
@@ -24,9 +24,18 @@ def make_older(path: Path, saga_id: str, by_ms: int) -> None:
         )
 
 
+def read_stores(path: Path) -> list[tuple[str, int]]:
+    """Read what is stored of each store's word."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return connection.execute(
+            "SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores"
+        ).fetchall()
+
+
 async def execute(ledger: Ledger, saga_id: str, **changes: object) -> None:
-    """Charge once."""
+    """Charge once. Unless a test says otherwise, no saga that was open before now is open."""
     handler = ledger.participant.handlers()["charge", Verb.EXECUTE]
+    changes.setdefault("oldest_open_at_ms", time.time_ns() // 1_000_000)
     await ledger.barrier.run(call_of(Verb.EXECUTE, saga_id=saga_id, **changes), handler)
 
 
@@ -55,13 +64,68 @@ async def test_rows_that_may_belong_to_an_open_saga_stay(ledger: Ledger) -> None
         make_older(ledger.path, "finished", 4 * HOUR_MS)
         await execute(ledger, "perhaps-open")
         make_older(ledger.path, "perhaps-open", 2 * HOUR_MS)
-        await execute(ledger, "another-store", store_id="silent")
+        await execute(ledger, "another-store", store_id="another")
         make_older(ledger.path, "another-store", 2 * HOUR_MS)
         await execute(ledger, "now", oldest_open_at_ms=now_ms - 3 * HOUR_MS)
         assert await barrier.purge(older_than_ms=HOUR_MS) == 2
     assert read_rows(ledger.path, "finished") == []
     assert read_rows(ledger.path, "another-store") == []
     assert read_rows(ledger.path, "perhaps-open") == [("execute", "done")]
+
+
+async def test_rows_of_a_store_that_has_not_said_what_is_open_stay(ledger: Ledger) -> None:
+    """0 is "unknown", and what is unknown may be open: another store's word is not its own."""
+    async with ledger.barrier as barrier:
+        await execute(ledger, "silent", store_id="silent", oldest_open_at_ms=0)
+        await execute(ledger, "known")
+        for saga_id in ("silent", "known"):
+            make_older(ledger.path, saga_id, 2 * HOUR_MS)
+        assert await barrier.purge(older_than_ms=0) == 1
+        assert read_rows(ledger.path, "silent") == [("execute", "done")]
+        await execute(ledger, "later", store_id="silent")
+        assert await barrier.purge(older_than_ms=HOUR_MS) == 1
+    assert read_rows(ledger.path, "silent") == []
+
+
+async def test_what_a_store_has_said_is_remembered(ledger: Ledger) -> None:
+    """Over a restart, and past calls that say nothing; so a purge needs no call before it."""
+    now_ms = time.time_ns() // 1_000_000
+    async with ledger.barrier:
+        for saga_id, age_ms in (("older", 4 * HOUR_MS), ("younger", 2 * HOUR_MS)):
+            await execute(ledger, saga_id, oldest_open_at_ms=now_ms - 3 * HOUR_MS)
+            make_older(ledger.path, saga_id, age_ms)
+        await execute(ledger, "silent", oldest_open_at_ms=0)
+    async with ledger.barrier as barrier:
+        assert await barrier.purge(older_than_ms=HOUR_MS) == 1
+    assert read_rows(ledger.path, "older") == []
+    assert read_rows(ledger.path, "younger") == [("execute", "done")]
+
+
+async def test_what_a_store_says_last_counts(ledger: Ledger) -> None:
+    """A store that was restored has older sagas open than it had before: their rows stay."""
+    now_ms = time.time_ns() // 1_000_000
+    async with ledger.barrier as barrier:
+        await execute(ledger, "open-again")
+        make_older(ledger.path, "open-again", 2 * HOUR_MS)
+        await execute(ledger, "restored", oldest_open_at_ms=now_ms - 3 * HOUR_MS)
+        assert await barrier.purge(older_than_ms=HOUR_MS) == 0
+
+
+async def test_what_is_said_is_not_written_with_every_call(ledger: Ledger) -> None:
+    """While the oldest open saga gets younger by seconds, the stored instant stays as it is."""
+    said_ms = time.time_ns() // 1_000_000
+    async with ledger.barrier:
+        for number, later_ms in enumerate((0, 1, 59_000, 61_000)):
+            await execute(ledger, f"saga-{number}", oldest_open_at_ms=said_ms + later_ms)
+            expected_ms = said_ms + (61_000 if later_ms > 60_000 else 0)
+            assert read_stores(ledger.path) == [("store", expected_ms)]
+
+
+async def test_handlers_cannot_change_what_a_store_has_said(ledger: Ledger) -> None:
+    """It decides about the barrier's rows, and is guarded like them."""
+    async with ledger.barrier as barrier:
+        with pytest.raises(TransactionMisused):
+            await barrier.write(lambda tx: tx.execute("DELETE FROM amends_barrier_stores"))
 
 
 async def test_an_age_is_not_negative(ledger: Ledger) -> None:

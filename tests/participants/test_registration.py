@@ -160,6 +160,35 @@ def test_a_transaction_needs_a_barrier() -> None:
     assert problem.startswith(f"{line_of(charge)}: execute 'charge' takes a transaction")
 
 
+@pytest.mark.parametrize("path", ["p.db", Path("p.db")], ids=["str", "Path"])
+def test_a_path_is_no_barrier(path: Any) -> None:
+    """The line says what to write; the other faults are told as well."""
+    payments = Participant("payments", barrier=path)
+
+    @payments.execute("charge")
+    def charge(call: Call, tx: Transaction) -> None: ...
+
+    barrier, compensate = sorted(refused(payments), key=lambda problem: "compensate" in problem)
+    assert barrier == 'barrier= was given a path: write barrier=SqliteBarrier("p.db")'
+    assert "execute 'charge' has no compensate" in compensate
+
+
+@pytest.mark.parametrize(
+    ("barrier", "problem"),
+    [
+        (SqliteBarrier, 'barrier= was given a class: write barrier=SqliteBarrier("…")'),
+        (7, "barrier= was given an object of type int, which has no transaction_types, open, run,"),
+    ],
+    ids=["class", "int"],
+)
+def test_what_is_no_barrier_is_refused(barrier: Any, problem: str) -> None:
+    """Before anything is served with it."""
+    payments = Participant("payments", barrier=barrier)
+    payments.execute("charge", compensatable=False)(do)
+    (found,) = refused(payments)
+    assert found.startswith(problem)
+
+
 def test_the_wrong_kind_of_transaction_is_refused(payments: Participant) -> None:
     """An async handler that is told of a Transaction would forget to await it, and vice versa."""
 

@@ -57,6 +57,15 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert read_ledger(database) == []
 
 
+async def test_late_signals_do_not_spoil_the_status(tmp_path: Path) -> None:
+    """After the drain there is nothing left to stop: the status is 0 until the very end."""
+    async with program("late_signals.py") as running:
+        await running.line()
+        running.signal(signal.SIGTERM)
+        assert await running.line() == "returned"
+        assert await running.wait() == 0
+
+
 async def test_a_busy_port_is_one_line_and_status_2(tmp_path: Path) -> None:
     """No traceback."""
     async with (

@@ -13,6 +13,8 @@ from amends import (
     BarrierError,
     Call,
     Participant,
+    Rejected,
+    Rows,
     SqliteBarrier,
     Transaction,
     TransactionMisused,
@@ -135,6 +137,86 @@ async def test_a_cancelled_statement_dooms_its_transaction(ledger: Ledger) -> No
         assert "nobody knows whether it ran" in details
         assert await asker.say(call_message(EXECUTE)) == "done"
     assert ledger.entries() == [("charge", 5)]
+
+
+async def test_a_statement_without_await_is_no_effect_and_no_done(ledger: Ledger) -> None:
+    """It never ran, so Done would be a lie: the error says what to write, and nothing is kept."""
+
+    @ledger.participant.execute("forgetful", compensatable=False)
+    async def forgetful(call: Call, tx: AsyncTransaction) -> str:
+        await tx.execute("INSERT INTO ledger VALUES (?, 'fee', 1)", (call.saga_id,))
+        tx.execute("INSERT INTO ledger VALUES (?, 'forgetful', 5)", (call.saga_id,))  # type: ignore[unused-coroutine]
+        return "charged"
+
+    under_way: list[asyncio.Future[Rows]] = []
+
+    @ledger.participant.execute("hasty", compensatable=False)
+    async def hasty(call: Call, tx: AsyncTransaction) -> str:
+        statement = tx.executemany("INSERT INTO ledger VALUES ('order-1', ?, 5)", "h")
+        under_way.append(asyncio.ensure_future(statement))
+        await asyncio.sleep(0)  # the statement is under way, and nobody will hear how it ends
+        return "charged"
+
+    async with ledger.served() as asker:
+        with pytest.warns(RuntimeWarning, match="never awaited"):
+            code, details = await asker.status(call_message(EXECUTE, action="forgetful"))
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "put await before each tx.execute" in details
+        code, details = await asker.status(call_message(EXECUTE, action="hasty"))
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "put await before each tx.execute" in details
+        assert await asker.say(call_message(EXECUTE)) == "done"
+    assert ledger.entries() == [("charge", 5)]
+
+
+async def test_a_refusal_needs_no_statement_to_have_ended(ledger: Ledger) -> None:
+    """Nothing is kept anyway: what the handler says stands."""
+
+    @ledger.participant.execute("refuse", compensatable=False)
+    async def refuse(call: Call, tx: AsyncTransaction) -> None:
+        tx.execute("INSERT INTO ledger VALUES (?, 'refuse', 5)", (call.saga_id,)).close()
+        raise Rejected("card_declined")
+
+    async with ledger.served() as asker:
+        assert await asker.say(call_message(EXECUTE, action="refuse")) == "rejected card_declined"
+    assert ledger.entries() == []
+
+
+async def test_statements_that_are_gathered_have_all_ended(ledger: Ledger) -> None:
+    """Made first and awaited later, in any order, is awaited."""
+
+    @ledger.participant.execute("gather", compensatable=False)
+    async def gather(call: Call, tx: AsyncTransaction) -> None:
+        insert = "INSERT INTO ledger VALUES (?, 'gather', ?)"
+        await asyncio.gather(*(tx.execute(insert, (call.saga_id, n)) for n in range(3)))
+
+    async with ledger.served() as asker:
+        assert await asker.say(call_message(EXECUTE, action="gather")) == "done"
+    assert ledger.entries() == [("gather", 0), ("gather", 1), ("gather", 2)]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("has_barrier", [True, False], ids=["barrier", "no barrier"])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async def", "def"])
+async def test_a_handler_cannot_end_the_participant(
+    ledger: Ledger, kind: type[BaseException], *, has_barrier: bool, is_async: bool
+) -> None:
+    """What would end a program fails the handler alone: outcome unknown, and the next call runs."""
+    participant = Participant("payments", barrier=ledger.barrier if has_barrier else None)
+
+    def leave(call: Call) -> None:
+        if call.attempt == 1:
+            raise kind
+
+    async def leave_async(call: Call) -> None:
+        leave(call)
+
+    participant.execute("leave", compensatable=False)(leave_async if is_async else leave)
+    async with serve(participant) as server, asking(server.address) as asker:
+        code, details = await asker.status(call_message(EXECUTE, action="leave"))
+        assert code is grpc.StatusCode.UNKNOWN
+        assert f"raised {kind.__name__}" in details
+        assert await asker.say(call_message(EXECUTE, action="leave", attempt=2)) == "done"
 
 
 async def test_nothing_is_written_after_sqlite_rolled_back_by_itself(ledger: Ledger) -> None:
@@ -279,6 +361,14 @@ async def test_a_database_that_cannot_be_used_is_one_line(
         await SqliteBarrier(path).open()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    """With the next step, in place of SQLite's "unable to open database file"."""
+    folder = tmp_path / "missing"
+    with pytest.raises(BarrierError, match=f"there is no folder {folder}; make it") as caught:
+        await SqliteBarrier(folder / "payments.db").open()
+    assert f"mkdir -p {folder}" in str(caught.value)
 
 
 async def test_a_schema_that_fails_is_told(tmp_path: Path) -> None:

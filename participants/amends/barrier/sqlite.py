@@ -6,22 +6,24 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from amends.barrier.sqlite_database import Database, Parameters, Rows
-from amends.barrier.sqlite_writer import Held, OneHop, Task, Writer
+from amends.barrier.sqlite_writer import CallJob, Held, OneHop, Task, Writer
 from amends.barrier.verdict import POLL_AFTER_S
 from amends.errors import BarrierError, HandlerFailed, TransactionMisused
 from amends.handler import Handler
-from amends.outcomes import Call, InProgress, Outcome
+from amends.outcomes import Call, Done, InProgress, Outcome
 
 T = TypeVar("T")
 
 DEFAULT_BUSY_TIMEOUT_S: Final = 1.0
-"""Longer than another process's transaction should take, shorter than an attempt's deadline."""
+"""Longer than a transaction should take, here or in another process; shorter than an attempt's
+deadline."""
 
 DEFAULT_MAX_HOLD_S: Final = 30.0
 """While one handler holds the transaction all others wait; three times the default deadline."""
@@ -66,37 +68,59 @@ class AsyncTransaction:
 
     While the handler awaits, the transaction stays open and the barrier's other calls wait: keep
     slow calls out of it. A statement whose `await` was cancelled may or may not have run; after
-    that the transaction can only be rolled back.
+    that the transaction can only be rolled back. So it is if the handler returns Done while a
+    statement is not awaited to its end.
     """
 
-    __slots__ = ("_held", "_is_doomed")
+    __slots__ = ("_held", "_is_doomed", "_not_ended")
 
     def __init__(self, held: Held) -> None:
         self._held = held
         self._is_doomed = False
+        self._not_ended = 0
 
-    async def execute(self, statement: str, parameters: Parameters = ()) -> Rows:
+    # Plain functions that give coroutines: what is called and never awaited must be counted.
+
+    def execute(self, statement: str, parameters: Parameters = ()) -> Coroutine[Any, Any, Rows]:
         """Run one statement and give all of its rows. Raises as `Transaction.execute` does."""
-        return await self._wait(lambda database: database.execute(statement, parameters))
+        return self._counted(lambda database: database.execute(statement, parameters))
 
-    async def executemany(self, statement: str, parameters: Iterable[Parameters]) -> Rows:
+    def executemany(
+        self, statement: str, parameters: Iterable[Parameters]
+    ) -> Coroutine[Any, Any, Rows]:
         """Run one statement for each set of parameters. Raises as `execute` does."""
         # A list: the author's generator must not run in the writer's thread.
         sets = list(parameters)
-        return await self._wait(lambda database: database.executemany(statement, sets))
+        return self._counted(lambda database: database.executemany(statement, sets))
 
     async def settle(self, outcome: Outcome) -> Outcome:
         """End the transaction with an outcome; the SDK calls it when the handler returns."""
         self._check_not_doomed()
+        if isinstance(outcome, Done):
+            self._check_all_ended()
         return await asyncio.wrap_future(self._held.settle(outcome))
 
-    async def _wait(self, work: Callable[[Database], Rows]) -> Rows:
-        self._check_not_doomed()
+    def _counted(self, work: Callable[[Database], Rows]) -> Coroutine[Any, Any, Rows]:
+        self._not_ended += 1
+        return self._statement(work)
+
+    async def _statement(self, work: Callable[[Database], Rows]) -> Rows:
         try:
+            self._check_not_doomed()
             return await asyncio.wrap_future(self._held.submit(work))
         except asyncio.CancelledError:
             self._is_doomed = True
             raise
+        finally:
+            self._not_ended -= 1
+
+    def _check_all_ended(self) -> None:
+        """Refuse Done for what may not have happened: a statement without `await` never ran."""
+        if self._not_ended:
+            raise TransactionMisused(
+                f"the handler returned before {self._not_ended} of its statements had ended: "
+                "put await before each tx.execute and tx.executemany"
+            )
 
     def _check_not_doomed(self) -> None:
         if self._is_doomed:
@@ -122,10 +146,13 @@ class SqliteBarrier:
     it is one database. A handler that takes only the call runs inside the transaction, too, but
     what it does elsewhere is not rolled back with it: pass `Call.idempotency_key` on there.
 
-    Calls that another process holds up for `busy_timeout_s` are answered `InProgress`. SQLite
-    before 3.51.3 has a rare fault that can damage a database into which two connections write at
-    once; so write into it through this barrier alone where you can (`write`), and read through
-    connections of your own that are opened with ``mode=ro``.
+    Calls that another process, or the handlers before them in this one, hold up for
+    `busy_timeout_s` are answered `InProgress`, and have not run: asking again costs them no retry.
+    Choose it shorter than the time that your steps give an attempt.
+
+    SQLite before 3.51.3 has a rare fault that can damage a database into which two connections
+    write at once; so write into it through this barrier alone where you can (`write`), and read
+    through connections of your own that are opened with ``mode=ro``.
     """
 
     transaction_types: tuple[type[Any], type[Any]] = (Transaction, AsyncTransaction)
@@ -145,8 +172,9 @@ class SqliteBarrier:
                 raise ValueError("a barrier in memory forgets; give it the path of a file")
             # Absolute now: the thread opens it again later, wherever the process is then.
             path = Path(database).absolute()
-            connect, name = partial(sqlite3.connect, path), str(path)
+            connect, name = partial(_connect, path), str(path)
         self._name = name
+        self._busy_timeout_s = busy_timeout_s
         self._max_hold_s = max_hold_s
         self._database = Database(
             connect,
@@ -158,7 +186,6 @@ class SqliteBarrier:
         self._writer: Writer | None = None
         self._openings = 0
         self._running: set[tuple[str, str, str, int]] = set()
-        self._oldest_open_at_ms: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -194,22 +221,34 @@ class SqliteBarrier:
         life = call.store_id, call.saga_id, call.step, call.round
         if life in self._running:
             return InProgress(POLL_AFTER_S)
-        if call.oldest_open_at_ms > self._oldest_open_at_ms.get(call.store_id, 0):
-            self._oldest_open_at_ms[call.store_id] = call.oldest_open_at_ms
         # Released by the thread when the transaction has ended, not when the caller leaves.
         self._running.add(life)
         release = partial(self._running.discard, life)
         if handler is None or not handler.is_async:
             job = OneHop(call, handler, lend=Transaction, release=release)
-            writer.submit(job)
-            return await asyncio.wrap_future(job.future)
+            with self._queued(writer, job):
+                return await asyncio.wrap_future(job.future)
         held = Held(call, max_hold_s=self._max_hold_s, release=release)
-        writer.submit(held)
-        return await self._run_held(call, handler, held)
+        return await self._run_held(writer, call, handler, held)
 
-    async def _run_held(self, call: Call, handler: Handler, held: Held) -> Outcome:
+    @contextmanager
+    def _queued(self, writer: Writer, job: CallJob) -> Iterator[None]:
+        """Queue a call; withdraw it if its turn does not come in time, or if its caller leaves."""
+        writer.submit(job)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._busy_timeout_s, writer.withdraw, job)
         try:
-            answer = await asyncio.wrap_future(held.begun)
+            yield
+        except asyncio.CancelledError:
+            writer.withdraw(job)
+            raise
+        finally:
+            timer.cancel()
+
+    async def _run_held(self, writer: Writer, call: Call, handler: Handler, held: Held) -> Outcome:
+        try:
+            with self._queued(writer, held):
+                answer = await asyncio.wrap_future(held.begun)
             if answer is not None:
                 return answer
             transaction = AsyncTransaction(held)
@@ -258,9 +297,11 @@ class SqliteBarrier:
     async def purge(self, older_than_ms: int) -> int:
         """Delete rows that were written more than `older_than_ms` ago; give how many.
 
-        Choose an age beyond the longest life of a saga *and* the oldest backup that could ever be
-        restored: a row that is gone no longer recognises a repeated call. Rows that may belong to a
-        saga that is still open, as far as the runtime has said so in its calls, stay.
+        Choose an age beyond the oldest backup that could ever be restored, the runtime's or this
+        database's: a row that is gone no longer recognises a repeated call. Rows that may belong to
+        a saga that is still open stay, however old they are. The runtime says in its calls when its
+        oldest open saga was started; the last word of each runtime's store is kept in the database,
+        so a purge needs no call before it, and rows of a store that has never said stay.
         Raises `BarrierError`.
         """
         if older_than_ms < 0:
@@ -273,7 +314,6 @@ class SqliteBarrier:
                 Database.purge_page,
                 after_seq=position,
                 written_before_ms=written_before_ms,
-                oldest_open_at_ms=dict(self._oldest_open_at_ms),
             )
             count, position = await self._in_thread(page)
             deleted += count
@@ -288,3 +328,12 @@ class SqliteBarrier:
         if self._writer is None:
             raise BarrierError(f"the barrier on {self._name} is not open")
         return self._writer
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if not path.parent.is_dir():
+        raise BarrierError(
+            f"{path} cannot be used as a barrier: there is no folder {path.parent}; make it with "
+            f"`mkdir -p {path.parent}`, or give another path"
+        )
+    return sqlite3.connect(path)

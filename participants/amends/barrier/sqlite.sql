@@ -25,6 +25,18 @@ CREATE TABLE IF NOT EXISTS amends_barrier (
 SELECT seq, store_id, saga_id, step, round, verb, state, request_hash, reply, written_at_ms
 FROM amends_barrier LIMIT 0
 
+-- name: create-stores-table
+-- One row for each store that has called: when the oldest of its sagas that were open was started,
+-- UTC, by the last word that we have. What was started before has ended, whatever comes later.
+CREATE TABLE IF NOT EXISTS amends_barrier_stores (
+    store_id TEXT PRIMARY KEY,
+    oldest_open_at_ms INTEGER NOT NULL
+)
+
+-- name: check-stores-table
+-- Fails if a table of this name has other columns.
+SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores LIMIT 0
+
 -- name: begin
 -- Takes the write lock at once: BEGIN, read, write would fail with SQLITE_BUSY_SNAPSHOT.
 BEGIN IMMEDIATE /* amends */
@@ -63,3 +75,14 @@ SELECT seq, store_id, written_at_ms FROM amends_barrier WHERE seq > ? ORDER BY s
 -- name: delete-row
 -- One row that a purge has judged.
 DELETE FROM amends_barrier WHERE seq = ?
+
+-- name: write-oldest-open
+-- What a store says, unless what it has said is about the same. Also if it is older: a runtime whose
+-- store was restored has sagas open that had ended.
+INSERT INTO amends_barrier_stores (store_id, oldest_open_at_ms) VALUES (?1, ?2)
+ON CONFLICT (store_id) DO UPDATE SET oldest_open_at_ms = ?2
+WHERE abs(oldest_open_at_ms - ?2) > ?3
+
+-- name: read-oldest-open
+-- What each store has said.
+SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores

@@ -49,6 +49,10 @@ STEPS_BETWEEN_OVERDUE_CHECKS: Final = 100_000
 CLOCK_SKEW_MS: Final = 10 * 60 * 1000
 """How far the runtime's clock may be ahead of ours, when its word allows a purge."""
 
+OPEN_STEP_MS: Final = 60 * 1000
+"""How far a store's oldest open saga moves before it is written down: not with every call. A purge
+that knows less keeps more."""
+
 PURGE_PAGE: Final = 1000
 """Rows that a purge reads and deletes in one transaction, so that calls get in between."""
 
@@ -234,16 +238,21 @@ class Database:
 
     # ------------------------------------------------------------------------------ purging
 
-    def purge_page(
-        self, after_seq: int, written_before_ms: int, oldest_open_at_ms: Mapping[str, int]
-    ) -> tuple[int, int | None]:
+    def purge_page(self, after_seq: int, written_before_ms: int) -> tuple[int, int | None]:
         """Delete old rows among the next page; give how many, and where the next page begins.
 
-        The position is ``None`` when there is no further page. Rows of a store whose oldest open
-        saga is known stay if they may belong to it. Raises as `begin` does.
+        The position is ``None`` when there is no further page. A row stays if its saga may still be
+        open: if it is not older than the oldest saga that its store had open when it last said so,
+        or if the store has never said. Raises as `begin` does.
         """
         connection = self._begin_immediate()
         try:
+            open_since_ms = {
+                _text(store_id): oldest_open_at_ms
+                for store_id, oldest_open_at_ms in _plain(connection).execute(
+                    SQL["read-oldest-open"]
+                )
+            }
             page = (
                 _plain(connection).execute(SQL["read-oldest"], (after_seq, PURGE_PAGE)).fetchall()
             )
@@ -253,8 +262,8 @@ class Database:
                 if written_at_ms >= written_before_ms:
                     break
                 last_seq = seq
-                open_since_ms = oldest_open_at_ms.get(_text(store_id))
-                if open_since_ms is None or written_at_ms < open_since_ms - CLOCK_SKEW_MS:
+                since_ms = open_since_ms.get(_text(store_id))
+                if since_ms is not None and written_at_ms < since_ms - CLOCK_SKEW_MS:
                     doomed.append((seq,))
             connection.executemany(SQL["delete-row"], doomed)
         except sqlite3.Error as error:
@@ -319,13 +328,15 @@ class Database:
                 "checkpointed before its contents can be believed; trying again with the next call"
             )
         connection.execute(SQL["create-table"])
-        try:
-            connection.execute(SQL["check-table"])
-        except sqlite3.OperationalError as error:
-            raise BarrierError(
-                f"{self._name} has a table amends_barrier that this version of amends cannot use "
-                f"({error}): it was made by another version; upgrade the SDK"
-            ) from error
+        connection.execute(SQL["create-stores-table"])
+        for check, table in ("check-table", _ROWS), ("check-stores-table", _STORES):
+            try:
+                connection.execute(SQL[check])
+            except sqlite3.OperationalError as error:
+                raise BarrierError(
+                    f"{self._name} has a table {table} that this version of amends cannot use "
+                    f"({error}): it was made by another version; upgrade the SDK"
+                ) from error
         if self._schema:
             connection.executescript(self._schema)
         connection.set_authorizer(self._authorize)
@@ -379,7 +390,7 @@ class Database:
             return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_SAVEPOINT and (name or "").lower() == "amends_effect":
             return sqlite3.SQLITE_DENY
-        if action in _CHANGES and "amends_barrier" in {
+        if action in _CHANGES and {_ROWS, _STORES} & {
             (argument or "").lower(),
             (name or "").lower(),
         }:
@@ -391,6 +402,8 @@ class Database:
         return self._handler_runs and time.monotonic() > self._overdue_at_s
 
 
+_ROWS: Final = "amends_barrier"
+_STORES: Final = "amends_barrier_stores"
 _CHANGES: Final = frozenset(
     {
         sqlite3.SQLITE_INSERT,
@@ -456,6 +469,10 @@ def _write_rows(
         connection.execute(
             SQL["write-row"],
             (*_life(call), write.verb.value, write.state.value, request_hash, reply, now_ms),
+        )
+    if call.oldest_open_at_ms > 0:  # else the runtime does not know
+        connection.execute(
+            SQL["write-oldest-open"], (call.store_id, call.oldest_open_at_ms, OPEN_STEP_MS)
         )
 
 

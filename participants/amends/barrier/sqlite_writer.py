@@ -11,6 +11,10 @@ transaction. The queue in front of the thread is the writer lock, first come, fi
 - An `async def` handler is one job, too, but the thread stays with it: it begins the transaction,
   then takes the handler's statements from a queue of that transaction until it is settled, rolled
   back, or has held the thread for too long.
+- A call whose turn does not come in time, or whose caller leaves before, is withdrawn. A job is in
+  the queue or the thread has it: who takes it out, under the queue's lock, has decided whether it
+  begins or is withdrawn. So a withdrawn call never ran, and the queue holds no call that nobody
+  waits for.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import logging
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -48,12 +53,22 @@ class Job(Protocol):
         ...
 
 
+class CallJob(Job, Protocol):
+    """A job that answers a call."""
+
+    def withdraw(self) -> None:
+        """Answer that the call is to be asked again; it is out of the queue and never performed."""
+        ...
+
+
 class Writer:
     """The thread, its queue, and the database that it alone touches."""
 
     def __init__(self, database: Database, name: str) -> None:
         self.database = database
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: OrderedDict[int, Job] = OrderedDict()
+        self._changed = threading.Condition(threading.Lock())
+        self._is_stopping = False
         self._last_number = 0
         self._locked_through = 0
         self._stopped: concurrent.futures.Future[None] = running_future()
@@ -64,13 +79,29 @@ class Writer:
 
     def submit(self, job: Job) -> None:
         """Queue a job; call from one thread only, and not after `stop`."""
-        self._last_number += 1
-        job.number = self._last_number
-        self._jobs.put(job)
+        with self._changed:
+            self._last_number += 1
+            job.number = self._last_number
+            self._jobs[job.number] = job
+            self._changed.notify()
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait for their turn."""
+        return len(self._jobs)
+
+    def withdraw(self, job: CallJob) -> None:
+        """Take a call out of the queue and let it be asked again; nothing, if the thread has it."""
+        with self._changed:
+            if self._jobs.pop(job.number, None) is None:
+                return
+        job.withdraw()
 
     def stop(self) -> concurrent.futures.Future[None]:
         """Let the queued jobs be done, then close the database; the future says when."""
-        self._jobs.put(None)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
         return self._stopped
 
     def begin(self, job: Job, call: Call) -> Outcome | None:
@@ -84,21 +115,37 @@ class Writer:
                 return self.database.begin(call)
             except DatabaseBusy:
                 self._locked_through = self._last_number
-        held = judge(Question(call.verb, b""), None)
-        assert isinstance(held, Answer)
-        return held.outcome
+        return held_up(call)
 
     def _work(self) -> None:
         # One job, one commit. To let several `def` calls share a commit, take all of them that are
         # queued here, begin once, give each its own savepoint, commit once, then answer them all.
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job.perform(self)
+            del job  # or an idle thread would keep the last call's payloads
         try:
             self.database.close()
         except Exception as error:  # noqa: BLE001  # goes to whoever waits for the future
             self._stopped.set_exception(error)
         else:
             self._stopped.set_result(None)
+
+    def _next(self) -> Job | None:
+        """Wait for the next job; ``None`` when there will be none."""
+        with self._changed:
+            while not self._jobs:
+                if self._is_stopping:
+                    return None
+                self._changed.wait()
+            _, job = self._jobs.popitem(last=False)
+            return job
+
+
+def held_up(call: Call) -> Outcome:
+    """Give the answer to a call that somebody else keeps from being looked at."""
+    held = judge(Question(call.verb, b""), None)
+    assert isinstance(held, Answer)
+    return held.outcome
 
 
 class Task(Generic[T]):
@@ -158,6 +205,12 @@ class OneHop:
             self._release()
             self.future.set_result(outcome)
 
+    def withdraw(self) -> None:
+        """Answer that the call is to be asked again."""
+        self._release()
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(held_up(self._call))
+
     def _answer(self, writer: Writer) -> Outcome:
         outcome = writer.begin(self, self._call)
         if outcome is not None:
@@ -215,6 +268,12 @@ class Held:
         """Queue a rollback; harmless if the transaction has ended or never began."""
         self.begun.cancel()
         self._commands.put(None)
+
+    def withdraw(self) -> None:
+        """Answer that the call is to be asked again."""
+        self._end()
+        if self.begun.set_running_or_notify_cancel():
+            self.begun.set_result(held_up(self._call))
 
     def _put(self, statement: _Statement[T]) -> concurrent.futures.Future[T]:
         with self._lock:

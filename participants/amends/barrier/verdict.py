@@ -18,8 +18,9 @@ says whether its effect stays and what to write. Both write in that same transac
 
 Rules, in the order in which they are tried:
 
-1. Somebody holds the life (another call of it runs in this process, or the database's lock is not
-   free): `InProgress`. Nothing was read, so nothing else can be said.
+1. Somebody is in the way (another call of the life runs in this process, other calls keep the
+   database's writer busy, or its lock is not free): `InProgress`. Nothing was read, so nothing else
+   can be said.
 2. The verb's row is there and is from another request: ``Broken("request_changed")``. One key, two
    meanings: no reply can be true for both.
 3. Compensate:
@@ -138,7 +139,7 @@ class Settlement:
 
 
 def judge(question: Question, rows: Rows | None) -> Verdict:
-    """Say what to do with a call, given the rows of its life; ``None`` if somebody holds it."""
+    """Say what to do with a call, given the rows of its life; ``None``: somebody is in the way."""
     if rows is None:
         return Answer(InProgress(POLL_AFTER_S))
     own = rows.get(question.verb)

@@ -744,7 +744,7 @@ class CancelSagaRequest(_message.Message):
     author: _builtins.str
     """Who asks; lands in the history."""
     reason: _builtins.str
-    """Why; lands in the history."""
+    """Why; lands in the history. Required."""
     def __init__(
         self,
         *,

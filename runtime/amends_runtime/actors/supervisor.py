@@ -635,7 +635,7 @@ def _fail(arrival: _Arrival, error: Exception) -> None:
 def _not_found(saga_id: str) -> NotFound:
     return NotFound(
         "UNKNOWN_SAGA",
-        f"there is no saga {saga_id!r} here; amends list shows all",
+        f"there is no saga {saga_id!r} here: is the id right?",
         {"saga_id": saga_id},
     )
 

@@ -1,33 +1,47 @@
 """One AwaitSagas stream: ids come in, ends go out, until the client has no more of either.
 
-Each id is waited for by a task of the stream's own group; a stream that ends, however it ends,
-takes them with it. What is found waits in a short queue, so that a client that does not read holds
-up its own waits and nobody's memory.
+How to think about it:
+
+1. An id is in one place: in `_waits` while its saga runs, in `_found` from its end until it is
+   handed to gRPC. Both together are bounded. So a client that does not read holds up itself: with
+   too much found, nothing more of what it says is read, and gRPC's flow control tells it to wait.
+2. Of what is found only so many bytes are kept. Beyond them the id alone is, and the end is read
+   again when its turn comes.
+3. Each id is waited for by a task of the stream's own group; a stream that ends, however it ends,
+   takes them with it.
+4. An id that is removed is forgotten wherever it is; what is in the message under way is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
 from typing import Final
 
 import anyio
+import anyio.lowlevel
+import grpc.aio
+import structlog
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
 from amends.v1 import saga_pb2
 from amends_runtime import wire
 from amends_runtime.actors.supervisor import Supervisor
 from amends_runtime.api.door import Context, error_for
-from amends_runtime.api.paging import fitting
+from amends_runtime.api.paging import PAGE_BYTES
 from amends_runtime.api.validation import Checks
 from amends_runtime.errors import Overloaded, Refusal
 
 __all__ = ["MAX_AWAITED", "AwaitedSagas"]
 
+_log = structlog.get_logger(__name__)
+
 MAX_AWAITED: Final = 10_000
 """Ids of one stream: each costs a task, some 5 KB. A client with more opens another stream."""
 MAX_FOUND: Final = 256
-"""Ends that wait to be sent; they carry payloads."""
+"""Ends that wait to be sent; with more, no further id is taken in."""
+MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
+"""Of the ends that wait to be sent: `MAX_AWAITED` of them if they have some 800 bytes each."""
+TURN: Final = 256
+"""Ids of one request that are looked at in one go: a large request must not stop all else."""
 POLL_S: Final = 3600.0
 """How long one wait lasts before it is asked again; any long time will do."""
 
@@ -39,40 +53,67 @@ class AwaitedSagas:
         self._supervisor = supervisor
         self._context = context
         self._waits: dict[str, anyio.CancelScope] = {}
-        self._found, self._to_send = anyio.create_memory_object_stream[saga_pb2.SagaEnd](MAX_FOUND)
+        self._found: dict[str, saga_pb2.SagaEnd | None] = {}  # in order; None: read it again
+        self._kept_bytes = 0
+        self._is_all_said = False
+        self._for_reader = anyio.Event()
+        self._for_writer = anyio.Event()
 
-    async def run(self, requests: AsyncIterable[saga_pb2.AwaitSagasRequest]) -> None:
-        """Until the client has said its last and has got its last end."""
+    async def run(self) -> None:
+        """Until the client has said its last and has got its last end, or has left."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read, requests, tasks)
-            await self._write()
+            tasks.start_soon(self._read, tasks)
+            try:
+                await self._write()
+            except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+                # What gRPC raises when the client leaves during a write.
+                _log.debug("client_left", method="AwaitSagas", error=str(error))
+                tasks.cancel_scope.cancel()
 
-    async def _read(
-        self, requests: AsyncIterable[saga_pb2.AwaitSagasRequest], tasks: TaskGroup
-    ) -> None:
-        async with self._found:
-            async for request in requests:
-                for saga_id in request.remove:
-                    scope = self._waits.pop(saga_id, None)
-                    if scope is not None:
-                        scope.cancel()
-                for saga_id in request.add:
-                    if saga_id in self._waits:
-                        continue
-                    try:
-                        self._check(saga_id)
-                    except Refusal as refusal:
-                        await self._found.send(_refused(saga_id, refusal))
-                        continue
-                    # Its own end of the queue: the last one that is closed ends the stream.
-                    self._waits[saga_id] = scope = anyio.CancelScope()
-                    tasks.start_soon(self._wait, saga_id, scope, self._found.clone())
+    # -- what comes in -------------------------------------------------------------------------
+
+    async def _read(self, tasks: TaskGroup) -> None:
+        # Not by gRPC's iterator: one that is left between two requests keeps the last for ever.
+        while (request := await self._context.read()) is not grpc.aio.EOF:
+            try:
+                for number, saga_id in enumerate(request.remove, 1):
+                    self._forget(saga_id)
+                    if number % TURN == 0:
+                        await anyio.lowlevel.checkpoint()
+                for number, saga_id in enumerate(request.add, 1):
+                    await self._wait_for_room()
+                    self._add(saga_id, tasks)
+                    if number % TURN == 0:
+                        await anyio.lowlevel.checkpoint()
+            finally:
+                # Or it would stay in memory until the client says more; and if this is cancelled,
+                # with the cancellation's traceback until the collector comes by.
+                del request
+            await self._wait_for_room()
+        self._is_all_said = True
+        self._for_writer.set()
+
+    async def _wait_for_room(self) -> None:
+        while len(self._found) >= MAX_FOUND or self._kept_bytes >= MAX_KEPT_BYTES:
+            self._for_reader = anyio.Event()
+            await self._for_reader.wait()
+
+    def _add(self, saga_id: str, tasks: TaskGroup) -> None:
+        if saga_id in self._waits or saga_id in self._found:
+            return
+        try:
+            self._check(saga_id)
+        except Refusal as refusal:
+            self._keep(saga_id, _refused(saga_id, refusal))
+            return
+        self._waits[saga_id] = scope = anyio.CancelScope()
+        tasks.start_soon(self._wait, saga_id, scope)
 
     def _check(self, saga_id: str) -> None:
         checks = Checks()
         checks.saga_id("add", saga_id)
         checks.passed()
-        if len(self._waits) >= MAX_AWAITED:
+        if len(self._waits) + len(self._found) >= MAX_AWAITED:
             raise Overloaded(
                 "TOO_MANY_AWAITED",
                 f"this stream waits for {MAX_AWAITED} sagas already: add this one when others have"
@@ -81,18 +122,23 @@ class AwaitedSagas:
                 {"saga_id": saga_id, "limit": str(MAX_AWAITED)},
             )
 
-    async def _wait(
-        self,
-        saga_id: str,
-        scope: anyio.CancelScope,
-        found: MemoryObjectSendStream[saga_pb2.SagaEnd],
-    ) -> None:
-        async with found:
-            with scope:
-                end = await self._end_of(saga_id)
-                if self._waits.get(saga_id) is scope:
-                    del self._waits[saga_id]  # so that it can be added again
-                await found.send(end)
+    def _forget(self, saga_id: str) -> None:
+        scope = self._waits.pop(saga_id, None)
+        if scope is not None:
+            scope.cancel()
+        if saga_id in self._found:
+            self._take(saga_id)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    async def _wait(self, saga_id: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            end = await self._end_of(saga_id)
+            if self._waits.get(saga_id) is scope:
+                del self._waits[saga_id]
+                self._keep(saga_id, end)
+        # Also after a removal: the writer may wait for nothing but the last wait to go.
+        self._for_writer.set()
 
     async def _end_of(self, saga_id: str) -> saga_pb2.SagaEnd:
         try:
@@ -103,16 +149,58 @@ class AwaitedSagas:
             return _refused(saga_id, error)
         return saga_pb2.SagaEnd(saga_id=saga_id, saga=wire.saga_to_proto(view))
 
+    # -- what was found ------------------------------------------------------------------------
+
+    def _keep(self, saga_id: str, end: saga_pb2.SagaEnd) -> None:
+        size = end.ByteSize()
+        if end.HasField("saga") and self._kept_bytes + size > MAX_KEPT_BYTES:
+            self._found[saga_id] = None
+        else:
+            self._found[saga_id] = end
+            self._kept_bytes += size
+        self._for_writer.set()
+
+    def _take(self, saga_id: str) -> None:
+        end = self._found.pop(saga_id)
+        if end is not None:
+            self._kept_bytes -= end.ByteSize()
+        self._for_reader.set()
+
+    # -- what goes out -------------------------------------------------------------------------
+
     async def _write(self) -> None:
-        async with self._to_send:
-            async for end in self._to_send:
-                ends = [end]
-                while self._to_send.statistics().current_buffer_used:
-                    ends.append(self._to_send.receive_nowait())
-                while ends:
-                    page = fitting(ends, len(ends))
-                    await self._context.write(saga_pb2.AwaitSagasResponse(ends=page))
-                    del ends[: len(page)]
+        while True:
+            while not self._found:
+                if self._is_all_said and not self._waits:
+                    return
+                self._for_writer = anyio.Event()
+                await self._for_writer.wait()
+            ends = await self._next_ends()
+            if ends:
+                await self._context.write(saga_pb2.AwaitSagasResponse(ends=ends))
+
+    async def _next_ends(self) -> list[saga_pb2.SagaEnd]:
+        """As many as fit into one message; one always does.
+
+        Taken out before they are written: a client that has read one may add its id again before
+        our write returns.
+        """
+        ends: list[saga_pb2.SagaEnd] = []
+        room = PAGE_BYTES
+        while self._found:
+            saga_id, end = next(iter(self._found.items()))
+            if end is None:
+                if ends:
+                    break  # what is at hand goes first
+                end = await self._end_of(saga_id)
+                if saga_id not in self._found:
+                    continue  # removed meanwhile
+            room -= end.ByteSize() + 8  # its tag and length
+            if ends and room < 0:
+                break
+            self._take(saga_id)
+            ends.append(end)
+        return ends
 
 
 def _refused(saga_id: str, error: Exception) -> saga_pb2.SagaEnd:

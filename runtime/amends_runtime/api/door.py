@@ -109,6 +109,9 @@ def answering(
                 return await handler(self, request, context)
             except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets a status
                 status = _status_for(error, handler.__name__, closing=self.door.closing)
+            # gRPC keeps the abort's traceback, and with it this frame, in a cycle: whole requests
+            # would stay in memory until the collector comes by.
+            del request
             return await _abort(context, status)
 
     return answered

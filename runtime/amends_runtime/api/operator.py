@@ -30,7 +30,7 @@ _REGISTER: Final = (
 )
 _BY_HAND: Final = (
     "operator verbs are not available in this version: a stuck saga keeps its state and says why,"
-    " CancelSaga turns back one that still can be, and its history is in GetHistory"
+    " and cancelling turns back one that still can be; nothing is lost"
 )
 MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
 """What clients take by default."""

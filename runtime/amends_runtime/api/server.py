@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import socket
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 import grpc.aio
@@ -31,10 +32,13 @@ from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.errors import ConfigurationError
 from amends_runtime.ports import Store
 
-__all__ = ["ApiServer"]
+__all__ = ["ApiServer", "check_listen"]
 
-MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
-"""A whole request; gRPC's own default, so that no client has to be told."""
+MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""A whole request. Beyond it gRPC refuses by itself, and says neither which limit of ours was meant
+nor what to do: so it is well above what a payload may have (1 MiB; 3 MiB at most can be set), and
+a batch of starts, whose inputs together may be large, is rarely cut short by it. A request is in
+memory twice at most, as bytes and as message, until its handler answers."""
 
 SERVER_OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.so_reuseport", 0),  # else a second runtime binds the same port and swallows calls
@@ -113,7 +117,7 @@ class ApiServer:
         Raises ConfigurationError if the address cannot be had, or should not.
         """
         _check_protobuf()
-        await _check_address(self._listen, insecure=self._insecure)
+        await check_listen(self._listen, insecure=self._insecure)
         try:
             port = self._server.add_insecure_port(self._listen)
         except RuntimeError as error:  # lost the race for the port since it was checked
@@ -159,8 +163,11 @@ class _Health(health.aio.HealthServicer):
 # -- addresses -------------------------------------------------------------------------------------
 
 
-async def _check_address(listen: str, *, insecure: bool) -> None:
+async def check_listen(listen: str, *, insecure: bool) -> None:
     """Finds what is wrong with an address before gRPC does, which says it less clearly.
+
+    Nothing is opened for longer than the look takes, so it can be asked before anything else is
+    done. Raises ConfigurationError with the reason and what to do instead.
 
     gRPC is also content when one of a name's addresses can be bound; a client that takes another
     one would reach whoever holds that.
@@ -208,20 +215,36 @@ _BIND_ERRORS: Final = {
 
 
 def _check_unix(listen: str) -> None:
-    path = listen.removeprefix("unix:")
+    path = Path(listen.removeprefix("unix:"))
+    folder = path.parent
+    mend = "choose another path with --listen or listen under [server]"
+    if not folder.is_dir():
+        raise _cannot_listen(listen, f"there is no folder {folder}", f"make it first, or {mend}")
+    if path.exists() and not path.is_socket():
+        raise _cannot_listen(listen, "there is something that is not a socket", mend)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if not path.exists():
+            try:
+                probe.bind(str(path))
+                path.unlink()
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise _cannot_listen(listen, f"no socket can be made there ({why})", mend) from None
+            return
         try:
-            probe.connect(path)
+            probe.connect(str(path))
         except OSError:
             return  # nobody is there; gRPC takes the place of a socket that was left behind
-    raise _cannot_listen(listen, "another process listens there")
+    raise _cannot_listen(listen, "another process listens there", mend)
 
 
-def _cannot_listen(listen: str, why: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot listen on {listen}: {why}; choose another address with --listen or listen under"
-        " [server], port 0 for any free one"
-    )
+_OTHER_ADDRESS: Final = (
+    "choose another address with --listen or listen under [server], port 0 for any free one"
+)
+
+
+def _cannot_listen(listen: str, why: str, mend: str = _OTHER_ADDRESS) -> ConfigurationError:
+    return ConfigurationError(f"cannot listen on {listen}: {why}; {mend}")
 
 
 def _check_protobuf() -> None:

@@ -222,7 +222,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         self, requests: AsyncIterable[saga_pb2.AwaitSagasRequest], context: Context
     ) -> None:
         with self.door.holding():
-            await AwaitedSagas(self._supervisor, context).run(requests)
+            await AwaitedSagas(self._supervisor, context).run()
 
     async def _wait(
         self,
@@ -250,6 +250,8 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         saga_id = checks.saga_id("saga_id", request.saga_id)
         author = checks.text("author", request.author, MAX_AUTHOR_BYTES)
         reason = checks.text("reason", request.reason, MAX_REASON_BYTES)
+        if not reason.strip():
+            checks.refuse("reason", "it is missing: say why, it lands in the saga's history")
         checks.passed()
         view, answer = await self._supervisor.cancel_saga(saga_id, author, reason)
         if answer is Answer.WAITS_FOR_PIVOT:
@@ -281,8 +283,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
     # -- what comes later ----------------------------------------------------------------------
 
     WatchSagas = not_available(
-        "watching is not available in this version: WaitSaga waits for a saga's end, and GetHistory"
-        " reads its records"
+        "watching is not available in this version: wait for a saga's end, or read its history"
     )
     SignalSaga = not_available(
         "signals are not available in this version: definitions with signal waits are refused, too,"
@@ -324,7 +325,7 @@ def _no_history(saga_id: str, found: Tombstone | None) -> NotFound:
     if found is None:
         return NotFound(
             "UNKNOWN_SAGA",
-            f"there is no saga {saga_id!r} here; ListSagas shows all",
+            f"there is no saga {saga_id!r} here",
             {"saga_id": saga_id},
         )
     return NotFound(

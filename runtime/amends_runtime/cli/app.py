@@ -31,7 +31,8 @@ Commands talk to the runtime at 127.0.0.1:7233, or where --target or
 AMENDS_TARGET says. Every command has its own --help."""
 
 EPILOGUE: Final = """Exit codes: 0 done; 1 internal error; 2 usage; 3 not found; 4 wrong state or
-conflict; 5 unavailable or out of time; 6 the saga ended, and not as COMPLETED."""
+conflict; 5 unavailable or out of time; 6 the saga ended, and not as COMPLETED;
+130 Ctrl-C; 143 SIGTERM."""
 
 
 SHARED_OPTIONS: Final = {"--target": 1, "--output": 1, "-o": 1, "--debug": 0}  # name: values
@@ -91,6 +92,11 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a letter is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # closed by who called; the answer must not end in a traceback
+        return report(
+            Exit(ExitCode.INTERNAL, "standard output is closed; open it, or send it to /dev/null"),
+            debug=False,
+        )
     try:
         _refuse_other_encodings(arguments)
         code = app(
@@ -166,9 +172,10 @@ def _usage_line(error: CycloptsError, app: App, arguments: list[str]) -> str:
             what = str(error).partition(" Available commands")[0]
         case _:
             what = str(error)
-    what = " ".join(what.split()).rstrip(".?")
+    what = " ".join(what.split()).rstrip(".")
     path = _command_path(app, _shared_options_last(app, arguments))
-    return f"{what}; see {' '.join(['amends', *path])} --help"
+    joint = " See" if what.endswith("?") else "; see"
+    return f"{what}{joint} {' '.join(['amends', *path])} --help"
 
 
 def _command_path(app: App, arguments: list[str]) -> list[str]:

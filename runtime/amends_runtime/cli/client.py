@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import grpc
 import amends
 from amends import errors
 from amends.connection import Connection
+from amends.sagas import SagaState
 from amends.v1 import operator_pb2, operator_pb2_grpc
 from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.options import Common
 
-__all__ = ["DefinitionDiff", "Violation", "connect", "diff_definition"]
+__all__ = ["DefinitionDiff", "Violation", "connect", "diff_definition", "whole_hash"]
 
 DIFF_TIMEOUT_S: Final = 10.0  # it is computed in milliseconds; this is for a slow network
 
@@ -85,6 +87,37 @@ async def diff_definition(common: Common, definition: amends.Definition) -> Defi
     )
 
 
+async def whole_hash(client: amends.Client, name: str, given: str, flag: str) -> str:
+    """The content hash of a version of `name` that begins with `given`, as tables show it.
+
+    Ends the command if none does, or several do.
+    """
+    if not HASH_BEGINNING.fullmatch(given):
+        raise Exit(
+            ExitCode.USAGE,
+            f"{flag} {given}: is not a content hash: give its first 8 or more of 64 characters, "
+            "0-9 a-f, as amends definitions list --all-versions shows them",
+        )
+    if len(given) == HASH_LENGTH:
+        return given
+    of_name = [each for each in await client.definitions(all_versions=True) if each.name == name]
+    found = [each.content_hash for each in of_name if each.content_hash.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if not of_name:
+        # Asked for as it is, so that the runtime says which name it may have been.
+        return (await client.definition(name)).content_hash
+    what = "several versions begin with it: give more of it" if found else "no version begins so"
+    raise Exit(
+        ExitCode.USAGE if found else ExitCode.NOT_FOUND,
+        f"{flag} {given}: {what}; amends definitions list --all-versions shows them",
+    )
+
+
+HASH_LENGTH: Final = 64
+HASH_BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
+
+
 def _exit(error: errors.AmendsError, target: str) -> Exit:
     match error:
         case errors.InvalidRequest() if error.violations:
@@ -103,6 +136,12 @@ def _exit(error: errors.AmendsError, target: str) -> Exit:
             )
         case errors.WaitTimeout():
             saga = error.saga
+            if saga.state is SagaState.STUCK:
+                return Exit(
+                    ExitCode.UNAVAILABLE,
+                    f"saga {saga.saga_id} has not ended in that time; it is STUCK: amends get "
+                    f"{saga.saga_id} shows why",
+                )
             return Exit(
                 ExitCode.UNAVAILABLE,
                 f"saga {saga.saga_id} has not ended in that time and goes on; it is {saga.state}; "
@@ -113,7 +152,13 @@ def _exit(error: errors.AmendsError, target: str) -> Exit:
             # What the runtime itself says ends with what can be done, sometimes in the API's words.
             is_ours = error.reason != error.code.name
             is_told = is_ours and (code is not ExitCode.NOT_FOUND or "amends " in str(error))
-            return Exit(code, _sentence(error) if is_told else f"{_sentence(error)}; {hint}")
+            if error.reason.startswith("UNKNOWN_DEFINITION"):
+                hint = "amends definitions list shows all"
+            if is_told:
+                return Exit(code, _sentence(error))
+            sentence = _sentence(error)
+            joint = " " if sentence.endswith("?") else "; "
+            return Exit(code, f"{sentence}{joint}{hint}")
         case _:
             return Exit(ExitCode.USAGE, *str(error).splitlines())
 
@@ -130,7 +175,7 @@ _BY_STATUS: Final = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (ExitCode.UNAVAILABLE, "try again"),
     grpc.StatusCode.UNIMPLEMENTED: (
         ExitCode.UNAVAILABLE,
-        "is it an amends runtime, and of this version? amends runtime shows it",
+        "amends runtime shows the version of the one at --target",
     ),
     grpc.StatusCode.UNAUTHENTICATED: (ExitCode.USAGE, "ask whoever runs it for access"),
     grpc.StatusCode.PERMISSION_DENIED: (ExitCode.USAGE, "ask whoever runs it for access"),

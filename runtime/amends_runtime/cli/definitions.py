@@ -35,8 +35,8 @@ async def list_(*, all_versions: Flag = False, common: Common = COMMON) -> None:
         Also older versions.
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document, instant
-    from amends_runtime.cli.tables import print_json, print_table
+    from amends_runtime.cli.documents import document
+    from amends_runtime.cli.tables import print_json, print_table, short_instant
 
     async with connect(common) as client:
         found = await client.definitions(all_versions=all_versions)
@@ -51,7 +51,7 @@ async def list_(*, all_versions: Flag = False, common: Common = COMMON) -> None:
                 str(each.version),
                 "yes" if each.latest else "",
                 str(len(each.definition.steps)) if each.definition else "?",
-                instant(each.registered_at_ms),
+                short_instant(each.registered_at_ms),
                 each.content_hash[:12],
             )
             for each in found
@@ -78,13 +78,15 @@ async def get(
     name:
         The definition's name.
     definition_hash:
-        Content hash of the version wanted, whole.
+        Content hash of the version wanted, or its first 8 or more characters.
     """
-    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.client import connect, whole_hash
     from amends_runtime.cli.documents import document, instant
     from amends_runtime.cli.tables import print_facts, print_json, print_line, print_table
 
     async with connect(common) as client:
+        if definition_hash is not None:
+            definition_hash = await whole_hash(client, name, definition_hash, "--hash")
         found = await client.definition(name, content_hash=definition_hash)
     if common.output == "json":
         print_json(document(found))
@@ -134,7 +136,8 @@ async def register(
 
     The same content again changes nothing; other content under the same name is
     a new version, and sagas under way keep the version that they started with.
-    All files are read before the first is registered.
+    All files are checked before the first is registered: if one is refused, none
+    is registered.
 
     For example:
 
@@ -146,12 +149,20 @@ async def register(
     files:
         TOML or JSON.
     """
-    from amends_runtime.cli.client import connect
-    from amends_runtime.cli.definition_files import read_definition
+    from amends_runtime.cli.client import connect, diff_definition
+    from amends_runtime.cli.definition_files import problem_line, read_definitions
     from amends_runtime.cli.documents import document
     from amends_runtime.cli.tables import print_json, print_table
 
-    read = [read_definition(path) for path in files]
+    read = read_definitions(files)
+    problems: list[str] = []
+    for path, definition in zip(files, read, strict=True):
+        compared = await diff_definition(common, definition)
+        problems += [
+            problem_line(path, definition, each.field, each.message) for each in compared.violations
+        ]
+    if problems:
+        raise Exit(ExitCode.USAGE, *problems)
     async with connect(common) as client:
         found = [await client.register(definition) for definition in read]
     if common.output == "json":
@@ -187,7 +198,7 @@ async def diff(file: Annotated[Path, Parameter(name="FILE")], /, *, common: Comm
         TOML or JSON.
     """
     from amends_runtime.cli.client import diff_definition
-    from amends_runtime.cli.definition_files import read_definition
+    from amends_runtime.cli.definition_files import in_seconds, problem_line, read_definition
     from amends_runtime.cli.documents import document
     from amends_runtime.cli.tables import print_json, print_line
 
@@ -199,9 +210,17 @@ async def diff(file: Annotated[Path, Parameter(name="FILE")], /, *, common: Comm
         print_line(f"{definition.name}: the same content is registered")
     else:
         for line in found.differences:
-            print_line(line)
+            # The values are the last part of a line; before them may be a step called pay2.
+            head, changed, values = line.partition("_ms was ")
+            print_line(f"{head}{in_seconds(changed + values)}" if changed else line)
     if found.violations:
-        raise Exit(ExitCode.USAGE, *(f"{file}: {violation}" for violation in found.violations))
+        raise Exit(
+            ExitCode.USAGE,
+            *(
+                problem_line(file, definition, each.field, each.message)
+                for each in found.violations
+            ),
+        )
     return ExitCode.OK
 
 

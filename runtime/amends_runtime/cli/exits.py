@@ -11,6 +11,7 @@ Exit codes are part of the interface and never change their meaning:
     5     unavailable: nothing answers, it does not answer in time, or the database cannot be used
     6     the saga ended, and not as COMPLETED
     130   interrupted with Ctrl-C
+    143   ended by SIGTERM while a saga was started or waited for
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 5
     NOT_COMPLETED = 6
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class Exit(Exception):

@@ -79,7 +79,7 @@ async def participants(*, common: Common = COMMON) -> None:
         print_json({"participants": document(found)})
         return
     print_table(
-        ("NAME", "ADDRESS", "BREAKER", "IN FLIGHT", "WAITING", "LIMIT", "BY", "LAST ERROR"),
+        ("NAME", "ADDRESS", "BREAKER", "IN FLIGHT", "WAITING", "LIMIT", "TRANSPORT", "LAST ERROR"),
         (
             (
                 each.name,
@@ -107,8 +107,8 @@ async def breakers(*, common: Common = COMMON) -> None:
       amends breakers
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document, instant
-    from amends_runtime.cli.tables import print_json, print_table
+    from amends_runtime.cli.documents import document
+    from amends_runtime.cli.tables import print_json, print_table, short_instant
 
     async with connect(common) as client:
         found = await client.breakers()
@@ -122,8 +122,8 @@ async def breakers(*, common: Common = COMMON) -> None:
                 each.participant,
                 each.state,
                 str(each.consecutive_failures),
-                "" if each.since_ms is None else instant(each.since_ms),
-                "" if each.next_probe_at_ms is None else instant(each.next_probe_at_ms),
+                "" if each.since_ms is None else short_instant(each.since_ms),
+                "" if each.next_probe_at_ms is None else short_instant(each.next_probe_at_ms),
                 "by an operator" if each.held else "",
             )
             for each in found

@@ -6,12 +6,26 @@ import json
 from collections.abc import Mapping, Sequence
 
 from amends.payload import Payload
-from amends.sagas import CancelDisposition, CancelResult, Record, Saga, Step
+from amends.sagas import (
+    CancelDisposition,
+    CancelResult,
+    Failure,
+    Record,
+    Saga,
+    SagaState,
+    Step,
+)
 from amends_runtime.cli.documents import document, instant
 from amends_runtime.cli.options import Common
-from amends_runtime.cli.tables import print_facts, print_json, print_line, print_table
+from amends_runtime.cli.tables import (
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    short_instant,
+)
 
-__all__ = ["print_cancelled", "print_records", "print_saga", "print_sagas"]
+__all__ = ["print_cancelled", "print_records", "print_saga", "print_sagas", "why_stuck"]
 
 CANCELLED = {
     CancelDisposition.TURNED_BACK: "has turned back: what took effect is compensated",
@@ -35,6 +49,7 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
             ("ended", _instant_or_nothing(saga.ended_at_ms)),
             ("deadline", _instant_or_nothing(saga.deadline_at_ms)),
             ("turned back", _turn(saga)),
+            ("stuck", _mend_of_stuck(saga) if saga.state is SagaState.STUCK else ""),
             ("labels", _pairs(saga.labels)),
             ("parent", saga.parent_saga_id or ""),
             ("input", _payload(saga.input, payloads=payloads)),
@@ -73,8 +88,8 @@ def print_sagas(sagas: Sequence[Saga], common: Common, *, more: bool) -> None:
                 saga.saga_id,
                 saga.definition,
                 saga.state + (" (paused)" if saga.paused else ""),
-                instant(saga.started_at_ms),
-                _instant_or_nothing(saga.ended_at_ms),
+                short_instant(saga.started_at_ms),
+                short_instant(saga.ended_at_ms) if saga.ended_at_ms is not None else "",
                 _pairs(saga.labels),
             )
             for saga in sagas
@@ -94,7 +109,7 @@ def print_records(
         ("AT", "VERSION", "RECORD", "STEP", "ATTEMPT", "DETAILS"),
         (
             (
-                instant(record.at_ms),
+                short_instant(record.at_ms, with_ms=True),
                 str(record.version),
                 record.kind,
                 record.step,
@@ -113,23 +128,54 @@ def print_cancelled(cancelled: CancelResult, common: Common) -> None:
         return
     saga = cancelled.saga
     said = CANCELLED.get(cancelled.disposition, "has recorded the request")
-    then = "" if saga.ended else f"; amends wait {saga.saga_id} waits for its end"
+    if saga.state is SagaState.STUCK:
+        then = f": amends get {saga.saga_id} shows why"  # its end may never come by itself
+    else:
+        then = "" if saga.ended else f"; amends wait {saga.saga_id} waits for its end"
     print_line(f"{saga.saga_id} {said}; it is {saga.state}{then}")
+
+
+def why_stuck(saga: Saga) -> str:
+    """One line about a saga that is STUCK: since when, at which step, why, and what can be done."""
+    stuck = min(
+        (step for step in saga.steps if step.stuck_since_ms),
+        key=lambda step: step.stuck_since_ms or 0,
+        default=None,
+    )
+    at = ""
+    if stuck is not None:
+        at = f" since {instant(stuck.stuck_since_ms or 0)} at step {stuck.name}"
+        at += f" ({stuck.verb})" if stuck.verb else ""
+        at += f": {stuck.last_error}".rstrip(".") if stuck.last_error else ""
+    return f"saga {saga.saga_id} is STUCK{at}; {_mend_of_stuck(saga)}"
+
+
+def _mend_of_stuck(saga: Saga) -> str:
+    if saga.turn is None and not saga.past_no_return:
+        return f"amends cancel {saga.saga_id} --reason WHY turns it back"
+    return "an operator verb to retry or abandon it comes with a later version; nothing is lost"
 
 
 def _turn(saga: Saga) -> str:
     if saga.turn is None:
         return ""
     step = f" by {saga.turn.step}" if saga.turn.step else ""
-    why = f": {saga.turn.failure}" if saga.turn.failure else ""
-    return f"{instant(saga.turn.at_ms)} {saga.turn.cause}{step}{why}"
+    why = _failure(saga.turn.failure, said=saga.turn.cause)
+    return f"{instant(saga.turn.at_ms)} {saga.turn.cause}{step}{why and f': {why}'}"
+
+
+def _failure(failure: Failure | None, *, said: str) -> str:
+    """A failure's text, without its reason where the word before, `said`, says the same."""
+    if failure is None:
+        return ""
+    return failure.message if failure.reason.lower() == said.lower() else str(failure)
 
 
 def _next(step: Step) -> str:
     if step.stuck_since_ms:
-        return f"an operator (stuck since {instant(step.stuck_since_ms)})"
+        return f"an operator (stuck since {short_instant(step.stuck_since_ms)})"
     if step.next_attempt_at_ms:
-        return instant(step.next_attempt_at_ms)
+        return short_instant(step.next_attempt_at_ms)
     return "its call" if step.call_open else ""
 
 
@@ -147,17 +193,18 @@ def _number(round_: int, attempt: int) -> str:
 
 def _details(record: Record, *, payloads: bool) -> str:
     turn, timing = record.turn, record.timing
+    status = timing.status if timing and timing.status != "OK" else ""
     said = [
         record.definition,
         record.state or "",
         f"by {record.author}" if record.author else "",
         record.reason,
         f"{turn.cause} {turn.step}".strip() if turn else "",
-        str(turn.failure or "") if turn else "",
+        _failure(turn.failure, said=turn.cause) if turn else "",
         record.detail,
-        timing.status if timing and timing.status != "OK" else "",
+        status if not record.failure or record.failure.reason != status else "",
         str(record.failure or ""),
-        f"retry at {instant(record.retry_at_ms)}" if record.retry_at_ms else "",
+        f"retry at {short_instant(record.retry_at_ms)}" if record.retry_at_ms else "",
         f"after {record.spent_s:g} s" if record.spent_s else "",
         _payload(record.result, payloads=payloads),
         _payload(record.input, payloads=payloads),

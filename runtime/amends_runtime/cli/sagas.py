@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import enum
 import getpass
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter, validators
 
@@ -25,9 +26,19 @@ MAX_INPUT_BYTES: Final = (
     64 * 1024 * 1024
 )  # read at most so much of a file; the runtime has the word
 
-StateName = Literal[
-    "RUNNING", "COMPENSATING", "STUCK", "COMPLETED", "COMPENSATED", "ABANDONED", "MIXED"
-]
+
+class StateName(enum.StrEnum):
+    """The states of `amends.SagaState`, which help must not wait for."""
+
+    RUNNING = "RUNNING"
+    COMPENSATING = "COMPENSATING"
+    STUCK = "STUCK"
+    COMPLETED = "COMPLETED"
+    COMPENSATED = "COMPENSATED"
+    ABANDONED = "ABANDONED"
+    MIXED = "MIXED"
+
+
 SagaId = Annotated[str, Parameter(name="ID")]
 Positive = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
 
@@ -52,7 +63,8 @@ async def start(
     """Start a saga.
 
     With an --id of your own it is safe to repeat: the same id and content
-    never start a second one.
+    never start a second one. Ctrl-C or SIGTERM ends the command, and not the
+    saga; its id is said then.
 
     Without --wait the exit code is 0 once the start is durable. With --wait it
     is 0 if the saga completed, 6 if it ended otherwise, 5 if --timeout passed
@@ -79,7 +91,7 @@ async def start(
     deadline:
         Seconds until it turns back by itself. Default: the definition's.
     definition_hash:
-        Content hash of the version wanted. Default: the latest.
+        Content hash of the version wanted, or its first 8 or more characters. Default: the latest.
     wait:
         Wait for its end.
     timeout:
@@ -87,26 +99,36 @@ async def start(
     payloads:
         Also show the contents of input and results.
     """
-    from amends_runtime.cli.client import connect
+    from amends.ids import new_saga_id
+    from amends_runtime.cli.client import connect, whole_hash
     from amends_runtime.cli.saga_views import print_saga
+    from amends_runtime.cli.waiting import interruptible, wait_for_end
 
     if timeout is not None and not wait:
         raise Exit(ExitCode.USAGE, "--timeout: bounds --wait; add --wait, or leave it out")
     labels = parse_pairs(label, "--label", "KEY=VALUE")
     content = _read_input(input_, content_type)
-    async with connect(common) as client:
-        started = await client.start(
-            definition,
-            content,
-            saga_id=id_,
-            labels=labels or None,
-            deadline_s=deadline,
-            definition_hash=definition_hash,
-        )
+    # Made here, so that whoever interrupts the command still learns it.
+    saga_id = new_saga_id() if id_ is None else id_
+    then = f"amends wait {saga_id} waits for its end, amends get {saga_id} shows it"
+    with interruptible(f"saga {saga_id} may have been started, and goes on if it was; {then}"):
+        async with connect(common) as client:
+            if definition_hash is not None:
+                definition_hash = await whole_hash(
+                    client, definition, definition_hash, "--definition-hash"
+                )
+            started = await client.start(
+                definition,
+                content,
+                saga_id=saga_id,
+                labels=labels or None,
+                deadline_s=deadline,
+                definition_hash=definition_hash,
+            )
     saga = started.saga
     if wait and not saga.ended:
-        async with connect(common, patient=True) as client:
-            saga = await client.wait(saga.saga_id, timeout_s=timeout)
+        with interruptible(f"saga {saga_id} has been started and goes on; {then}"):
+            saga = await wait_for_end(saga, common, timeout_s=timeout)
     print_saga(saga, common, payloads=payloads)
     return _code_of_end(saga) if wait else ExitCode.OK
 
@@ -137,7 +159,14 @@ async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = CO
 async def list_(
     *,
     state: Annotated[
-        tuple[StateName, ...], Parameter(negative="", show_default=False, consume_multiple=False)
+        tuple[StateName, ...],
+        Parameter(
+            name="--state",
+            name_transform=str.upper,  # any case, as people type it
+            negative="",
+            show_default=False,
+            consume_multiple=False,
+        ),
     ] = (),
     definition: str | None = None,
     label: Labels = (),
@@ -220,7 +249,8 @@ async def wait(
     """Wait until a saga has ended, then show it.
 
     The exit code is 0 if it completed, 6 if it ended otherwise, 5 if --timeout
-    passed first. A restart of the runtime meanwhile does no harm.
+    passed first. A restart of the runtime meanwhile does no harm. A saga that
+    is stuck is said on standard error, once, and waited for all the same.
 
     For example:
 
@@ -237,12 +267,12 @@ async def wait(
     """
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.saga_views import print_saga
+    from amends_runtime.cli.waiting import wait_for_end
 
     async with connect(common) as client:
         saga = await client.get(saga_id)
     if not saga.ended:
-        async with connect(common, patient=True) as client:
-            saga = await client.wait(saga_id, timeout_s=timeout)
+        saga = await wait_for_end(saga, common, timeout_s=timeout)
     print_saga(saga, common, payloads=payloads)
     return _code_of_end(saga)
 
@@ -277,6 +307,8 @@ async def cancel(
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.saga_views import print_cancelled
 
+    if not reason.strip():
+        raise Exit(ExitCode.USAGE, "--reason: is empty; say why, it lands in the history")
     async with connect(common) as client:
         cancelled = await client.cancel(saga_id, reason=reason, author=author or _user_name())
     print_cancelled(cancelled, common)

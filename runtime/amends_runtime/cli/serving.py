@@ -104,7 +104,7 @@ def serve(
         log_level=log_level,
     )
     loaded = load(config, flags)
-    definitions = find_definitions(loaded.definitions)
+    definitions = find_definitions(loaded.definitions, loaded.participants)
     ready = _ReadyFile(ready_file)
     configure_logging(loaded.log_format, loaded.log_level)
     signals = _Signals(until_stdin_closes=until_stdin_closes, before_force=ready.discard)

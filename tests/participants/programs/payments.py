@@ -58,7 +58,7 @@ class StoppingBarrier(SqliteBarrier):
 
 
 payments = Participant(
-    "payments", barrier=StoppingBarrier(connect, schema=SCHEMA, busy_timeout_s=0.05)
+    "payments", barrier=StoppingBarrier(connect, schema=SCHEMA, busy_timeout_s=30.0)
 )
 
 
