@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import amends.sagas
-from amends_runtime.cli import client, exits
+from amends_runtime.cli import exits
 from amends_runtime.cli.app import build_app
 from amends_runtime.config import Breaker, Config, Limits, Participant, Server
 
@@ -212,7 +212,8 @@ def exit_codes() -> str:
 
 def fields_of(name: str) -> str:
     """Write the fields of one of the SDK's dataclasses, with the docstrings beside them."""
-    module = amends.sagas if hasattr(amends.sagas, name) else client
+    module = inspect.getmodule(getattr(amends, name))
+    assert module is not None, "a class has a module"
     tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
     [found] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     rows = []

@@ -5,22 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
 import amends
 from amends import errors
-from amends.connection import Connection
 from amends.sagas import SagaState
-from amends.v1 import operator_pb2, operator_pb2_grpc
 from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.options import Common
 
-__all__ = ["DefinitionDiff", "Violation", "connect", "diff_definition", "whole_hash"]
-
-DIFF_TIMEOUT_S: Final = 10.0  # it is computed in milliseconds; this is for a slow network
+__all__ = ["connect", "whole_hash"]
 
 
 @asynccontextmanager
@@ -37,54 +32,6 @@ async def connect(common: Common, *, patient: bool = False) -> AsyncIterator[ame
         raise _exit(error, common.target) from error
     except ValueError as error:  # how the SDK refuses an argument that no request could be made of
         raise Exit(ExitCode.USAGE, str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One reason for which registration would refuse a definition."""
-
-    field: str
-    """Path of what is wrong, for example `definition.steps[2].after`."""
-    message: str
-    """What is wrong with it, and how to mend it."""
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}" if self.field else self.message
-
-
-@dataclass(frozen=True, slots=True)
-class DefinitionDiff:
-    """How a definition differs from the latest registered version of its name."""
-
-    same: bool
-    """The same content is registered."""
-    differences: tuple[str, ...]
-    """One line per difference, for people."""
-    violations: tuple[Violation, ...]
-    """What registration would refuse; empty if it would register it."""
-
-
-async def diff_definition(common: Common, definition: amends.Definition) -> DefinitionDiff:
-    """Asks the runtime how a definition differs from what is registered; an error ends the command.
-
-    Over a connection of its own: the SDK's client registers definitions, and leaves this to tools.
-    """
-    request = operator_pb2.DiffDefinitionRequest(definition=definition.to_proto())
-    connection = Connection(common.target, retry_unavailable=False)
-    try:
-        stub = operator_pb2_grpc.OperatorServiceStub(connection.channel)
-        found = await connection.call(stub.DiffDefinition, lambda _left_s: request, DIFF_TIMEOUT_S)
-    except errors.AmendsError as error:
-        raise _exit(error, common.target) from error
-    finally:
-        await connection.close()
-    return DefinitionDiff(
-        same=found.same,
-        differences=tuple(found.differences),
-        violations=tuple(
-            Violation(each.metadata.get("field", ""), each.message) for each in found.violations
-        ),
-    )
 
 
 async def whole_hash(client: amends.Client, name: str, given: str, flag: str) -> str:

@@ -149,21 +149,22 @@ async def register(
     files:
         TOML or JSON.
     """
-    from amends_runtime.cli.client import connect, diff_definition
+    from amends_runtime.cli.client import connect
     from amends_runtime.cli.definition_files import problem_line, read_definitions
     from amends_runtime.cli.documents import document
     from amends_runtime.cli.tables import print_json, print_table
 
     read = read_definitions(files)
     problems: list[str] = []
-    for path, definition in zip(files, read, strict=True):
-        compared = await diff_definition(common, definition)
-        problems += [
-            problem_line(path, definition, each.field, each.message) for each in compared.violations
-        ]
-    if problems:
-        raise Exit(ExitCode.USAGE, *problems)
     async with connect(common) as client:
+        for path, definition in zip(files, read, strict=True):
+            compared = await client.diff(definition)
+            problems += [
+                problem_line(path, definition, each.field, each.message)
+                for each in compared.violations
+            ]
+        if problems:
+            raise Exit(ExitCode.USAGE, *problems)
         found = [await client.register(definition) for definition in read]
     if common.output == "json":
         print_json({"definitions": document(found)})
@@ -197,13 +198,14 @@ async def diff(file: Annotated[Path, Parameter(name="FILE")], /, *, common: Comm
     file:
         TOML or JSON.
     """
-    from amends_runtime.cli.client import diff_definition
+    from amends_runtime.cli.client import connect
     from amends_runtime.cli.definition_files import in_seconds, problem_line, read_definition
     from amends_runtime.cli.documents import document
     from amends_runtime.cli.tables import print_json, print_line
 
     definition = read_definition(file)
-    found = await diff_definition(common, definition)
+    async with connect(common) as client:
+        found = await client.diff(definition)
     if common.output == "json":
         print_json(document(found))
     elif found.same:
