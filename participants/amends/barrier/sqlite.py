@@ -135,9 +135,9 @@ class SqliteBarrier:
 
     `database` is a path, or a function that opens and returns a connection (for row factories, SQL
     functions or pragmas of your own); the function is called in the barrier's thread, at the start
-    and after a failure. The barrier makes its table ``amends_barrier`` there, sets WAL and
-    ``synchronous=FULL`` and reads both back. `schema` is SQL for tables of your own, run at each
-    opening, so write ``CREATE TABLE IF NOT EXISTS``.
+    and after a failure. The barrier makes its tables ``amends_barrier`` and
+    ``amends_barrier_stores`` there, sets WAL and ``synchronous=FULL`` and reads both back. `schema`
+    is SQL for tables of your own, run at each opening, so write ``CREATE TABLE IF NOT EXISTS``.
 
     A handler that takes a second argument is given the open transaction: `Transaction` for `def`,
     `AsyncTransaction` for `async def`. A `def` handler runs whole in the barrier's thread and

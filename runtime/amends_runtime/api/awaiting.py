@@ -73,7 +73,8 @@ class AwaitedSagas:
     # -- what comes in -------------------------------------------------------------------------
 
     async def _read(self, tasks: TaskGroup) -> None:
-        # Not by gRPC's iterator: one that is left between two requests keeps the last for ever.
+        # Not by gRPC's iterator: it and our frame, when they are left between two requests, would
+        # keep the last one until the collector comes by.
         while (request := await self._context.read()) is not grpc.aio.EOF:
             try:
                 for number, saga_id in enumerate(request.remove, 1):
@@ -86,8 +87,6 @@ class AwaitedSagas:
                     if number % TURN == 0:
                         await anyio.lowlevel.checkpoint()
             finally:
-                # Or it would stay in memory until the client says more; and if this is cancelled,
-                # with the cancellation's traceback until the collector comes by.
                 del request
             await self._wait_for_room()
         self._is_all_said = True
