@@ -6,17 +6,14 @@ are, for a saga can have only as many of those as it has steps.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from amends_runtime.actors.view import Told
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.messages import Message
 from amends_runtime.errors import Overloaded
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from amends_runtime.actors.saga_actor import Told
 
 __all__ = ["Envelope", "Mailbox", "MailboxStatistics"]
 

@@ -14,40 +14,21 @@ import msgspec
 
 from amends_runtime.actors.mailbox import Envelope, Mailbox
 from amends_runtime.actors.timers import Timer
+from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
 from amends_runtime.core import tracing
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import CallParticipant, PollParticipant
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
-from amends_runtime.core.saga import Answer, Decision, Saga
+from amends_runtime.core.saga import Decision, Saga
 from amends_runtime.ports import Call, Transition, summarise
 
-__all__ = ["MAX_CRASHES", "SagaActor", "SagaView", "Told", "Turn", "call_for", "ended"]
+__all__ = ["MAX_CRASHES", "SagaActor", "Turn", "call_for", "ended"]
 
 MAX_CRASHES = (
     3  # a bug that strikes three times running will strike again: leave this saga to people
 )
-
-
-class SagaView(msgspec.Struct, frozen=True):
-    """A saga as it is durable, with the definition that it is pinned to.
-
-    A `quarantined` one is shown as stuck: deciding failed `MAX_CRASHES` times running, and nothing
-    moves before a restart, which tries again with what may be a mended program.
-    """
-
-    plan: Plan
-    saga: Saga
-    version: int
-    quarantined: bool = False
-
-
-class Told(msgspec.Struct, frozen=True):
-    """What a sender is told: what its message came to, and the saga after it."""
-
-    answer: Answer | None
-    view: SagaView
 
 
 class Turn(msgspec.Struct, frozen=True):

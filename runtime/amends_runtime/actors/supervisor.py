@@ -22,9 +22,10 @@ import structlog
 
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.mailbox import Envelope
-from amends_runtime.actors.saga_actor import SagaActor, SagaView, Told, Turn, call_for, ended
+from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
 from amends_runtime.actors.timers import Timers
 from amends_runtime.actors.turns import Turns
+from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import CallParticipant, PollParticipant, WakeAt, WithdrawCall
