@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 
 from amends_runtime.clock import SystemClock
 from amends_runtime.core.breaker import BreakerPolicy, BreakerState
@@ -249,9 +250,10 @@ async def test_a_poll_asks_the_same_attempt_again_and_keeps_when_it_was_first_se
         await sagas.wait_told(1)
         first = sagas.told[0][1]
         assert isinstance(first, Answered)
-        lane.poll(a_call("s"), 0, at_ms=0, sent_at_ms=first.sent_at_ms, polls=1)
+        again = msgspec.structs.replace(a_call("s"), poll=True)
+        lane.poll(again, 0, at_ms=0, sent_at_ms=first.sent_at_ms, polls=1)
         await transport.wait_sent(2)
-        assert transport.sent[1].poll or transport.sent[1].attempt == 1
+        assert (transport.sent[1].attempt, transport.sent[1].poll) == (1, True)
         transport.answer(transport.sent[1], Done())
         await sagas.wait_told(2)
         second = sagas.told[1][1]

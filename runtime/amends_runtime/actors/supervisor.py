@@ -372,7 +372,10 @@ class Supervisor:
         actor = self._actors.get(saga_id)
         if actor is not None:
             if actor.quarantined:
-                raise Unavailable(f"saga {saga_id!r} is quarantined after repeated internal errors")
+                raise Unavailable(
+                    f"saga {saga_id!r} is quarantined after repeated internal errors, which the"
+                    " log shows: nothing is lost, and a restart of the runtime tries it again"
+                )
             actor.mailbox.put_nowait(envelope)
             self._turns.ready(actor)
         elif saga_id in self._unreadable:

@@ -148,7 +148,9 @@ class Turns:
             crashes=actor.crashes,
             quarantined=actor.quarantined,
         )
-        failure = Unavailable(f"deciding failed inside ({type(error).__name__}); it is logged")
+        failure = Unavailable(
+            f"deciding failed inside ({type(error).__name__}), which the log shows; ask again"
+        )
         envelope.fail(failure)
         if actor.quarantined:
             for waiting in actor.mailbox.drain():
