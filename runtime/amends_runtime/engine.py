@@ -16,11 +16,12 @@ a crash.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.oldest_open import OldestOpen
@@ -32,7 +33,7 @@ from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Definition
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.unary import UnaryTransport
-from amends_runtime.ports import ParticipantAddress, Store
+from amends_runtime.ports import Clock, Observer, ParticipantAddress, Store, Transport
 from amends_runtime.storage import open_sqlite_store
 from amends_runtime.telemetry.observers import HistoryLog, Observers
 
@@ -47,21 +48,67 @@ DRAIN_CHECK_S = 0.01
 
 
 class Engine:
-    """A running runtime.
+    """A runtime's parts over a store, a clock and a way to its participants.
 
-    `store`, `supervisor`, `definitions` and `lanes` are for tests and the console.
+    `run_engine` puts it over SQLite and gRPC and lets an API in front of it; tests and simulations
+    put it over memory and virtual time. `load`, `open`, `run`, in this order.
+
+    `connect` gives a participant's transport; its second argument tells since when there have been
+    open sagas. `concurrency` is how many calls a participant gets at once.
     """
 
     def __init__(
-        self, store: Store, definitions: Definitions, lanes: Lanes, supervisor: Supervisor
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        observer: Observer,
+        connect: Callable[[ParticipantAddress, Callable[[], int]], Transport],
+        breaker: BreakerPolicy | None = None,
+        limits: Limits | None = None,
+        concurrency: Mapping[str, int] | None = None,
     ) -> None:
         self.store = store
-        self.definitions = definitions
-        self.lanes = lanes
-        self.supervisor = supervisor
+        self._oldest_open = OldestOpen(store, clock)
+        self.lanes = Lanes(
+            policy=breaker or BreakerPolicy(),
+            clock=clock,
+            observer=observer,
+            connect=lambda address: connect(address, lambda: self._oldest_open.at_ms),
+            limits=concurrency or {},
+        )
+        self.definitions = Definitions(store, clock, self.lanes.names)
+        self.supervisor = Supervisor(
+            store,
+            self.definitions,
+            clock=clock,
+            observer=observer,
+            limits=limits or Limits(),
+            outbox=_outbox(self.lanes),
+        )
         self.address = ""
         self._stop = anyio.Event()
         self._failure: BaseException | None = None
+
+    async def load(self) -> None:
+        """Reads what was registered before."""
+        await self.definitions.load()
+
+    def open(self, tasks: TaskGroup, addresses: Sequence[ParticipantAddress]) -> None:
+        """Makes the lanes, whose workers live in `tasks`. Nothing is called yet."""
+        self.lanes.open(tasks, self.supervisor.deliver, list(addresses))
+
+    def run(self, tasks: TaskGroup) -> None:
+        """Lets the parts run in `tasks`: what had not ended goes on, and new sagas may come."""
+        for part in (
+            self.supervisor.run_decider,
+            self.supervisor.run_committer,
+            self.supervisor.run_timers,
+            self.supervisor.run_loader,
+            self.supervisor.run_recovery,
+            self._oldest_open.run,
+        ):
+            tasks.start_soon(_guarded, self, part, name=part.__qualname__)
 
     def request_stop(self) -> None:
         """Begins the way down. `wait_stopped` returns; leaving `run_engine` does the rest."""
@@ -113,70 +160,53 @@ async def run_engine(
 @asynccontextmanager
 async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIterator[Engine]:
     clock = SystemClock()
-    observer = Observers([HistoryLog()])
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
-        oldest_open = OldestOpen(store, clock)
-        lanes = Lanes(
-            policy=BreakerPolicy(
-                failures_to_open=config.breaker.failures_to_open,
-                open_ms=round(config.breaker.open_s * 1000),
-                max_open_ms=round(config.breaker.max_open_s * 1000),
-            ),
+        engine = Engine(
+            store,
             clock=clock,
-            observer=observer,
-            connect=lambda address: UnaryTransport(
+            observer=Observers([HistoryLog()]),
+            connect=lambda address, oldest_open_ms: UnaryTransport(
                 address.address,
                 store.identity,
                 clock,
                 max_result_bytes=config.limits.payload_bytes,
-                oldest_open_ms=lambda: oldest_open.at_ms,
+                oldest_open_ms=oldest_open_ms,
             ),
-            limits={name: p.concurrency for name, p in config.participants.items()},
-        )
-        known = Definitions(store, clock, lanes.names)
-        supervisor = Supervisor(
-            store,
-            known,
-            clock=clock,
-            observer=observer,
+            breaker=BreakerPolicy(
+                failures_to_open=config.breaker.failures_to_open,
+                open_ms=round(config.breaker.open_s * 1000),
+                max_open_ms=round(config.breaker.max_open_s * 1000),
+            ),
             limits=Limits(
                 live_sagas=config.limits.live_sagas,
                 mailbox=config.limits.mailbox,
                 commit_batch=config.limits.commit_batch,
                 commit_queue=config.limits.commit_queue,
             ),
-            outbox=_outbox(lanes),
+            concurrency={name: p.concurrency for name, p in config.participants.items()},
         )
-        engine = Engine(store, known, lanes, supervisor)
-        await known.load()
+        await engine.load()
         async with anyio.create_task_group() as tasks:
-            addresses = [ParticipantAddress(n, p.address) for n, p in config.participants.items()]
-            lanes.open(tasks, supervisor.deliver, addresses)
-            stack.push_async_callback(lanes.close)
+            engine.open(
+                tasks, [ParticipantAddress(n, p.address) for n, p in config.participants.items()]
+            )
+            stack.push_async_callback(engine.lanes.close)
             for definition in definitions:
-                await known.register(definition)
+                await engine.definitions.register(definition)
             server = ApiServer(
                 config.server.listen,
                 store,
-                supervisor,
-                known,
-                lanes,
+                engine.supervisor,
+                engine.definitions,
+                engine.lanes,
                 max_payload_bytes=config.limits.payload_bytes,
                 insecure=config.server.insecure,
             )
             # Whatever can be wrong has been said once the server has its port: nothing is decided
             # and no participant is called before that.
             engine.address = await server.start()
-            for part in (
-                supervisor.run_decider,
-                supervisor.run_committer,
-                supervisor.run_timers,
-                supervisor.run_loader,
-                supervisor.run_recovery,
-                oldest_open.run,
-            ):
-                tasks.start_soon(_guarded, engine, part, name=part.__qualname__)
+            engine.run(tasks)
             try:
                 yield engine
             finally:

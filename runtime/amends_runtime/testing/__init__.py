@@ -1,0 +1,1 @@
+"""For tests: a runtime in the test's own process, in virtual time."""
