@@ -14,8 +14,9 @@ from copy import copy
 import msgspec
 
 from amends_runtime.core.definition import Kind, Plan
-from amends_runtime.core.effects import CallParticipant, Effect, PollParticipant
+from amends_runtime.core.effects import CallParticipant, Effect, PollParticipant, WithdrawCall
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     InProgress,
     Message,
@@ -28,6 +29,8 @@ from amends_runtime.core.records import (
     AttemptLost,
     AttemptStarted,
     AttemptWithdrawn,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaState,
@@ -101,6 +104,9 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
     expected = Counter(owed(plan, after))
     if before is not None and not isinstance(message, RuntimeRestarted):
         expected -= Counter(owed(plan, before))
+    if isinstance(message, AbandonSaga) and decision.records:
+        assert before is not None
+        expected = Counter(_withdrawals(before))
     rule(
         f"effects are what is owed and was not: {others} instead of {list(expected.elements())}",
         holds=Counter(others) == expected,
@@ -108,6 +114,15 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
     for effect in decision.effects:
         if isinstance(effect, CallParticipant | PollParticipant):
             rule("an effect speaks of the open attempt", holds=_is_open(after, effect))
+
+
+def _withdrawals(saga: Saga) -> list[Effect]:
+    """What is taken back of a saga that is abandoned."""
+    return [
+        WithdrawCall(number, step.verb, step.round, step.attempt)
+        for number, step in enumerate(saga.steps)
+        if step.open
+    ]
 
 
 def _is_open(saga: Saga, effect: CallParticipant | PollParticipant) -> bool:
@@ -161,6 +176,9 @@ class Account(msgspec.Struct):
     may_have_run: bool = False
     compensated: bool = False
     executed: bool = False
+    stuck: Verb | None = None
+    refused: bool = False
+    round: int = 1
     running_until_ms: int = 0
     not_before_ms: int = 0
 
@@ -218,12 +236,34 @@ class Ledger:
         ):
             self._closed(record)
         elif isinstance(record, StepStuck):
-            open_ = self.accounts[record.step].open
-            rule("a step with an attempt under way is not stuck", holds=open_ is None)
+            account = self.accounts[record.step]
+            rule("a step with an attempt under way is not stuck", holds=account.open is None)
+            account.stuck = record.verb
+        elif isinstance(record, OperatorActed) and record.action is OperatorAction.RETRY:
+            self._retried(record)
+
+    def _retried(self, record: OperatorActed) -> None:
+        if record.step is None:
+            return
+        account = self.accounts[record.step]
+        rule("only a stuck step is retried", holds=account.stuck is not None)
+        anew = account.refused and account.stuck is Verb.EXECUTE
+        rule(
+            "a new round follows a refusal, and nothing else",
+            holds=record.round == account.round + anew,
+        )
+        account.round = record.round
+        account.stuck = None
+        account.refused = account.refused and not anew
+        account.not_before_ms = 0
 
     def _started(self, record: AttemptStarted) -> None:
         account = self.accounts[record.step]
         rule("a step has one attempt open at a time", holds=account.open is None)
+        rule("an attempt is of its step's round", holds=record.round == account.round)
+        executing = record.verb is Verb.EXECUTE
+        rule("a refused round is not asked again", holds=not (executing and account.refused))
+        rule("a stuck step is left alone", holds=not executing or account.stuck is None)
         rule("a retry is not early", holds=record.at_ms >= account.not_before_ms)
         account.not_before_ms = 0
         account.open = (record.verb, record.round, record.attempt)
@@ -278,6 +318,7 @@ class Ledger:
             account.running_until_ms = 0
         elif isinstance(record, StepRejected):
             account.running_until_ms = 0
+            account.refused = True
         elif isinstance(record, AttemptFailed):
             account.may_have_run = True
         elif isinstance(record, AttemptLost):
@@ -286,6 +327,8 @@ class Ledger:
             account.running_until_ms = max(account.running_until_ms, record.at_ms + timeout_ms)
 
     def _ended(self, record: SagaEnded) -> None:
+        if record.state is SagaState.ABANDONED:
+            return  # as it is: that is the meaning of it
         none_open = all(account.open is None for account in self.accounts)
         rule("nothing is under way at the end", holds=none_open)
         if record.state is SagaState.COMPLETED:

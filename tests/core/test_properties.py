@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amends_runtime.core.definition import Plan
-from amends_runtime.core.messages import CancelSaga, Message, RuntimeRestarted, Wake
+from amends_runtime.core.messages import (
+    AbandonSaga,
+    CancelSaga,
+    Message,
+    RetrySaga,
+    RuntimeRestarted,
+    Wake,
+)
 from amends_runtime.core.records import Record, SagaState
-from amends_runtime.core.saga import decide
+from amends_runtime.core.saga import decide, remaining_steps
 from tests.core.barrier import MoneyWorld
 from tests.core.definitions import chooser, plans
 from tests.core.rules import rule
@@ -45,6 +52,21 @@ def test_every_saga_ends_or_says_that_it_is_stuck(
     rule("it ended, or it is stuck", holds=is_over(world) or world.state is SagaState.STUCK)
 
 
+@given(plans(), st.data(), EVENTS, DEADLINES)
+def test_nothing_stuck_is_without_a_way_out(
+    plan: Plan, data: st.DataObject, events: int, deadline_ms: int
+) -> None:
+    """Once participants are mended, one retry brings whatever is stuck to its end."""
+    world = World(plan, chooser(data), deadline_ms)
+    for _ in range(events):
+        world.act()
+    world.calm_down()
+    if world.state is SagaState.STUCK:
+        world.tell(RetrySaga(author="ann", reason="the participant is mended"))
+        world.calm_down()
+    rule("it ended", holds=is_over(world))
+
+
 @given(plans(patient=True), st.data(), EVENTS, DEADLINES)
 def test_without_permanent_faults_every_saga_ends(
     plan: Plan, data: st.DataObject, events: int, deadline_ms: int
@@ -74,6 +96,12 @@ def test_no_money_is_lost_or_made(
         assert world.balances() <= {1}
     elif world.state is SagaState.COMPENSATED:
         assert world.balances() <= {0}
+    elif world.state is SagaState.ABANDONED:
+        assert world.saga is not None
+        told = remaining_steps(plan, world.saga)
+        assert [
+            step for step, coins in enumerate(world.balance) if coins and step not in told
+        ] == []
     else:
         rule("it is stuck", holds=world.state is SagaState.STUCK)
 
@@ -84,6 +112,8 @@ def test_terminal_stays_terminal(plan: Plan, data: st.DataObject, events: int) -
     world = World(plan, chooser(data))
     world.calm_down()
     after: list[Message] = [Wake(), RuntimeRestarted(), CancelSaga(), world.start, *world.echoes]
+    after += [RetrySaga(author="ann", reason="again", revived=True)]
+    after += [AbandonSaga(author="ann", reason="enough", force=True)]
     for _ in range(events):
         decision = world.tell(world.choose(after))
         assert decision.records == ()

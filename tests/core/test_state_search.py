@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     Broken,
     CancelSaga,
@@ -24,6 +25,7 @@ from amends_runtime.core.messages import (
     NotSent,
     Outcome,
     Rejected,
+    RetrySaga,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -31,11 +33,12 @@ from amends_runtime.core.messages import (
 )
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import SagaState, Verb
-from amends_runtime.core.saga import Phase, Saga, StepState, decide
+from amends_runtime.core.saga import Phase, Saga, StepState, StepStatus, decide
 from tests.core.rules import Ledger, check_decision, rule
 
 START_MS = 1_000_000
-FAULTS = 2 if settings().max_examples <= 100 else 3
+LONG = settings().max_examples > 100
+FAULTS = 3 if LONG else 2
 
 # One retry, always after one millisecond: a second failure gives up.
 ONCE = RetryPolicy(first_ms=1, factor=1.0, max_ms=1, give_up_after_ms=1)
@@ -72,6 +75,13 @@ class Node(msgspec.Struct):
     now_ms: int
     ledger: Ledger
     faults: int = 0
+    retries: int = 0  # that an operator has left
+
+    @property
+    def stranded(self) -> bool:
+        """A step is stuck, and the operator has gone home."""
+        stuck = any(one.status is StepStatus.STUCK for one in self.saga.steps)
+        return stuck and not self.retries and not self.saga.ended
 
 
 class Move(msgspec.Struct):
@@ -81,34 +91,46 @@ class Move(msgspec.Struct):
     at_ms: int
     faults: int = 0
     kind: bool = False
+    retries: int = 0
 
 
 @pytest.mark.parametrize(
-    ("steps", "deadline_ms", "twins", "at_least"),
+    ("steps", "deadline_ms", "twins", "retries", "at_least"),
     [
-        (LINE, 0, (), 2_000),
-        (LINE, 50, (), 2_000),
-        (DIAMOND, 0, (1, 2), 10_000),
-        (AFTER_THE_PIVOT, 50, (), 4_000),
+        (LINE, 0, (), 1, 8_000),
+        (LINE, 50, (), 1, 10_000),
+        (DIAMOND, 0, (1, 2), int(LONG), 10_000),
+        (AFTER_THE_PIVOT, 50, (), 1, 20_000),
     ],
     ids=["line", "line with deadline", "diamond", "after the pivot"],
 )
 def test_every_reachable_state_keeps_the_rules(
-    steps: tuple[Step, ...], deadline_ms: int, twins: tuple[int, ...], at_least: int
+    steps: tuple[Step, ...],
+    deadline_ms: int,
+    twins: tuple[int, ...],
+    retries: int,
+    at_least: int,
 ) -> None:
-    """No state breaks a rule, and each can come to an end by nothing but good answers."""
+    """No state breaks a rule, and each can come to an end by nothing but good answers.
+
+    Where a step is stuck, by that and one retry; what is stuck after the last one that is searched
+    is left out of the claim.
+    """
     plan = Plan(Definition(name="small", steps=steps))
-    kind_moves = search(plan, deadline_ms, twins)
+    kind_moves, stranded = search(plan, deadline_ms, twins, retries)
     print(f"{len(kind_moves)} states with up to {FAULTS} faults")  # noqa: T201 - shown by -rP
     assert len(kind_moves) >= at_least
     ends = {state for state, following in kind_moves.items() if following is None}
-    assert reaching(ends, kind_moves) == kind_moves.keys()
+    assert reaching(ends, kind_moves) | stranded == kind_moves.keys()
 
 
 def search(
-    plan: Plan, deadline_ms: int, twins: tuple[int, ...]
-) -> dict[Hashable, list[Hashable] | None]:
-    """All reachable states, each with those that kind moves lead to; None for the last ones."""
+    plan: Plan, deadline_ms: int, twins: tuple[int, ...], retries: int
+) -> tuple[dict[Hashable, list[Hashable] | None], set[Hashable]]:
+    """All reachable states, each with those that kind moves lead to; None for the last ones.
+
+    Also those of them that only a further retry could help.
+    """
     start = StartSaga(
         saga_id="s-1",
         content_hash="c",
@@ -118,8 +140,9 @@ def search(
     decision = decide(plan, None, start, START_MS, 1)
     ledger = Ledger(plan)
     ledger.follow(decision)
-    first = Node(decision.saga, START_MS, ledger)
+    first = Node(decision.saga, START_MS, ledger, retries=retries)
     kind_moves: dict[Hashable, list[Hashable] | None] = {}
+    stranded: set[Hashable] = set()
     seen = {key(first, twins)}
     queue = deque([first])
     while queue:
@@ -134,9 +157,11 @@ def search(
             if name not in seen:
                 seen.add(name)
                 queue.append(after)
-        over = node.saga.ended or node.saga.state is SagaState.STUCK
-        kind_moves[key(node, twins)] = None if over else following
-    return kind_moves
+        here = key(node, twins)
+        kind_moves[here] = None if node.saga.ended else following
+        if node.stranded:
+            stranded.add(here)
+    return kind_moves, stranded
 
 
 def taken(plan: Plan, node: Node, move: Move) -> Node:
@@ -145,13 +170,18 @@ def taken(plan: Plan, node: Node, move: Move) -> Node:
     check_decision(plan, node.saga, move.message, decision)
     ledger = node.ledger.copy()
     ledger.follow(decision)
-    return Node(decision.saga, move.at_ms, ledger, node.faults + move.faults)
+    faults, retries = node.faults + move.faults, node.retries - move.retries
+    return Node(decision.saga, move.at_ms, ledger, faults, retries)
 
 
 def moves(node: Node) -> Iterator[Move]:
     """Every message of the alphabet that this state can get; after the end they do nothing."""
     saga, now_ms = node.saga, node.now_ms
     yield Move(CancelSaga(author="ann"), now_ms)
+    if saga.state is SagaState.STUCK:
+        yield Move(AbandonSaga(author="ann", reason="enough"), now_ms)
+    if node.retries and any(one.status is StepStatus.STUCK for one in saga.steps):
+        yield Move(RetrySaga(author="ann", reason="mended"), now_ms, kind=True, retries=1)
     times = {one.retry_at_ms for one in saga.steps if one.retry_at_ms}
     times |= {saga.deadline_at_ms} if saga.deadline_at_ms else set()
     for at_ms in times:
@@ -220,7 +250,8 @@ def key(node: Node, twins: tuple[int, ...]) -> Hashable:
     steps = [
         (
             (one.status, one.verb, one.round, one.attempt, one.open),
-            (one.unknown, one.executed, one.failures, one.spent_ms, number == culprit),
+            (one.unknown, one.refused, one.executed, one.failures, one.spent_ms),
+            number == culprit,
             (rank(one.retry_at_ms), rank(one.running_until_ms)),
         )
         for number, one in enumerate(saga.steps)
@@ -229,7 +260,8 @@ def key(node: Node, twins: tuple[int, ...]) -> Hashable:
         first, second = twins
         steps[first], steps[second] = sorted((steps[first], steps[second]))
     flags = (saga.phase, saga.end, saga.past_no_return, saga.cancel_requested, cause)
-    return tuple(steps), flags, rank(saga.deadline_at_ms) if forward else 0, node.faults
+    budget = (node.faults, node.retries)
+    return tuple(steps), flags, rank(saga.deadline_at_ms) if forward else 0, budget
 
 
 def reaching(goals: set[Hashable], graph: dict[Hashable, list[Hashable] | None]) -> set[Hashable]:

@@ -18,7 +18,8 @@ A transcript is a text file:
 
 A line that begins with `>` is a message. Under it stands what the core made of it: the records in
 CamelCase, the effects in lower case, the sender's answer if there is one, and the state. All times
-are counted from the saga's start; `charge#2` is the second attempt of the step `charge`.
+are counted from the saga's start; `charge#2` is the second attempt of the step `charge`, and
+`charge#2/1` the first of its second round.
 
 A step may name its kind (COMPENSATABLE where none is named), `after=a,b` (`after=-`: nothing),
 `timeout=`, `give-up=` and `compensation-give-up=`. The messages are:
@@ -26,6 +27,7 @@ A step may name its kind (COMPENSATABLE where none is named), `after=a,b` (`afte
     start [deadline T]                      start again [with other content]
     answered [compensate] STEP#N OUTCOME    not sent [compensate] STEP#N
     wake      restarted      cancel AUTHOR: REASON
+    retry [STEP ]AUTHOR: REASON             abandon [by force ]AUTHOR: REASON
 
 where OUTCOME is `Done [SIZE bytes]`, `Rejected REASON`, `InProgress poll after T`, `Broken REASON`
 or `Unknown REASON [misconfigured]`, each followed by `sent at T` if the call waited in its lane.
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Protocol
 
 import msgspec
 
@@ -48,6 +51,7 @@ from amends_runtime.core.effects import (
     WithdrawCall,
 )
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     Broken,
     CancelSaga,
@@ -57,6 +61,7 @@ from amends_runtime.core.messages import (
     NotSent,
     Outcome,
     Rejected,
+    RetrySaga,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -69,6 +74,7 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    OperatorActed,
     Record,
     SagaEnded,
     SagaStarted,
@@ -166,8 +172,8 @@ class Player:
         self.saga: Saga | None = None
         self.now_ms = START_MS
         self.epoch = 1
-        self.sent_at_ms: dict[tuple[int, Verb, int], int] = {}
-        self.polls: dict[tuple[int, Verb, int], int] = {}
+        self.sent_at_ms: dict[tuple[int, Verb, int, int], int] = {}
+        self.polls: dict[tuple[int, Verb, int, int], int] = {}
         self.due: list[int] = []
 
     def play(self, line: str) -> Iterator[str]:
@@ -191,9 +197,9 @@ class Player:
     def _note(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             if isinstance(effect, CallParticipant):
-                self.sent_at_ms[effect.step, effect.verb, effect.attempt] = self.now_ms
+                self.sent_at_ms[_key(effect)] = self.now_ms
             elif isinstance(effect, PollParticipant):
-                self.polls[effect.step, effect.verb, effect.attempt] = effect.polls
+                self.polls[_key(effect)] = effect.polls
                 self.due.append(effect.at_ms)
             elif isinstance(effect, WakeAt):
                 self.due.append(effect.at_ms)
@@ -209,20 +215,27 @@ class Player:
             return RuntimeRestarted()
         if cancel := re.fullmatch(r"cancel ([a-z]+): (.+)", words):
             return CancelSaga(author=cancel[1], reason=cancel[2])
-        about = re.fullmatch(r"(answered|not sent) (compensate )?([a-z-]+)#(\d+)(?: (.+))?", words)
+        if retry := re.fullmatch(r"retry ([a-z-]+ )?([a-z]+): (.+)", words):
+            number = self.plan.number_of[retry[1].strip()] if retry[1] else None
+            return RetrySaga(step=number, author=retry[2], reason=retry[3])
+        if abandon := re.fullmatch(r"abandon (by force )?([a-z]+): (.+)", words):
+            return AbandonSaga(author=abandon[2], reason=abandon[3], force=bool(abandon[1]))
+        about = re.fullmatch(
+            r"(answered|not sent) (compensate )?([a-z-]+)#(?:(\d+)/)?(\d+)(?: (.+))?", words
+        )
         if about is None:
             raise ValueError("this is no message")
         verb = Verb.COMPENSATE if about[2] else Verb.EXECUTE
-        step, attempt = self.plan.number_of[about[3]], int(about[4])
+        step, round_, attempt = self.plan.number_of[about[3]], int(about[4] or 1), int(about[5])
         if about[1] == "not sent":
-            return NotSent(step=step, verb=verb, round=1, attempt=attempt)
-        what, _, sent_at = about[5].partition(" sent at ")
+            return NotSent(step=step, verb=verb, round=round_, attempt=attempt)
+        what, _, sent_at = about[6].partition(" sent at ")
         outcome = _outcome(what)
-        key = (step, verb, attempt)
+        key = (step, verb, round_, attempt)
         return Answered(
             step=step,
             verb=verb,
-            round=1,
+            round=round_,
             attempt=attempt,
             sent_at_ms=START_MS + _ms(sent_at) if sent_at else self.sent_at_ms[key],
             answered_at_ms=self.now_ms,
@@ -258,6 +271,10 @@ class Player:
             return f"{name} {record.state.name}"
         if isinstance(record, CancelRequested):
             return f"{name} by {record.author}: {record.reason}"
+        if isinstance(record, OperatorActed):
+            step = "" if record.step is None else f" {self.plan.steps[record.step].name}"
+            round_ = f" round {record.round}" if record.round else ""
+            return f"{name} {record.action.name}{step}{round_} by {record.author}: {record.reason}"
         return f"{name} {self._step_record(record)}"
 
     def _step_record(
@@ -278,10 +295,10 @@ class Player:
         if isinstance(record, StepStuck):
             return f"{_verb(record.verb)}{name} {record.failure.reason}"
         if isinstance(record, StepExecuted | StepCompensated):
-            return f"{name}#{record.attempt}{_polls(record.timing.polls)}"
+            return f"{name}#{_number(record)}{_polls(record.timing.polls)}"
         if isinstance(record, StepRejected):
-            return f"{name}#{record.attempt} {record.failure.reason}"
-        attempt = f"{_verb(record.verb)}{name}#{record.attempt}"
+            return f"{name}#{_number(record)} {record.failure.reason}"
+        attempt = f"{_verb(record.verb)}{name}#{_number(record)}"
         if isinstance(record, AttemptFailed):
             retry = f", retry at {_instant(record.retry_at_ms)}" if record.retry_at_ms else ""
             misconfigured = ", misconfigured" if record.misconfigured else ""
@@ -292,7 +309,7 @@ class Player:
         if isinstance(effect, WakeAt):
             return f"wake at {_instant(effect.at_ms)}"
         name = self.plan.steps[effect.step].name
-        attempt = f"{_verb(effect.verb)}{name}#{effect.attempt}"
+        attempt = f"{_verb(effect.verb)}{name}#{_number(effect)}"
         if isinstance(effect, PollParticipant):
             return f"poll {attempt} at {_instant(effect.at_ms)}"
         return f"{'withdraw' if isinstance(effect, WithdrawCall) else 'call'} {attempt}"
@@ -325,6 +342,23 @@ def _outcome(words: str) -> Outcome:
         reason, _, misconfigured = rest.partition(" ")
         return Unknown(reason, misconfigured=misconfigured == "misconfigured")
     raise ValueError(f"{name!r} is no outcome")
+
+
+class _Numbered(Protocol):
+    """A record or effect about one attempt."""
+
+    @property
+    def round(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+def _number(about: _Numbered) -> str:
+    return f"{about.round}/{about.attempt}" if about.round > 1 else f"{about.attempt}"
+
+
+def _key(effect: CallParticipant | PollParticipant) -> tuple[int, Verb, int, int]:
+    return effect.step, effect.verb, effect.round, effect.attempt
 
 
 def _polls(count: int) -> str:

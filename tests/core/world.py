@@ -18,6 +18,7 @@ from amends_runtime.core.effects import (
     WithdrawCall,
 )
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     Broken,
     CancelSaga,
@@ -27,6 +28,7 @@ from amends_runtime.core.messages import (
     NotSent,
     Outcome,
     Rejected,
+    RetrySaga,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -190,6 +192,8 @@ class World:
         """
         actions = ["pass time", "wake", "wake", "restart", "early wake", "start again"]
         actions += ["cancel"] * self.impatient
+        actions += ["retry"] * (1 + 3 * (self.state is SagaState.STUCK))
+        actions += ["abandon"] * (self.impatient and not friendly)
         actions += ["send", "not sent"] * any(not one.sent_at_ms for one in self.lane)
         actions += ["answer"] * 6 * bool(self.lane)
         actions += ["echo"] * bool(self.echoes)
@@ -207,6 +211,13 @@ class World:
             self.restart()
         elif action == "cancel":
             self.tell(CancelSaga(author="ann", reason="changed her mind"))
+        elif action == "retry":
+            step = self.choose([None, None, *range(len(self.plan.steps))])
+            revived = self.choose([False] * 7 + [True])
+            self.tell(RetrySaga(step=step, author="ann", reason="it is mended", revived=revived))
+        elif action == "abandon":
+            force = self.choose([False] * 7 + [True])
+            self.tell(AbandonSaga(author="ann", reason="done by hand", force=force))
         elif action == "start again":
             self.tell(msgspec.structs.replace(self.start, content_hash=self.choose(["c", "d"])))
         elif action == "echo":

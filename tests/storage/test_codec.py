@@ -17,6 +17,8 @@ from amends_runtime.core.records import (
     AttemptWithdrawn,
     CancelRequested,
     Failure,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaStarted,
@@ -73,6 +75,7 @@ ONE_OF_EACH: tuple[Record, ...] = (
     CancelRequested(NOW_MS, "ops@example.org", "duplicate"),
     SagaTurnedBack(NOW_MS, TurnCause.DEADLINE, None, FAILURE),
     SagaEnded(NOW_MS, SagaState.COMPENSATED),
+    OperatorActed(NOW_MS, OperatorAction.RETRY, 3, "ops@example.org", "mended", 2),
 )
 
 

@@ -13,6 +13,7 @@ it had in flight is gone. One that has ended answers its messages and leaves.
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -30,9 +31,11 @@ from amends_runtime.core import saga as core
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import CallParticipant, PollParticipant, WakeAt, WithdrawCall
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     CancelSaga,
     NotSent,
+    RetrySaga,
     RuntimeRestarted,
     StartSaga,
     Wake,
@@ -217,9 +220,36 @@ class Supervisor:
         What it answered is durable. Raises NotFound, Overloaded, Unavailable.
         """
         self._check_accepting()
-        told = await self._ask(saga_id, CancelSaga(author=author, reason=reason))
-        assert told.answer is not None, "a cancellation is always answered"
-        return told.view, told.answer
+        return _answered(await self._ask(saga_id, CancelSaga(author=author, reason=reason)))
+
+    async def retry_saga(
+        self, saga_id: str, step_name: str | None, author: str, reason: str
+    ) -> tuple[SagaView, Answer]:
+        """Tries a stuck step again, or all that are; a quarantined saga is read anew first.
+
+        The answer is RETRIED, NOTHING_STUCK or ENDED, and durable. Raises NotFound (saga, step),
+        Overloaded, Unavailable.
+        """
+        self._check_accepting()
+        view = await self.view(saga_id)
+        step = None if step_name is None else _step_number(view, step_name)
+        revived = self._revive(saga_id)
+        message = RetrySaga(step=step, author=author, reason=reason, revived=revived)
+        return _answered(await self._ask(saga_id, message))
+
+    async def abandon_saga(
+        self, saga_id: str, author: str, reason: str, *, force: bool = False
+    ) -> tuple[SagaView, Answer]:
+        """Ends a stuck saga as it is, by `force` any that has not ended.
+
+        The answer is ABANDONED, ALREADY_ABANDONED, NOT_STUCK or ENDED, and durable. Raises
+        NotFound, Overloaded, Unavailable.
+        """
+        self._check_accepting()
+        # A saga whose deciding fails is shown as stuck, and cannot become so by itself.
+        force = self._revive(saga_id) or force
+        message = AbandonSaga(author=author, reason=reason, force=force)
+        return _answered(await self._ask(saga_id, message))
 
     async def view(self, saga_id: str) -> SagaView:
         """The saga as it is durable. Raises NotFound."""
@@ -365,7 +395,10 @@ class Supervisor:
     # -- finding the actor ---------------------------------------------------------------------
 
     async def _ask(
-        self, saga_id: str, message: StartSaga | CancelSaga | Wake, plan: Plan | None = None
+        self,
+        saga_id: str,
+        message: StartSaga | CancelSaga | RetrySaga | AbandonSaga | Wake,
+        plan: Plan | None = None,
     ) -> Told:
         sender: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         envelope = Envelope(message, sender, plan)
@@ -374,7 +407,7 @@ class Supervisor:
             if actor.quarantined:
                 raise Unavailable(
                     f"saga {saga_id!r} is quarantined after repeated internal errors, which the"
-                    " log shows: nothing is lost, and a restart of the runtime tries it again"
+                    f" log shows: nothing is lost; amends retry {saga_id} tries it again"
                 )
             actor.mailbox.put_nowait(envelope)
             self._turns.ready(actor)
@@ -383,6 +416,16 @@ class Supervisor:
         else:
             self._arrival(saga_id).envelopes.append(envelope)
         return await sender
+
+    def _revive(self, saga_id: str) -> bool:
+        """A quarantined saga is forgotten and arrives anew; whether there was one."""
+        actor = self._actors.get(saga_id)
+        if actor is None or not actor.quarantined:
+            return False
+        _log.warning("quarantine_lifted", saga_id=saga_id)
+        actor.dropped = True
+        self._read_again([actor], Unavailable("this saga is read again; ask again"))
+        return True
 
     def _arrival(self, saga_id: str, predecessor: SagaActor | None = None) -> _Arrival:
         arrival = self._arrivals.get(saga_id)
@@ -425,9 +468,12 @@ class Supervisor:
         assert saga is not None, "a stored saga has at least its start"
         actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
         actor.restore(saga, loaded.version)
+        # To be abandoned must not depend on whether the saga can go on.
+        first = [one for one in arrival.envelopes if isinstance(one.message, AbandonSaga)]
+        rest = [one for one in arrival.envelopes if not isinstance(one.message, AbandonSaga)]
         if not saga.ended:
-            actor.mailbox.put_nowait(Envelope(RuntimeRestarted()))
-        self._make_live(actor, arrival, arrival.envelopes)
+            first.append(Envelope(RuntimeRestarted()))
+        self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
             self._leave(actor)
 
@@ -622,6 +668,24 @@ class Supervisor:
             )
             for number, step in enumerate(saga.steps)
         )
+
+
+def _answered(told: Told) -> tuple[SagaView, Answer]:
+    assert told.answer is not None, "a request is always answered"
+    return told.view, told.answer
+
+
+def _step_number(view: SagaView, name: str) -> int:
+    number = view.plan.number_of.get(name)
+    if number is not None:
+        return number
+    near = difflib.get_close_matches(name, view.plan.number_of, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"its steps: {', '.join(view.plan.number_of)}"
+    raise NotFound(
+        "UNKNOWN_STEP",
+        f"saga {view.saga.saga_id!r} has no step {name[:64]!r}; {hint}",
+        {"saga_id": view.saga.saga_id, "step": name[:64]},
+    )
 
 
 def _end_wait(waiter: asyncio.Future[SagaView | None]) -> None:

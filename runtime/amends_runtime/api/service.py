@@ -312,6 +312,13 @@ def _not_cancelled(view: SagaView, answer: Answer) -> WrongState:
             " to reverse what it did, start a saga that does the opposite",
             metadata,
         )
+    if answer is Answer.ENDED:
+        return WrongState(
+            "SAGA_ABANDONED",
+            f"saga {saga.saga_id!r} was abandoned by an operator and stays as it is: its history"
+            " says by whom and why",
+            metadata,
+        )
     return WrongState(
         "PAST_NO_RETURN",
         f"saga {saga.saga_id!r} is past its point of no return: it goes forward and its remaining"

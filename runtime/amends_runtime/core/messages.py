@@ -12,6 +12,7 @@ from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 
 __all__ = [
+    "AbandonSaga",
     "Answered",
     "Broken",
     "CancelSaga",
@@ -21,6 +22,7 @@ __all__ = [
     "NotSent",
     "Outcome",
     "Rejected",
+    "RetrySaga",
     "RuntimeRestarted",
     "StartSaga",
     "Unknown",
@@ -120,8 +122,30 @@ class CancelSaga(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class RetrySaga(msgspec.Struct, frozen=True, kw_only=True):
+    """Try a stuck step again, or without `step` all that are stuck.
+
+    `revived` tells that deciding had failed before and works again: that alone is worth recording.
+    """
+
+    step: int | None = None
+    author: str
+    reason: str
+    revived: bool = False
+
+
+class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """End as it is. Only a stuck saga does, unless by `force`."""
+
+    author: str
+    reason: str
+    force: bool = False
+
+
 class RuntimeRestarted(msgspec.Struct, frozen=True):
     """The runtime that had this saga in memory is gone; so are its calls and timers."""
 
 
-Message = StartSaga | Answered | NotSent | Wake | CancelSaga | RuntimeRestarted
+Message = (
+    StartSaga | Answered | NotSent | Wake | CancelSaga | RetrySaga | AbandonSaga | RuntimeRestarted
+)

@@ -27,6 +27,8 @@ __all__ = [
     "AttemptWithdrawn",
     "CancelRequested",
     "Failure",
+    "OperatorActed",
+    "OperatorAction",
     "Record",
     "SagaEnded",
     "SagaStarted",
@@ -70,6 +72,13 @@ class TurnCause(enum.IntEnum):
     GAVE_UP = 2
     DEADLINE = 3
     CANCELLED = 4
+
+
+class OperatorAction(enum.IntEnum):
+    """What an operator did to a saga."""
+
+    RETRY = 1
+    ABANDON = 2
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -213,9 +222,23 @@ class SagaTurnedBack(_Record, frozen=True, array_like=True, tag=12):
 
 
 class SagaEnded(_Record, frozen=True, array_like=True, tag=13):
-    """The end: COMPLETED or COMPENSATED. Nothing follows it."""
+    """The end: COMPLETED, COMPENSATED or ABANDONED. Nothing follows it."""
 
     state: SagaState
+
+
+class OperatorActed(_Record, frozen=True, array_like=True, tag=14):
+    """Somebody took a saga in hand.
+
+    RETRY names the step and the round in which it is tried again; without a step it brought a saga
+    back whose deciding had failed. ABANDON names none, and the end follows.
+    """
+
+    action: OperatorAction
+    step: int | None
+    author: str
+    reason: str
+    round: int = 0
 
 
 Record = (
@@ -232,4 +255,5 @@ Record = (
     | CancelRequested
     | SagaTurnedBack
     | SagaEnded
+    | OperatorActed
 )

@@ -39,6 +39,10 @@ The rules:
     time-out each, and the waits between attempts. A lost attempt adds nothing to it and never gives
     up by itself.
 11. Terminal stays terminal.
+12. An operator's retry gives a stuck step a fresh give-up clock: under the same key, or, where a
+    refusal ended its round, under the next round's. A compensation stays in the round that it
+    undoes. A stuck saga can be abandoned, and any other one by force: what is open is withdrawn or
+    left to itself, and nobody undoes it.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ from amends_runtime.core.effects import (
     WithdrawCall,
 )
 from amends_runtime.core.messages import (
+    AbandonSaga,
     Answered,
     Broken,
     CancelSaga,
@@ -67,6 +72,7 @@ from amends_runtime.core.messages import (
     Message,
     NotSent,
     Rejected,
+    RetrySaga,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -80,6 +86,8 @@ from amends_runtime.core.records import (
     AttemptWithdrawn,
     CancelRequested,
     Failure,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaStarted,
@@ -113,6 +121,7 @@ __all__ = [
     "fold",
     "owed",
     "owes_compensation",
+    "remaining_steps",
 ]
 
 PROGRESS_LIMIT_MS = 24 * 3600 * 1000  # a business step that takes longer is better a signal wait
@@ -151,6 +160,7 @@ class StepState(msgspec.Struct, frozen=True):
 
     open              an attempt lies in a lane or is on the wire
     unknown           an attempt to execute ended, or was lost, without a definite outcome
+    refused           a definite refusal ended the round
     retry_at_ms       when the next attempt is due; 0: none is planned
     running_until_ms  until when a lost attempt to execute may still be running; 0: none may
     """
@@ -161,6 +171,7 @@ class StepState(msgspec.Struct, frozen=True):
     attempt: int = 0
     open: bool = False
     unknown: bool = False
+    refused: bool = False
     executed: bool = False
     result: Payload | None = None
     failures: int = 0
@@ -190,6 +201,7 @@ class Saga(msgspec.Struct, frozen=True):
     phase: Phase = Phase.FORWARD
     past_no_return: bool = False
     cancel_requested: bool = False
+    abandoned: bool = False
     turn: SagaTurnedBack | None = None
     payload_bytes: int = 0
     ended_at_ms: int = 0
@@ -218,7 +230,7 @@ class Saga(msgspec.Struct, frozen=True):
 
 
 class Answer(enum.Enum):
-    """What the sender of StartSaga or CancelSaga is told once the turn is durable."""
+    """What the sender of a request is told once the turn is durable."""
 
     STARTED = "STARTED"
     EXISTED = "EXISTED"
@@ -228,6 +240,12 @@ class Answer(enum.Enum):
     WAITS_FOR_PIVOT = "WAITS_FOR_PIVOT"
     PAST_NO_RETURN = "PAST_NO_RETURN"
     COMPLETED = "COMPLETED"
+    RETRIED = "RETRIED"
+    NOTHING_STUCK = "NOTHING_STUCK"
+    ABANDONED = "ABANDONED"
+    ALREADY_ABANDONED = "ALREADY_ABANDONED"
+    NOT_STUCK = "NOT_STUCK"
+    ENDED = "ENDED"
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -245,8 +263,13 @@ class Decision(msgspec.Struct, frozen=True):
 # The state machine as a table: what may follow what. `evolve` refuses any other turn or end, and
 # the diagram in the README is drawn from it.
 TRANSITIONS: dict[SagaState, tuple[SagaState, ...]] = {
-    SagaState.RUNNING: (SagaState.COMPLETED, SagaState.COMPENSATING, SagaState.STUCK),
-    SagaState.COMPENSATING: (SagaState.COMPENSATED, SagaState.STUCK),
+    SagaState.RUNNING: (
+        SagaState.COMPLETED,
+        SagaState.COMPENSATING,
+        SagaState.STUCK,
+        SagaState.ABANDONED,
+    ),
+    SagaState.COMPENSATING: (SagaState.COMPENSATED, SagaState.STUCK, SagaState.ABANDONED),
     SagaState.STUCK: (SagaState.RUNNING, SagaState.COMPENSATING, SagaState.ABANDONED),
     SagaState.COMPLETED: (),
     SagaState.COMPENSATED: (),
@@ -366,7 +389,9 @@ def _on_restart(turn: _Turn, _: RuntimeRestarted) -> None:
 
 def _on_cancel(turn: _Turn, message: CancelSaga) -> None:
     saga = turn.saga
-    if saga.phase is Phase.BACKWARD or saga.end in (SagaState.COMPENSATED, SagaState.ABANDONED):
+    if saga.end is SagaState.ABANDONED:
+        turn.answer = Answer.ENDED
+    elif saga.phase is Phase.BACKWARD or saga.end is SagaState.COMPENSATED:
         turn.answer = Answer.ALREADY_TURNED_BACK
     elif saga.phase is Phase.ENDED:
         turn.answer = Answer.COMPLETED
@@ -384,6 +409,47 @@ def _on_cancel(turn: _Turn, message: CancelSaga) -> None:
 
 
 _PIVOT_OPEN = (StepStatus.EXECUTING, StepStatus.STUCK)
+
+
+def _on_retry(turn: _Turn, message: RetrySaga) -> None:
+    saga, by = turn.saga, (message.author, message.reason)
+    if saga.ended:
+        turn.answer = Answer.ENDED
+        return
+    stuck = [
+        number
+        for number, step in enumerate(saga.steps)
+        if step.status is StepStatus.STUCK and message.step in (None, number)
+    ]
+    if not stuck and not message.revived:
+        turn.answer = Answer.NOTHING_STUCK
+        return
+    for number in stuck:
+        step = saga.steps[number]
+        round_ = step.round + 1 if step.refused and step.verb is Verb.EXECUTE else step.round
+        turn.record(OperatorActed(turn.now_ms, OperatorAction.RETRY, number, *by, round_))
+    if not stuck:
+        turn.record(OperatorActed(turn.now_ms, OperatorAction.RETRY, None, *by))
+    turn.answer = Answer.RETRIED
+    _advance(turn)
+
+
+def _on_abandon(turn: _Turn, message: AbandonSaga) -> None:
+    saga = turn.saga
+    if saga.end is SagaState.ABANDONED:
+        turn.answer = Answer.ALREADY_ABANDONED
+    elif saga.ended:
+        turn.answer = Answer.ENDED
+    elif saga.state is not SagaState.STUCK and not message.force:
+        turn.answer = Answer.NOT_STUCK
+    else:
+        for number, step in enumerate(saga.steps):
+            if step.open:
+                turn.extra.append(WithdrawCall(number, step.verb, step.round, step.attempt))
+        by = (message.author, message.reason)
+        turn.record(OperatorActed(turn.now_ms, OperatorAction.ABANDON, None, *by))
+        turn.record(SagaEnded(turn.now_ms, SagaState.ABANDONED))
+        turn.answer = Answer.ABANDONED
 
 
 def _on_not_sent(turn: _Turn, message: NotSent) -> None:
@@ -563,6 +629,8 @@ _RULES: dict[type[Any], Callable[[_Turn, Any], None]] = {
     NotSent: _on_not_sent,
     Wake: _on_wake,
     CancelSaga: _on_cancel,
+    RetrySaga: _on_retry,
+    AbandonSaga: _on_abandon,
     RuntimeRestarted: _on_restart,
 }
 
@@ -658,6 +726,17 @@ _MAY_HAVE_RUN = frozenset(
 )
 
 
+def remaining_steps(plan: Plan, saga: Saga) -> list[int]:
+    """The steps of an abandoned saga that may have an effect which nobody undoes any more."""
+    return [
+        number
+        for number, step in enumerate(saga.steps)
+        if (step.executed or step.unknown)
+        and step.status is not StepStatus.COMPENSATED
+        and plan.steps[number].kind is not Kind.READ_ONLY
+    ]
+
+
 # -- owed ------------------------------------------------------------------------------------------
 
 
@@ -708,6 +787,8 @@ def evolve(plan: Plan, saga: Saga | None, record: Record) -> Saga:
         return _evolve_ended(plan, saga, record)
     if isinstance(record, CancelRequested):
         return _replace(saga, cancel_requested=True, updated_at_ms=record.at_ms)
+    if isinstance(record, OperatorActed):
+        return _evolve_operated(saga, record)
     step = _evolve_step(plan, saga, record)
     steps = saga.steps
     steps = (*steps[: record.step], step, *steps[record.step + 1 :])
@@ -783,11 +864,46 @@ def _forward_over(step: StepState) -> StepState:
     )
 
 
+def _evolve_operated(saga: Saga, record: OperatorActed) -> Saga:
+    number, steps = record.step, saga.steps
+    if record.action is OperatorAction.RETRY and number is not None:
+        if steps[number].status is not StepStatus.STUCK:
+            raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(RETRY)")
+        steps = (*steps[:number], _step_retried(steps[number], record), *steps[number + 1 :])
+    return _replace(
+        saga,
+        steps=steps,
+        abandoned=record.action is OperatorAction.ABANDON,
+        updated_at_ms=record.at_ms,
+    )
+
+
+def _step_retried(step: StepState, record: OperatorActed) -> StepState:
+    """A stuck step that is tried again: its attempt is due, and its give-up clock starts anew."""
+    executing = step.verb is Verb.EXECUTE
+    return _replace(
+        step,
+        status=StepStatus.EXECUTING if executing else StepStatus.COMPENSATING,
+        round=record.round,
+        attempt=step.attempt if record.round == step.round else 0,
+        refused=False,
+        failures=0,
+        spent_ms=0,
+        misconfigured=0,
+        retry_at_ms=record.at_ms,
+        stuck_since_ms=0,
+    )
+
+
 def _evolve_ended(plan: Plan, saga: Saga, record: SagaEnded) -> Saga:
+    steps = saga.steps
     if record.state is SagaState.COMPLETED:
         due = saga.phase is Phase.FORWARD and _all_executed(saga)
     elif record.state is SagaState.COMPENSATED:
         due = saga.phase is Phase.BACKWARD and not _unsettled(plan, saga.steps)
+    elif record.state is SagaState.ABANDONED:
+        due = saga.abandoned
+        steps = tuple(_step_abandoned(step) for step in steps)
     else:
         due = False
     if not due:
@@ -795,10 +911,18 @@ def _evolve_ended(plan: Plan, saga: Saga, record: SagaEnded) -> Saga:
     return _replace(
         saga,
         phase=Phase.ENDED,
+        steps=steps,
         end=record.state,
         ended_at_ms=record.at_ms,
         updated_at_ms=record.at_ms,
     )
+
+
+def _step_abandoned(step: StepState) -> StepState:
+    """A step that nobody looks after any more: what was open may have run, or run still."""
+    if step.status is StepStatus.EXECUTING:
+        step = _forward_over(_replace(step, unknown=step.unknown or step.open))
+    return _replace(step, open=False, retry_at_ms=0)
 
 
 def _evolve_step(plan: Plan, saga: Saga, record: _StepRecord) -> StepState:
@@ -845,6 +969,7 @@ def _evolve_step(plan: Plan, saga: Saga, record: _StepRecord) -> StepState:
             step,
             status=StepStatus.REJECTED,
             open=False,
+            refused=True,
             failure=record.failure,
             running_until_ms=0,
         )
