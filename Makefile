@@ -8,6 +8,7 @@ ARGS   ?=
 SAGAS  ?= 300
 KILLS  ?= 10
 SEED   ?=
+SEEDS  ?= 20000
 MODE   ?= quick
 
 BUF_VERSION := 1.75.0
@@ -26,7 +27,8 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test check check-style check-types check-layers check-protos check-exports \
-        check-docs check-buf format protos constraints bench soak clean
+        check-docs check-buf format protos constraints bench soak simulate crash-points \
+        planted-bugs clean
 
 help: ## list the targets and the variables
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -36,8 +38,9 @@ help: ## list the targets and the variables
 	@echo
 	@echo "  PYTHON=python3   the interpreter that environments are made with (3.11 or newer)"
 	@echo "  VENV=.venv       where the environment is"
-	@echo "  ARGS=            further arguments for demo, test, bench and soak"
+	@echo "  ARGS=            further arguments for test and for what runs a script"
 	@echo "  SAGAS=300 KILLS=10 SEED=   how much soak does, and its seed (test takes SEED too)"
+	@echo "  SEEDS=20000 SEED=          how many schedules simulate plays; with SEED that one alone"
 	@echo "  MODE=quick       how far the property tests of test search: quick, long or night"
 
 # ------------------------------------------------------------------------------ environments
@@ -76,14 +79,25 @@ $(READY_PROTOS): pyproject.toml
 demo: $(READY) ## start everything, play the scenes, kill the runtime, audit the ledgers
 	@$(PY) scripts/demo.py $(ARGS)
 
+# Two processes where there are two cores or more: the tests share nothing, and much of their time is
+# waiting for the processes that they start.
 test: $(READY) ## run the tests (ARGS: arguments of pytest)
-	@$(PY) -m pytest --hypothesis-profile=$(MODE) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
+	@$(PY) -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile --hypothesis-profile=$(MODE) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
 
 bench: $(READY) ## compare with the naive loop and write build/bench.json
 	@$(PY) scripts/bench.py $(ARGS)
 
 soak: $(READY) ## kill processes under load, then audit the ledgers
 	@$(PY) scripts/soak.py --sagas $(SAGAS) --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+simulate: $(READY) ## play schedules of faults in virtual time; with SEED: one again, with its trace
+	@$(PY) scripts/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+crash-points: $(READY) ## die at every commit and every call, and again at each of the recovery
+	@$(PY) scripts/crash_points.py $(ARGS)
+
+planted-bugs: $(READY) ## plant bugs in a copy of the source, and see which test finds each
+	@$(PY) scripts/planted_bugs.py $(ARGS)
 
 # ---------------------------------------------------------------------------- what must hold
 

@@ -80,7 +80,9 @@ def test_json_is_recognised_by_its_media_type(content_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, {1, 2}, object(), {"a": {2: object()}}, "\ud800"], ids=repr
+    "value",
+    [math.nan, math.inf, {1, 2}, object(), {"a": {2: object()}}, "\ud800"],
+    ids=["nan", "inf", "set", "object", "object inside", "half a character"],
 )
 def test_what_is_not_json_is_refused_without_showing_it(value: object) -> None:
     """The message names the type."""
