@@ -31,11 +31,13 @@ MADE_BY = "<!-- Made by scripts/gen_cli_docs.py; edit the code that it names, no
 
 CLI_INTRODUCTION = """\
 `amends` and `python -m amends_runtime` are the same command; it comes with
-`pip install 'amends[runtime]'`.
+`pip install 'amends[runtime]'`. `amends dev` is the way to begin: it runs a runtime with a
+participant and a saga to look at, and names the commands to try next.
 
-All commands but `serve` and `version` talk to a running runtime: the one that `--target` names,
-else the one that `AMENDS_TARGET` names, else the one at 127.0.0.1:7233. `--target`, `-o` and
-`--debug` may also stand before the command.
+Commands talk to a running runtime, unless they say otherwise: the one that `--target` names, else
+the one that `AMENDS_TARGET` names, else the one at 127.0.0.1:7233; over TLS if there is a
+`--tls-ca` or `AMENDS_TLS_CA` (see [tls.md](tls.md)). `--target`, `--tls-*`, `-o` and `--debug` may
+also stand before the command.
 
 ## What they print
 
@@ -51,6 +53,22 @@ your terminal.
 `-o json` prints one JSON document, in a form that only grows: see [below](#json). Contents of
 inputs and results are left out, because what is printed ends up in build logs and chat rooms;
 `--payloads` adds them.
+
+`-o jsonl` prints a JSON document a line, for programs that read lines: `list`, `history`, `watch`
+and whatever else lists print each thing as soon as they have it, all other commands their one
+document. A reader may leave early, as in `amends list -o jsonl | head -1`.
+
+## Completion
+
+`amends completion bash`, `zsh` or `fish` prints a script for the shell, which completes commands,
+options and their values, and asks the runtime for ids, definitions and participants. Nothing of
+yours is edited; put it where your shell looks for it, and open a new shell:
+
+```sh
+echo 'source <(amends completion bash)' >> ~/.bashrc
+amends completion zsh > "${fpath[1]}/_cyclopts_amends"
+amends completion fish > ~/.config/fish/completions/amends.fish
+```
 """
 
 JSON_INTRODUCTION = """\
@@ -61,16 +79,23 @@ Fields have the names of the SDK's dataclasses. All of them are always there; wh
 payload is `{"content_type", "size"}`, with `--payloads` also `json`, or `base64` if it is not JSON;
 an empty one is `null`. New fields may come; none changes its meaning.
 
+With `-o jsonl` a document that is a list in the table below is one line for each of its members.
+
 | command | document |
 | --- | --- |
-| `start`, `get`, `wait` | a Saga |
-| `list` | `{"sagas": [Saga], "more": bool}`; in lists a Saga has neither `steps` nor `input` |
+| `start`, `get`, `wait`, `retry` | a Saga |
+| `list` | `{"sagas": [Saga], "more": bool}`; in lists a Saga has no `steps`, `input` and `turn` |
 | `history` | `{"saga_id", "records": [Record]}`; a Record has the fields of its kind only |
 | `cancel` | a CancelResult |
+| `abandon` | an Abandoned |
+| `watch` | with `-o jsonl` only: WatchEvents, whose `saga` is as in lists; with an id, Records |
 | `definitions list`, `register` | `{"definitions": [RegisteredDefinition]}` |
 | `definitions get` | a RegisteredDefinition |
 | `definitions diff` | a DefinitionDiff |
-| `participants` | `{"participants": [ParticipantInfo]}` |
+| `definitions check` | `{"definitions": [], "problems": []}`, see [definitions](definitions.md) |
+| `participants`, `participants list` | `{"participants": [ParticipantInfo]}` |
+| `participants add` | a ParticipantInfo |
+| `participants remove` | `{"name", "participant"}`: a ParticipantInfo, or null if it is gone |
 | `breakers` | `{"breakers": [BreakerInfo]}` |
 | `runtime` | a RuntimeInfo |
 """
@@ -83,6 +108,8 @@ DOCUMENTED = (
     "Record",
     "Timing",
     "CancelResult",
+    "Abandoned",
+    "WatchEvent",
     "RegisteredDefinition",
     "DefinitionDiff",
     "Violation",
@@ -257,6 +284,8 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     match field.default:
+        case None:
+            return "none"
         case tuple():
             return "`[]`"
         case str(text):

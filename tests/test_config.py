@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from amends_runtime.config import Config, Flags, Limits, Participant, Server, load
+from amends_runtime.config import Config, Flags, Limits, Participant, Server, load, read_tls
 from amends_runtime.errors import ConfigurationError
+from tests.certificates import Authority
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +196,156 @@ def test_a_configuration_is_frozen_and_reads_nothing(monkeypatch: pytest.MonkeyP
     assert config.log_level == "info"
     with pytest.raises(ValidationError):
         config.log_level = "debug"
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+def test_tls_files_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
+    """As its other paths do; what is read is what lies there."""
+    authority = Authority(tmp_path)
+    runtime = authority.issue("runtime")
+    config = configured(
+        tmp_path,
+        """
+        [server]
+        tls_cert = "runtime.pem"
+        tls_key = "runtime.key"
+        tls_client_ca = "ca.pem"
+        [participants.payments]
+        address = "payments.example:7001"
+        tls_ca = "ca.pem"
+        tls_cert = "runtime.pem"
+        tls_key = "runtime.key"
+        tls_server_name = "pay.example"
+        [participants.shipping]
+        address = "127.0.0.1:7002"
+        """,
+    )
+    assert config.server.tls_cert == str(runtime.cert)
+    assert config.participants["payments"].tls_key == str(runtime.key)
+    tls = read_tls(config)
+    assert tls.server is not None
+    assert tls.server.client_ca == authority.cert.read_bytes()
+    assert list(tls.participants) == ["payments"]
+    assert tls.participants["payments"].server_name == "pay.example"
+    assert tls.remarks == []
+
+
+def test_tls_may_stand_in_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate of a flag goes with a key of the environment; who has which is the user's."""
+    authority = Authority(tmp_path)
+    runtime = authority.issue("runtime")
+    monkeypatch.setenv("AMENDS_SERVER__TLS_KEY", str(runtime.key))
+    monkeypatch.setenv("AMENDS_PARTICIPANTS__PAYMENTS__TLS_CA", str(authority.cert))
+    flags = Flags(
+        tls_cert=str(runtime.cert),
+        tls_client_ca=str(authority.cert),
+        participants={"payments": "127.0.0.1:7001"},
+    )
+    config = load(flags=flags)
+    assert config.server == Server(
+        tls_cert=str(runtime.cert), tls_key=str(runtime.key), tls_client_ca=str(authority.cert)
+    )
+    assert list(read_tls(config).participants) == ["payments"]
+
+
+def test_the_variables_of_the_commands_do_not_reach_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AMENDS_TLS_CERT is the certificate of a person at the command line."""
+    for name in ("CA", "CERT", "KEY", "SERVER_NAME"):
+        monkeypatch.setenv(f"AMENDS_TLS_{name}", "mine")
+    assert load() == Config()
+
+
+def test_every_fault_of_tls_files_has_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the place where the path stands, together with whatever else is wrong."""
+    authority = Authority(tmp_path)
+    runtime = authority.issue("runtime")
+    other = authority.issue("other")
+    monkeypatch.setenv("AMENDS_SERVER__TLS_KEY", str(other.key))
+    monkeypatch.setenv("AMENDS_LOGLEVEL", "debug")
+    monkeypatch.chdir(tmp_path)
+    assert problems(
+        tmp_path,
+        """
+        log_formt = "json"
+        [server]
+        tls_client_ca = "nope.pem"
+        [participants.payments]
+        address = "127.0.0.1:7001"
+        tls_ca = "runtime.key"
+        tls_key = "runtime.key"
+        tls_server_name = "payments.example:7001"
+        [participants.shipping]
+        address = "unix:shipping.sock"
+        tls_ca = "ca.pem"
+        [participants.inventory]
+        tls_cert = 3
+        """,
+        Flags(tls_cert=str(runtime.cert)),
+    ) == [
+        "AMENDS_LOGLEVEL: there is no such variable; did you mean AMENDS_LOG_LEVEL?",
+        (
+            "amends.toml: participants.payments.tls_server_name: must be a host's name without a"
+            " port, such as payments.example, not 'payments.example:7001'"
+        ),
+        (
+            "amends.toml: participants.inventory: address is missing; "
+            'write [participants.inventory] address = "host:port"'
+        ),
+        "amends.toml: participants.inventory.tls_cert: must be a text in quotes, not 3",
+        "amends.toml: log_formt: there is no such key; did you mean log_format?",
+        (
+            "AMENDS_SERVER__TLS_KEY: other.key is not the key of runtime.pem, whose first"
+            " certificate must be the runtime's own: give two files that belong together"
+        ),
+        "amends.toml: server.tls_client_ca: nope.pem: there is no such file",
+        (
+            "amends.toml: participants.payments.tls_ca: runtime.key holds no certificate (it holds"
+            " a private key): give a PEM file, in which one begins with -----BEGIN CERTIFICATE-----"
+        ),
+        (
+            "amends.toml: participants.payments.tls_key: is given without tls_cert, its"
+            " certificate: give both"
+        ),
+        (
+            "amends.toml: participants.shipping.tls_ca: is for a host:port: a unix socket has no"
+            " host whose name a certificate could prove, and its folder's permissions say who may"
+            " use it; leave the tls_* keys out, or give a host:port"
+        ),
+    ]
+
+
+def test_a_flag_that_lacks_its_other_half_is_named(tmp_path: Path) -> None:
+    """An empty path is none: it must not mean plain text."""
+    runtime = Authority(tmp_path).issue("runtime")
+    assert problems(tmp_path, flags=Flags(tls_cert=str(runtime.cert))) == [
+        "--tls-cert: is given without tls_key, its private key: give both"
+    ]
+    assert problems(tmp_path, flags=Flags(tls_cert="", tls_key="")) == [
+        "--tls-cert: must be the path of a file",
+        "--tls-key: must be the path of a file",
+    ]
+
+
+def test_files_of_a_configuration_by_hand_are_looked_at_when_they_are_read() -> None:
+    """One line each, with the key."""
+    with pytest.raises(ConfigurationError) as refused:
+        read_tls(
+            Config(
+                server=Server(tls_cert="/nope/a.pem", tls_key="/nope/a.key"),
+                participants={"payments": Participant(address="h:1", tls_ca="/nope/ca.pem")},
+            )
+        )
+    assert str(refused.value).splitlines() == [
+        "server.tls_cert: /nope/a.pem: there is no such file",
+        "server.tls_key: /nope/a.key: there is no such file",
+        "participants.payments.tls_ca: /nope/ca.pem: there is no such file",
+    ]
 
 
 # -- what is wrong ---------------------------------------------------------------------------------

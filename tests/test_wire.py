@@ -3,7 +3,7 @@
 import contextlib
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -32,6 +32,8 @@ from amends_runtime.core.records import (
     AttemptWithdrawn,
     CancelRequested,
     Failure,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaStarted,
@@ -305,10 +307,16 @@ HISTORY: list[Record] = [
 ]
 
 
+RETRIED = OperatorActed(185, OperatorAction.RETRY, 0, "ann", "it is mended", 2)
+ABANDONED = OperatorActed(186, OperatorAction.ABANDON, None, "ann", "done by hand")
+
+
 def test_each_kind_of_record_is_translated() -> None:
     """Every kind of record has its own fact in the contract."""
     ended = SagaEnded(190, SagaState.COMPENSATED)
-    kinds = {translated(record).WhichOneof("fact") for record in [*HISTORY, ended]}
+    records = [*HISTORY, ended, RETRIED, ABANDONED]
+    assert {type(record) for record in records} == set(get_args(Record))
+    kinds = {translated(record).WhichOneof("fact") for record in records}
     assert kinds == {
         "saga_started",
         "attempt_started",
@@ -323,6 +331,7 @@ def test_each_kind_of_record_is_translated() -> None:
         "cancel_requested",
         "saga_turned_back",
         "saga_ended",
+        "operator_acted",
     }
 
 
@@ -347,6 +356,12 @@ def test_records_name_steps_attempts_and_what_the_wire_said() -> None:
     assert (turned.error.reason, turned.error.message) == ("card_declined", "no money")
     undone = translated(HISTORY[14]).step_compensated.key
     assert (undone.step, undone.verb) == ("charge", types_pb2.VERB_COMPENSATE)
+    assert translated(RETRIED).operator_acted == types_pb2.OperatorActed(
+        action="retry", step="reserve", author="ann", reason="it is mended", round=2
+    )
+    assert translated(ABANDONED).operator_acted == types_pb2.OperatorActed(
+        action="abandon", author="ann", reason="done by hand"
+    )
     started = translated(HISTORY[0]).saga_started
     assert (started.input.data, started.deadline_at_ms) == (b"input", 60_100)
     assert dict(started.labels) == {"a": "1"}
@@ -740,6 +755,8 @@ def test_a_participant_with_lane_and_breaker() -> None:
         transport="unary",
         last_error="UNAVAILABLE: x",
     )
-    registered = msgspec.structs.replace(lane, by_operator=True)
-    source = wire.participant_to_proto(registered).source
-    assert source == operator_pb2.PARTICIPANT_SOURCE_OPERATOR
+    registered = wire.participant_to_proto(msgspec.structs.replace(lane, by_operator=True), "h:0")
+    assert registered.source == operator_pb2.PARTICIPANT_SOURCE_OPERATOR
+    assert registered.configured_address == "h:0"
+    gone = wire.participant_to_proto(msgspec.structs.replace(lane, address=""))
+    assert gone.source == operator_pb2.PARTICIPANT_SOURCE_UNSPECIFIED

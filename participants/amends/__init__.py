@@ -5,6 +5,7 @@ from amends.barrier.sqlite import AsyncTransaction, SqliteBarrier, Transaction
 from amends.barrier.sqlite_database import Rows
 from amends.client import Client, SagaHandle, StartedSaga
 from amends.definition import Definition, Mode, Retry, StepDefinition, StepKind
+from amends.definition_problems import DefinitionProblem
 from amends.errors import (
     AlreadyExists,
     AmendsError,
@@ -17,6 +18,7 @@ from amends.errors import (
     InvalidOutcome,
     InvalidParticipant,
     InvalidRequest,
+    InvalidTls,
     ListenError,
     NotCompensatable,
     NotFound,
@@ -34,6 +36,7 @@ from amends.outcomes import Broken, Call, Cause, Done, InProgress, Reason, Rejec
 from amends.participant import Participant
 from amends.payload import Payload
 from amends.sagas import (
+    Abandoned,
     BreakerInfo,
     BreakerState,
     CancelDisposition,
@@ -51,10 +54,13 @@ from amends.sagas import (
     StepState,
     Timing,
     Turn,
+    WatchEvent,
 )
 from amends.server import Server, TlsFiles, run, serve
+from amends.tls import ClientTls
 
 __all__ = [
+    "Abandoned",
     "AlreadyExists",
     "AmendsError",
     "ApiError",
@@ -69,10 +75,12 @@ __all__ = [
     "CancelResult",
     "Cause",
     "Client",
+    "ClientTls",
     "CommitUnknown",
     "DeadlineExceeded",
     "Definition",
     "DefinitionDiff",
+    "DefinitionProblem",
     "Done",
     "Failure",
     "HandlerFailed",
@@ -81,6 +89,7 @@ __all__ = [
     "InvalidOutcome",
     "InvalidParticipant",
     "InvalidRequest",
+    "InvalidTls",
     "ListenError",
     "Mode",
     "NotCompensatable",
@@ -118,6 +127,7 @@ __all__ = [
     "Verb",
     "Violation",
     "WaitTimeout",
+    "WatchEvent",
     "WrongState",
     "new_saga_id",
     "run",

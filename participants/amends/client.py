@@ -10,15 +10,20 @@
 
 Every call survives a restart of the runtime: it is asked again, as it is, until its time is over.
 A start has its id before anything is sent, so that it never happens twice.
+
+Starts and waits of many tasks share requests: ten thousand tasks that each start a saga and wait
+for it, as above, cost some ten requests and one stream. How, is told in `starting` and `awaiting`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
-import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -26,19 +31,21 @@ import anyio
 import grpc
 
 from amends.arguments import checked_labels, checked_seconds, checked_text, checked_whole
-from amends.connection import Connection
+from amends.awaiting import Waits
+from amends.connection import Connection, closed_error
 from amends.definition import Definition
 from amends.errors import (
     AlreadyExists,
     ApiError,
-    DeadlineExceeded,
+    NotFound,
     StartUnknown,
-    Unavailable,
     WaitTimeout,
+    WrongState,
 )
 from amends.ids import new_saga_id
-from amends.payload import EMPTY, encode, to_wire
+from amends.payload import EMPTY, encode, from_wire, to_wire
 from amends.saga_wire import (
+    abandoned_from_wire,
     breaker_from_wire,
     cancelled_from_wire,
     diff_from_wire,
@@ -48,8 +55,10 @@ from amends.saga_wire import (
     runtime_from_wire,
     saga_from_wire,
     state_to_wire,
+    watched_from_wire,
 )
 from amends.sagas import (
+    Abandoned,
     BreakerInfo,
     CancelResult,
     DefinitionDiff,
@@ -59,7 +68,10 @@ from amends.sagas import (
     RuntimeInfo,
     Saga,
     SagaState,
+    WatchEvent,
 )
+from amends.starting import Starts
+from amends.tls import ClientTls
 from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc, types_pb2
 
 Request = TypeVar("Request")
@@ -68,12 +80,6 @@ Response = TypeVar("Response")
 DEFAULT_TIMEOUT_S: Final = 10.0
 """A commit takes milliseconds; this leaves room for a runtime that restarts meanwhile."""
 MAX_PORT: Final = 65_535
-MAX_WAIT_S: Final = 60.0
-"""The runtime holds no reply longer than this; longer waits ask again."""
-REPLY_GRACE_S: Final = 2.0
-"""How long a reply that is due at the end of a wait may take to arrive."""
-MAX_PAUSE_S: Final = 0.2
-"""Between two waits for the same saga; nothing is missed in it, since a wait looks first."""
 PAGE_SIZE: Final = 100
 """Sagas per page: a page is some 50 KB, and the first ones come soon."""
 
@@ -82,11 +88,14 @@ class Client:
     """A connection to a runtime.
 
     Use it with ``async with``, in one event loop; make one per process and share it, since all of
-    its calls go over one connection. Any number of tasks may call it at once.
+    its calls go over one connection. Any number of tasks may call it at once, and each that starts
+    a saga or waits for one does so by itself: what they share, they share unseen.
 
-    `target` is ``host:port``, or ``unix:path``. `timeout_s` bounds each call, together with all of
-    its attempts. With `retry_unavailable` False a runtime that cannot be reached is reported at
-    once, instead of being asked again until then; for a person who waits at a terminal.
+    `target` is ``host:port``, or ``unix:path``; with `tls` the connection is encrypted, and the
+    files are read when the block is entered, which raises `InvalidTls`. `timeout_s` bounds each
+    call, together with all of its attempts. With `retry_unavailable` False a runtime that cannot be
+    reached is reported at once, instead of being asked again until then; for a person who waits at
+    a terminal.
 
     Every method raises `ApiError`, in the kinds that `amends.errors` draws: `Unavailable` and
     `DeadlineExceeded` for the runtime's part, the others for the request's. Arguments that cannot
@@ -97,6 +106,7 @@ class Client:
         self,
         target: str,
         *,
+        tls: ClientTls | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry_unavailable: bool = True,
     ) -> None:
@@ -104,6 +114,7 @@ class Client:
         checked_seconds("timeout_s", timeout_s)
         self.target = target
         """Where the runtime is."""
+        self._tls = tls
         self._timeout_s = timeout_s
         self._retry_unavailable = retry_unavailable
         self._open: _Wire | None = None
@@ -111,7 +122,7 @@ class Client:
     async def __aenter__(self) -> Self:
         if self._open is not None:
             raise RuntimeError("this client is open already: use one `async with` per client")
-        self._open = _Wire(Connection(self.target, retry_unavailable=self._retry_unavailable))
+        self._open = _Wire(self.target, self._tls, retry_unavailable=self._retry_unavailable)
         return self
 
     async def __aexit__(
@@ -122,7 +133,7 @@ class Client:
     ) -> None:
         wire, self._open = self._open, None
         if wire is not None:
-            await wire.connection.close()
+            await wire.close()
 
     # -- sagas -------------------------------------------------------------------------------------
 
@@ -148,7 +159,8 @@ class Client:
 
         The start is asked again under the same id for `timeout_s` (by default the client's), and
         never happens twice. A caller who is cancelled meanwhile knows nothing of it, unless it gave
-        its own `saga_id`.
+        its own `saga_id`. Starts of many tasks at once share requests, each with its own time
+        and its own answer; one waits at most for the request before it to be answered.
 
         Raises `AlreadyExists` if the id is taken by a saga of other content; `NotFound` if there is
         no such definition; `StartUnknown` if the time is over and the saga may have been started;
@@ -173,26 +185,16 @@ class Client:
             else _to_ms(checked_seconds("deadline_s", deadline_s)),
         )
 
-        def ask(left_s: float) -> saga_pb2.StartSagaRequest:
-            # What is left beyond the call's own time is the runtime's to hold the reply.
-            request.wait_ms = _to_ms(min(left_s - timeout_s, hold_s, MAX_WAIT_S)) if hold_s else 0
-            return request
-
         wait_until = time.monotonic() + hold_s
-        wire = self._wire()
         try:
-            reply = await wire.connection.call(
-                wire.sagas.StartSaga,
-                ask,
-                timeout_s + min(hold_s, MAX_WAIT_S),
-                unsent_s=timeout_s,
-            )
+            reply = await self._wire().starts.start(request, timeout_s, hold_s)
         except ApiError as error:
             if error.in_doubt and not isinstance(error, AlreadyExists):
                 raise StartUnknown(saga_id, _start_unknown(saga_id, error)) from error
             raise
-        saga = saga_from_wire(reply.saga)
-        if not reply.ended and time.monotonic() < wait_until:
+        # The runtime's answer to many starts leaves the input out; it is the one that was sent.
+        saga = replace(saga_from_wire(reply.saga), input=from_wire(request.input))
+        if time.monotonic() < wait_until and not (saga.ended and saga.steps):
             saga = await self._wait_longer(saga, wait_until)
         return StartedSaga(self, saga, existed=reply.existed)
 
@@ -223,14 +225,7 @@ class Client:
         many at most; by default all. Pages are asked for as they are needed.
         """
         stub = self._wire().sagas
-        states = [state] if isinstance(state, str) else state or ()
-        saga_filter = saga_pb2.SagaFilter(
-            states=[state_to_wire(SagaState(one)) for one in states],
-            definition=checked_text("definition", definition or ""),
-            started_from_ms=checked_whole("started_from_ms", started_from_ms or 0),
-            started_before_ms=checked_whole("started_before_ms", started_before_ms or 0),
-            labels=checked_labels(labels),
-        )
+        saga_filter = _saga_filter(state, definition, labels, started_from_ms, started_before_ms)
         left = math.inf if limit is None else checked_whole("limit", limit)
         page_token = ""
         while left > 0:
@@ -257,7 +252,7 @@ class Client:
             if timeout_s is None
             else time.monotonic() + checked_seconds("timeout_s", timeout_s, least=0.0)
         )
-        return await self._wait(saga_id, until)
+        return await self._wire().waits.wait(checked_text("saga_id", saga_id), until)
 
     async def history(self, saga_id: str) -> AsyncIterator[Record]:
         """Give a saga's records, oldest first; use it with ``async for``.
@@ -291,6 +286,92 @@ class Client:
             reason=checked_text("reason", reason),
         )
         return cancelled_from_wire(await self._call(stub.CancelSaga, request, timeout_s))
+
+    async def watch(
+        self,
+        *,
+        state: SagaState | Iterable[SagaState] | None = None,
+        definition: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        started_from_ms: int | None = None,
+        started_before_ms: int | None = None,
+        resume_token: str | None = None,
+    ) -> AsyncIterator[WatchEvent]:
+        """Give the records of matching sagas as they are committed; use it with ``async for``.
+
+        The conditions are those of `list`, with `state` for the saga's state after the turn: what
+        was stuck for a moment is found by ``STUCK``. The first event is a notice without saga: from
+        then on, everything that is committed is told, in that order, once. With `resume_token`,
+        from an event before, it goes on after that event instead.
+
+        It has no end: through restarts of the runtime it goes on from where it was. Who reads
+        slowly misses nothing, and sees `WatchEvent.lagged` when far behind. Raises `InvalidRequest`
+        for a token of another store; `WrongState` for one that the store cannot go on from, since
+        it was restored from a backup: look at the lists, and begin anew; `Overloaded` if too many
+        watch; `Unavailable` if the runtime cannot be reached at the beginning.
+        """
+        wire = self._wire()
+        request = saga_pb2.WatchSagasRequest(
+            filter=_saga_filter(state, definition, labels, started_from_ms, started_before_ms),
+            resume_token=checked_text("resume_token", resume_token or ""),
+        )
+        responses = wire.connection.follow(wire.sagas.WatchSagas, lambda: request, self._timeout_s)
+        async with aclosing(responses):
+            async for response in responses:
+                request.resume_token = response.resume_token
+                yield watched_from_wire(response)
+
+    # -- by an operator's hand -----------------------------------------------------------------
+
+    async def retry(
+        self,
+        saga_id: str,
+        *,
+        step: str | None = None,
+        author: str,
+        reason: str,
+        timeout_s: float | None = None,
+    ) -> Saga:
+        """Try a stuck step again, or without `step` all that are stuck, once that is durable.
+
+        In a new round, with a new key, where a refusal ended the last one. `author` and `reason`
+        land in the saga's history. Raises `WrongState` if nothing is stuck, or the saga has ended;
+        `NotFound` if there is no such saga, or no such step in it.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.RetrySagaRequest(
+            saga_id=checked_text("saga_id", saga_id),
+            step=checked_text("step", step or ""),
+            audit=_audit(author, reason),
+        )
+        try:
+            return saga_from_wire((await self._call(stub.RetrySaga, request, timeout_s)).saga)
+        except WrongState as refused:
+            if refused.in_doubt and refused.reason == "NOTHING_STUCK":
+                # An earlier attempt of this very call may have done it: nothing is left to do.
+                return await self.get(saga_id, timeout_s=timeout_s)
+            raise
+
+    async def abandon(
+        self,
+        saga_id: str,
+        *,
+        author: str,
+        reason: str,
+        force: bool = False,
+        timeout_s: float | None = None,
+    ) -> Abandoned:
+        """End a stuck saga as it is, and name the steps whose effects nobody undoes now.
+
+        With `force` also one that is not stuck: calls on the wire may still take effect. `author`
+        and `reason` land in the saga's history. One that was abandoned before is answered as such.
+        Raises `WrongState` if it is not stuck, or has ended in another way, and `NotFound`.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.AbandonSagaRequest(
+            saga_id=checked_text("saga_id", saga_id), audit=_audit(author, reason), force=force
+        )
+        return abandoned_from_wire(await self._call(stub.AbandonSaga, request, timeout_s))
 
     # -- definitions, participants, the runtime ----------------------------------------------------
 
@@ -344,6 +425,42 @@ class Client:
         reply = await self._call(stub.ListParticipants, operator_pb2.ListParticipantsRequest())
         return tuple(participant_from_wire(message) for message in reply.participants)
 
+    async def put_participant(
+        self, name: str, address: str, *, author: str, reason: str, timeout_s: float | None = None
+    ) -> ParticipantInfo:
+        """Add a participant, or point one elsewhere; return once that is durable.
+
+        It survives a restart, also against another address in the configuration. Calls that wait
+        go to the new address; those on the wire get their answer from the old one. Raises
+        `InvalidRequest` for a name or an address that cannot be.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.PutParticipantRequest(
+            name=checked_text("name", name),
+            address=checked_text("address", address),
+            audit=_audit(author, reason),
+        )
+        reply = await self._call(stub.PutParticipant, request, timeout_s)
+        return participant_from_wire(reply.participant)
+
+    async def remove_participant(
+        self, name: str, *, author: str, reason: str, timeout_s: float | None = None
+    ) -> None:
+        """Take back what an operator registered: the participant is where the configuration says.
+
+        One that the configuration does not name is gone, and calls to it wait until it is there
+        again. Raises `NotFound` if no operator registered it.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.RemoveParticipantRequest(
+            name=checked_text("name", name), audit=_audit(author, reason)
+        )
+        try:
+            await self._call(stub.RemoveParticipant, request, timeout_s)
+        except NotFound as missing:
+            if not missing.in_doubt:  # else an earlier attempt of this very call may have done it
+                raise
+
     async def breakers(self) -> tuple[BreakerInfo, ...]:
         """Give all breakers by participant."""
         stub = self._wire().operator
@@ -377,42 +494,10 @@ class Client:
         )
         return await self._wire().connection.call(method, lambda _: request, timeout_s)
 
-    async def _wait(self, saga_id: str, until: float) -> Saga:
-        """Wait until the monotonic instant `until`; for what it raises see `wait`."""
-        request = saga_pb2.WaitSagaRequest(saga_id=checked_text("saga_id", saga_id))
-
-        def ask(left_s: float) -> saga_pb2.WaitSagaRequest:
-            request.timeout_ms = _to_ms(left_s)  # never 0, which would mean the runtime's default
-            return request
-
-        wire = self._wire()
-        seen: Saga | None = None
-        while True:
-            left_s = max(until - time.monotonic(), 0.0)
-            try:
-                reply = await wire.connection.call(
-                    wire.sagas.WaitSaga, ask, min(left_s, MAX_WAIT_S), grace_s=REPLY_GRACE_S
-                )
-            except (Unavailable, DeadlineExceeded) as error:
-                if wire.connection.closed or not self._retry_unavailable:
-                    raise
-                if time.monotonic() < until:
-                    continue  # the call has asked again, with waits between, for as long as it had
-                if seen is None:
-                    raise
-                raise WaitTimeout(seen, f"{_not_ended(seen)} Then: {error}") from error
-            seen = saga_from_wire(reply.saga)
-            if reply.ended:
-                return seen
-            if time.monotonic() >= until:
-                raise WaitTimeout(seen, _not_ended(seen))
-            # A runtime that stops answers early; without a pause it would be asked in a circle.
-            await anyio.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311  # guards no secret
-
     async def _wait_longer(self, saga: Saga, until: float) -> Saga:
         """Wait for a saga that has been started; whatever happens, it has been."""
         try:
-            return await self._wait(saga.saga_id, until)
+            return await self._wire().waits.wait(saga.saga_id, until)
         except WaitTimeout as timeout:
             return timeout.saga
         except ApiError:
@@ -446,6 +531,14 @@ class SagaHandle:
         """Turn the saga back if it still can be; see `Client.cancel`."""
         return await self._client.cancel(self.saga_id, reason=reason, author=author)
 
+    async def retry(self, *, step: str | None = None, author: str, reason: str) -> Saga:
+        """Try a stuck step again, or all that are stuck; see `Client.retry`."""
+        return await self._client.retry(self.saga_id, step=step, author=author, reason=reason)
+
+    async def abandon(self, *, author: str, reason: str, force: bool = False) -> Abandoned:
+        """End the saga as it is if it is stuck, or by force; see `Client.abandon`."""
+        return await self._client.abandon(self.saga_id, author=author, reason=reason, force=force)
+
 
 class StartedSaga(SagaHandle):
     """A saga that was started, and how it stood then."""
@@ -453,24 +546,64 @@ class StartedSaga(SagaHandle):
     def __init__(self, client: Client, saga: Saga, *, existed: bool) -> None:
         super().__init__(client, saga.saga_id)
         self.saga = saga
-        """As it stood when the start was answered; with `wait_s`, when the wait was over."""
+        """As it stood when the start was answered; with `wait_s`, when the wait was over.
+
+        A start that was answered together with others shows it as lists do, without its steps:
+        `get` and `result` have all of it.
+        """
         self.existed = existed
         """It was there before: by an earlier start, or by an earlier attempt of this one."""
 
     async def result(self, *, timeout_s: float | None = None) -> Saga:
         """Wait until the saga has ended, in whatever way, and return it; see `Client.wait`."""
-        if self.saga.ended:
+        if self.saga.ended and self.saga.steps:
             return self.saga  # an end is final: there is nothing to ask
         return await super().result(timeout_s=timeout_s)
 
 
 class _Wire:
-    """What an open client has."""
+    """What an open client has: its connection, and the task that serves all of its callers.
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.sagas = saga_pb2_grpc.SagaServiceStub(connection.channel)
-        self.operator = operator_pb2_grpc.OperatorServiceStub(connection.channel)
+    That task is awaited by `close`, in whatever task the client is closed. If it fails, which is a
+    bug, everybody who waits is told, and `close` raises what it failed of.
+    """
+
+    def __init__(self, target: str, tls: ClientTls | None, *, retry_unavailable: bool) -> None:
+        self.connection = Connection(target, tls=tls, retry_unavailable=retry_unavailable)
+        self.sagas = saga_pb2_grpc.SagaServiceStub(self.connection.channel)
+        self.operator = operator_pb2_grpc.OperatorServiceStub(self.connection.channel)
+        self.starts = Starts(self.connection, self.sagas)
+        self.waits = Waits(self.connection, self.sagas, retry_unavailable=retry_unavailable)
+        self._task = asyncio.create_task(self._serve(), name=f"amends client of {target}")
+
+    async def _serve(self) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.starts.run)
+                tasks.start_soon(self.waits.run)
+        except asyncio.CancelledError:  # by `close`, or by a loop that ends all of its tasks
+            self._tell_all(lambda in_doubt: closed_error(in_doubt=in_doubt))
+            raise
+        except Exception as bug:
+            why = f"a bug in amends ended the client's own task: {bug!r}"
+            self._tell_all(lambda _: RuntimeError(why))
+            raise
+
+    def _tell_all(self, error_for: Callable[[bool], Exception]) -> None:
+        """End all starts and waits with an error, which is made of whether they are in doubt."""
+        self.starts.end(error_for)
+        self.waits.end(error_for)
+
+    async def close(self) -> None:
+        """End what is under way with `Unavailable`, and everything else in silence."""
+        with anyio.CancelScope(shield=True):  # or a cancelled block would leave the channel open
+            self._tell_all(lambda in_doubt: closed_error(in_doubt=in_doubt))
+            await self.waits.hang_up()
+            await self.connection.close()
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()
 
 
 def _start_unknown(saga_id: str, error: ApiError) -> str:
@@ -480,8 +613,27 @@ def _start_unknown(saga_id: str, error: ApiError) -> str:
     )
 
 
-def _not_ended(saga: Saga) -> str:
-    return f"saga {saga.saga_id} has not ended in time: it is {saga.state}, and goes on."
+def _saga_filter(
+    state: SagaState | Iterable[SagaState] | None,
+    definition: str | None,
+    labels: Mapping[str, str] | None,
+    started_from_ms: int | None,
+    started_before_ms: int | None,
+) -> saga_pb2.SagaFilter:
+    states = [state] if isinstance(state, str) else state or ()
+    return saga_pb2.SagaFilter(
+        states=[state_to_wire(SagaState(one)) for one in states],
+        definition=checked_text("definition", definition or ""),
+        started_from_ms=checked_whole("started_from_ms", started_from_ms or 0),
+        started_before_ms=checked_whole("started_before_ms", started_before_ms or 0),
+        labels=checked_labels(labels),
+    )
+
+
+def _audit(author: str, reason: str) -> operator_pb2.Audit:
+    return operator_pb2.Audit(
+        author=checked_text("author", author), reason=checked_text("reason", reason)
+    )
 
 
 def _to_proto(definition: object) -> types_pb2.Definition:

@@ -17,10 +17,12 @@ How to think about it:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 import time
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final, Generic, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -28,6 +30,7 @@ import grpc
 
 from amends.errors import ApiError, Overloaded, Unavailable
 from amends.status import error_from_status, unreachable
+from amends.tls import ClientTls
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -36,6 +39,12 @@ FIRST_BACKOFF_S: Final = 0.05
 """Bound of the first wait: a runtime that restarts is back within a second or so."""
 MAX_BACKOFF_S: Final = 1.0
 """Bound of all later waits: nobody notices more, and many clients together ask no more often."""
+
+REACH_S: Final = 60.0
+"""How long one look at the runtime may take where the caller has all the time in the world."""
+
+MAX_HOLD_S: Final = 60.0
+"""The runtime holds no reply longer than this; who waits longer asks again."""
 
 MAX_RECEIVE_BYTES: Final = 32 * 1024 * 1024
 """gRPC's default of 4 MiB would refuse a page of history with many payloads and long errors."""
@@ -59,9 +68,13 @@ OPTIONS: Final = (
 class Connection:
     """One channel. Must be made inside the running event loop, and closed there."""
 
-    def __init__(self, target: str, *, retry_unavailable: bool) -> None:
+    def __init__(
+        self, target: str, *, tls: ClientTls | None = None, retry_unavailable: bool
+    ) -> None:
+        """Open the channel; nothing is connected yet. Raises `InvalidTls`."""
         self.target = target
-        self.channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+        self._tls = tls
+        self.channel = _channel(target, tls)
         self._retry_unavailable = retry_unavailable
         self._health_check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = (
             self.channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -98,19 +111,81 @@ class Connection:
         in_doubt = False
         while True:
             try:
-                await self._reach((until if in_doubt else unsent_until) + grace_s)
-                return await self._attempt(method, ask, until, grace_s)
+                await self.reach((until if in_doubt else unsent_until) + grace_s)
+                left_s = _left_s(until)
+                return await self.attempt(method, ask(left_s), left_s + grace_s)
             except ApiError as error:
                 failed += 1
                 in_doubt = error.in_doubt = error.in_doubt or in_doubt
-                wait_s = self._wait_before_next(error, failed)
+                wait_s = self.backoff_s(error, failed)
                 limit = until if in_doubt else unsent_until
                 if wait_s is None or time.monotonic() + wait_s >= limit:
                     raise
             await anyio.sleep(wait_s)
 
-    def _wait_before_next(self, error: ApiError, failed: int) -> float | None:
-        """Give the wait before asking again, or None if that does not help."""
+    async def follow(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        ask: Callable[[], Request],
+        timeout_s: float,
+    ) -> AsyncGenerator[Response, None]:
+        """Read a stream that has no end of its own, and open it again whenever it breaks.
+
+        `ask` makes the request of each opening: where to go on. Until the first response the
+        runtime has `timeout_s`; after it all the time in the world. Raises `ApiError`.
+        """
+        until = time.monotonic() + timeout_s
+        failed = 0
+        while True:
+            call: grpc.aio.UnaryStreamCall[Request, Response] | None = None
+            try:
+                await self.reach(min(until, time.monotonic() + REACH_S))
+                call = method(ask())
+                while (response := await self._answer(call.read())) is not grpc.aio.EOF:
+                    failed, until = 0, math.inf
+                    yield cast("Response", response)  # mypy cannot tell that it is not the EOF
+                broken: ApiError = _ended_early(self.target)
+            except grpc.aio.AioRpcError as error:
+                broken = error_from_status(error, self.target, self._tls)
+            except ApiError as error:
+                broken = error
+            finally:
+                if call is not None:
+                    call.cancel()  # the caller may have left in the middle
+            failed += 1
+            wait_s = self.backoff_s(broken, failed)
+            if wait_s is None or time.monotonic() + wait_s >= until:
+                raise broken
+            await anyio.sleep(wait_s)
+
+    async def attempt(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float,
+    ) -> Response:
+        """Call once, after `reach`. Raises `ApiError`."""
+        try:
+            return await self._answer(method(request, timeout=timeout_s))
+        except grpc.aio.AioRpcError as error:
+            raise error_from_status(error, self.target, self._tls) from None
+
+    def stream(
+        self, method: grpc.aio.StreamStreamMultiCallable[Request, Response]
+    ) -> Stream[Request, Response]:
+        """Open a stream that has no end of its own, after `reach`."""
+        return Stream(method(), self._answer, self._stream_error)
+
+    def _stream_error(self, error: grpc.aio.AioRpcError | None) -> ApiError:
+        if error is None:
+            return _ended_early(self.target)
+        return error_from_status(error, self.target, self._tls)
+
+    def backoff_s(self, error: ApiError, failed: int) -> float | None:
+        """Give the wait before asking again, or None if that does not help.
+
+        `failed` is how many attempts running have failed, this one included.
+        """
         if not self._retry_unavailable or self.closed:
             return None
         bound = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failed - 1, 10))
@@ -123,23 +198,10 @@ class Connection:
             case _:
                 return None
 
-    async def _attempt(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        ask: Callable[[float], Request],
-        until: float,
-        grace_s: float,
-    ) -> Response:
-        left_s = _left_s(until)
-        try:
-            return await self._answer(method(ask(left_s), timeout=left_s + grace_s))
-        except grpc.aio.AioRpcError as error:
-            raise error_from_status(error, self.target) from None
-
-    async def _reach(self, until: float) -> None:
+    async def reach(self, until: float) -> None:
         """Return when the channel is READY, or somebody answers at the target, in whatever way."""
         if self.closed:
-            raise _closed(in_doubt=False)
+            raise closed_error(in_doubt=False)
         if self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
             return
         try:
@@ -147,13 +209,13 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             code = error.code()
             if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                message = unreachable(self.target, error.details() or code.name)
+                message = unreachable(self.target, error.details() or code.name, self._tls)
                 raise Unavailable(message, reason=code.name, code=code) from None
         except Unavailable as error:
             error.in_doubt = False  # only the health check was under way
             raise
 
-    async def _answer(self, call: grpc.aio.UnaryUnaryCall[Request, Response]) -> Response:
+    async def _answer(self, call: Awaitable[Response]) -> Response:
         try:
             return await call
         except asyncio.CancelledError:
@@ -164,15 +226,81 @@ class Connection:
             if not self.closed or task is None or task.cancelling():
                 raise
         # Nobody cancelled the caller: closing the channel ends its calls like this.
-        raise _closed(in_doubt=True)
+        raise closed_error(in_doubt=True)
 
 
-def _closed(*, in_doubt: bool) -> Unavailable:
+class Stream(Generic[Request, Response]):
+    """A stream in both directions: one task reads, one writes, and `cancel` ends it."""
+
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[Request, Response],
+        answer: Callable[[Awaitable[Any]], Awaitable[Any]],
+        error_for: Callable[[grpc.aio.AioRpcError | None], ApiError],
+    ) -> None:
+        self._call = call
+        self._answer = answer
+        self._error_for = error_for
+
+    async def read(self) -> Response:
+        """Give the next message. Raises `ApiError` when the stream is over, however it ended."""
+        try:
+            message: Response = await self._answer(self._call.read())
+        except grpc.aio.AioRpcError as error:
+            raise self._error_for(error) from None
+        if message is grpc.aio.EOF:
+            raise self._error_for(None)
+        return message
+
+    async def write(self, message: Request) -> None:
+        """Send a message; on a stream that is over nothing happens, for the reader is told."""
+        with contextlib.suppress(*_OVER):
+            await self._answer(self._call.write(message))
+
+    async def finish(self) -> None:
+        """Say that there will be no further message."""
+        with contextlib.suppress(*_OVER):
+            await self._answer(self._call.done_writing())
+
+    def cancel(self) -> None:
+        """End it; both sides let go of what belongs to it."""
+        self._call.cancel()
+
+
+_OVER: Final = (
+    ApiError,
+    asyncio.InvalidStateError,
+    grpc.aio.AioRpcError,
+    grpc.aio.InternalError,
+    grpc.aio.UsageError,
+)
+"""What gRPC raises of a write to a stream that is over, and what `_answer` makes of a close."""
+
+
+def _channel(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=OPTIONS)
+    options: list[tuple[str, int | str]] = list(OPTIONS)
+    if tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(target, tls.credentials(), options=options)
+
+
+def closed_error(*, in_doubt: bool) -> Unavailable:
+    """Give the error of what was under way when the client was closed."""
     return Unavailable(
         "the client was closed while the call was under way",
         reason="CLIENT_CLOSED",
         code=grpc.StatusCode.CANCELLED,
         in_doubt=in_doubt,
+    )
+
+
+def _ended_early(target: str) -> Unavailable:
+    return Unavailable(
+        f"the runtime at {target} ended a stream that has no end",
+        reason="STREAM_ENDED",
+        code=grpc.StatusCode.UNAVAILABLE,
     )
 
 

@@ -21,7 +21,8 @@ Durations are seconds, exact to the millisecond.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -29,22 +30,26 @@ from amends.definition_checks import (
     DEFINITION_NAME,
     STEP_NAME,
     References,
+    check_action,
     check_name,
-    collected,
     given_names,
     is_number,
     member,
     names_of_steps,
-    nearest,
-    raise_if,
     references_in,
     repeated_names,
     seconds,
-    shown,
-    step_label,
     unknown_references,
+    wrong_keys,
 )
-from amends.errors import InvalidDefinition
+from amends.definition_problems import (
+    DefinitionProblem,
+    collected,
+    problem,
+    raise_if,
+    shown,
+)
+from amends.definition_source import DefinitionSource, parse_source, read_source
 from amends.v1 import types_pb2
 
 
@@ -89,12 +94,16 @@ class Retry:
     for compensations and for pivot and retriable steps."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
+        problems: list[DefinitionProblem] = []
         for name in ("first_s", "max_s", "give_up_after_s"):
-            with collected(problems, f"{name} "):
+            with collected(problems, name):
                 object.__setattr__(self, name, seconds(getattr(self, name)))
         if self.factor is not None and not (is_number(self.factor) and self.factor >= 1):
-            problems.append(f"factor must be a number of at least 1, not {shown(self.factor)}")
+            problems.append(
+                DefinitionProblem(
+                    ("factor",), f"must be a number of at least 1, not {shown(self.factor)}"
+                )
+            )
         raise_if(problems)
 
 
@@ -122,26 +131,27 @@ class StepDefinition:
     """The same for its compensation."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        with collected(problems):
-            check_name(self.name, STEP_NAME, "name", 47)
-        with collected(problems):
-            check_name(self.participant, STEP_NAME, "participant", 47)
-        action: object = self.action
-        if not (isinstance(action, str) and action):
-            problems.append(f"action must be a name, not {shown(action)}")
-        with collected(problems, "kind "):
+        problems: list[DefinitionProblem] = []
+        with collected(problems, "name"):
+            check_name(self.name, STEP_NAME, 47)
+        with collected(problems, "participant"):
+            check_name(self.participant, STEP_NAME, 47)
+        with collected(problems, "action"):
+            check_action(self.action)
+        with collected(problems, "kind"):
             object.__setattr__(self, "kind", member(StepKind, self.kind))
         for name in ("after", "uses"):
-            with collected(problems, f"{name} "):
+            with collected(problems, name):
                 object.__setattr__(self, name, names_of_steps(getattr(self, name)))
-        with collected(problems, "timeout_s "):
+        with collected(problems, "timeout_s"):
             object.__setattr__(self, "timeout_s", seconds(self.timeout_s))
         for name in ("retry", "compensation_retry"):
             value: object = getattr(self, name)
             if value is not None and not isinstance(value, Retry):
-                problems.append(f"{name} must be an amends.Retry, not {shown(value)}")
-        raise_if([f"{step_label(self.name)}: {problem}" for problem in problems])
+                message = f"must be an amends.Retry, not {shown(value)}"
+                problems.append(DefinitionProblem((name,), message))
+        step: object = self.name
+        raise_if([each.within(step=step if isinstance(step, str) else "") for each in problems])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,22 +174,28 @@ class Definition:
     """Its steps, in order."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        with collected(problems):
-            check_name(self.name, DEFINITION_NAME, "name", 63)
-        with collected(problems, "mode "):
+        problems: list[DefinitionProblem] = []
+        with collected(problems, "name"):
+            check_name(self.name, DEFINITION_NAME, 63)
+        with collected(problems, "mode"):
             object.__setattr__(self, "mode", member(Mode, self.mode))
         for name in ("deadline_s", "retention_s"):
-            with collected(problems, f"{name} "):
+            with collected(problems, name):
                 object.__setattr__(self, name, seconds(getattr(self, name)))
         steps: tuple[object, ...] = tuple(self.steps)
         object.__setattr__(self, "steps", steps)
         problems += [
-            f"steps[{number}] must be an amends.StepDefinition, not {shown(step)}"
+            DefinitionProblem(
+                ("steps", number), f"must be an amends.StepDefinition, not {shown(step)}"
+            )
             for number, step in enumerate(steps)
             if not isinstance(step, StepDefinition)
         ]
-        problems += repeated_names(step.name for step in steps if isinstance(step, StepDefinition))
+        problems += repeated_names(
+            (number, step.name)
+            for number, step in enumerate(steps)
+            if isinstance(step, StepDefinition)
+        )
         raise_if(problems, self.name)
 
     # -- building ------------------------------------------------------------------------------
@@ -308,34 +324,30 @@ class Definition:
     # -- files ---------------------------------------------------------------------------------
 
     @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Definition:
+        """Read a definition file: ``.yaml`` or ``.yml``, ``.toml``, ``.json``; one per file.
+
+        Raises `InvalidDefinition` with everything that is wrong, each with file, line and column;
+        `OSError` if the file cannot be read; `ModuleNotFoundError` for YAML where the extra is
+        not installed: ``pip install 'amends[yaml]'``.
+        """
+        return definition_of(read_source(path))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Definition:
+        """Read a definition from a text in YAML. Raises as `from_file`, with lines."""
+        return definition_of(parse_source(text, "YAML"))
+
+    @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Definition:
-        """Make a definition of what a JSON or TOML file holds.
+        """Make a definition of what a YAML, TOML or JSON file holds.
 
         Keys are the names of the fields of `Definition`, `StepDefinition` and `Retry`; ``kind`` and
         ``mode`` may be in lower case. Raises `InvalidDefinition` with everything that is wrong; an
         unknown key is wrong, and the message names the known one that is nearest.
         """
-        if not isinstance(content, Mapping):
-            raise InvalidDefinition([f"it must be a table of keys, not {shown(content)}"])
-        name = content.get("name")
-        problems = list(_wrong_keys(content, _KEYS, required=("name", "steps")))
-        steps: list[StepDefinition] = []
-        tables = content.get("steps", [])
-        if isinstance(tables, list | tuple):
-            for number, table in enumerate(tables):
-                with collected(problems):
-                    steps.append(_step_from_dict(number, table))
-            # Of all tables, not of the steps made: one that is wrong may still be referred to, and
-            # may itself refer to what there is not.
-            problems += unknown_references(references_in(tables))
-        else:
-            problems.append(f"steps must be a list of tables, not {shown(tables)}")
-        options = {key: content[key] for key in _OPTIONS if key in content}
-        definition = None
-        if "name" in content:
-            with collected(problems):
-                definition = cls(content["name"], steps=tuple(steps), **options)
-        raise_if(problems, name if isinstance(name, str) else "")
+        definition, problems = _from_dict(content)
+        raise_if(problems, _name_in(content))
         assert definition is not None
         return definition
 
@@ -356,7 +368,10 @@ class Definition:
 
         Raises `InvalidDefinition` if a step refers to one that there is not.
         """
-        references = [References(step.name, step.after, step.uses) for step in self.steps]
+        references = [
+            References(number, step.name, step.after, step.uses)
+            for number, step in enumerate(self.steps)
+        ]
         raise_if(unknown_references(references), self.name)
         return types_pb2.Definition(
             name=self.name,
@@ -373,15 +388,15 @@ class Definition:
         Raises `InvalidDefinition` if it holds something that this version of the SDK cannot
         express.
         """
-        problems: list[str] = []
+        problems: list[DefinitionProblem] = []
         steps: list[StepDefinition] = []
-        for step in message.steps:
-            with collected(problems):
+        for number, step in enumerate(message.steps):
+            with collected(problems, "steps", number, step=step.name):
                 steps.append(_step_from_proto(step))
         if message.mode not in _MODES:
-            problems.append(f"mode {int(message.mode)} is not known to this version of the SDK")
+            problems.append(DefinitionProblem(("mode",), f"{int(message.mode)} {_UNKNOWN_TO_SDK}"))
         if message.HasField("two_phase"):
-            problems.append("two_phase is not known to this version of the SDK: update amends")
+            problems.append(DefinitionProblem(("two_phase",), _UNKNOWN_TO_SDK))
         raise_if(problems, message.name)
         return cls(
             message.name,
@@ -392,6 +407,32 @@ class Definition:
         )
 
 
+def definition_of(source: DefinitionSource) -> Definition:
+    """Make a definition of what a file holds.
+
+    Raises `InvalidDefinition` with everything that is wrong, each with its place.
+    """
+    told = {each.path for each in source.problems}
+    definition, found = _from_dict(source.content)
+    # What stands at or in a place that is to be written in another way is judged after that.
+    found = [
+        each for each in found if not any(each.path[: n + 1] in told for n in range(len(each.path)))
+    ]
+    problems = [*source.problems, *found]
+    placed = sorted(map(source.placed, problems), key=place_of)
+    raise_if(placed, _name_in(source.content), source.file)
+    assert definition is not None
+    return definition
+
+
+def place_of(found: DefinitionProblem) -> tuple[int, int]:
+    """Give the key by which the problems of a file are in the order of its text."""
+    return (found.line or 0, found.column or 0)
+
+
+MAX_STEPS_IN_FILE: Final = 128
+"""The runtime's own limit."""
+_UNKNOWN_TO_SDK: Final = "is not known to this version of the SDK: update amends"
 _OPTIONS: Final = ("mode", "deadline_s", "retention_s")
 _KEYS: Final = ("name", *_OPTIONS, "steps")
 _STEP_KEYS: Final = (
@@ -424,51 +465,79 @@ _KINDS: Final = {
 # -- files -------------------------------------------------------------------------------------
 
 
-def _step_from_dict(number: int, table: object) -> StepDefinition:
+def _from_dict(content: object) -> tuple[Definition | None, list[DefinitionProblem]]:
+    """Make a definition of a table, and say everything that is wrong with it."""
+    if not isinstance(content, Mapping):
+        message = f"a definition must be a table of keys, not {shown(content)}"
+        return None, [DefinitionProblem((), message)]
+    problems = wrong_keys(content, _KEYS, required=("name", "steps"))
+    steps: list[StepDefinition] = []
+    tables = content.get("steps", [])
+    if not isinstance(tables, list | tuple):
+        problems.append(
+            DefinitionProblem(("steps",), f"must be a list of tables, not {shown(tables)}")
+        )
+    elif len(tables) > MAX_STEPS_IN_FILE:
+        # The rest is not even read: a file has room for hundreds of thousands.
+        message = (
+            f"{len(tables)} steps, and {MAX_STEPS_IN_FILE} are the most: split it into several "
+            "sagas"
+        )
+        problems.append(DefinitionProblem(("steps",), message))
+    else:
+        for number, table in enumerate(tables):
+            with collected(problems, "steps", number):
+                steps.append(_step_from_dict(table))
+        # Of all tables, not of the steps made: one that is wrong may still be referred to, and may
+        # itself refer to what there is not.
+        references = references_in(tables)
+        problems += repeated_names((each.number, each.name) for each in references)
+        problems += unknown_references(references)
+    definition = None
+    if "name" in content:
+        options = {key: content[key] for key in _OPTIONS if key in content}
+        with collected(problems):
+            definition = Definition(content["name"], **options)
+    if problems or definition is None:
+        return None, problems
+    return replace(definition, steps=tuple(steps)), []
+
+
+def _name_in(content: object) -> object:
+    return content.get("name") if isinstance(content, Mapping) else ""
+
+
+def _step_from_dict(table: object) -> StepDefinition:
     if not isinstance(table, Mapping):
-        raise InvalidDefinition([f"steps[{number}] must be a table of keys, not {shown(table)}"])
-    name = table.get("name")
-    label = step_label(name) if isinstance(name, str) and name else f"steps[{number}]"
+        raise problem(f"must be a table of keys, not {shown(table)}")
     required = ("name", "participant", "action")
-    problems = [
-        f"{label}: {problem}" for problem in _wrong_keys(table, _STEP_KEYS, required=required)
-    ]
+    problems = wrong_keys(table, _STEP_KEYS, required)
     values = {key: table[key] for key in _STEP_KEYS if key in table}
     for key in ("retry", "compensation_retry"):
-        if key in values:
-            with collected(problems, f"{label}: {key}: "):
+        if values.get(key) is not None:
+            with collected(problems, key):
                 values[key] = _retry_from_dict(values.pop(key))
     # A stand-in for what is missing, so that what is there is judged as well.
     stand_ins = {key: "missing" for key in required if key not in values}
     step = None
     with collected(problems):
         step = StepDefinition(**{**stand_ins, **values})
-    raise_if(problems)
+    name = table.get("name")
+    raise_if([each.within(step=name if isinstance(name, str) else "") for each in problems])
     assert step is not None
     return step
 
 
 def _retry_from_dict(table: object) -> Retry:
     if not isinstance(table, Mapping):
-        raise InvalidDefinition([f"it must be a table of keys, not {shown(table)}"])
-    problems = list(_wrong_keys(table, _RETRY_KEYS))
+        raise problem(f"must be a table of keys, not {shown(table)}")
+    problems = wrong_keys(table, _RETRY_KEYS)
     retry = None
     with collected(problems):
         retry = Retry(**{key: table[key] for key in _RETRY_KEYS if key in table})
     raise_if(problems)
     assert retry is not None
     return retry
-
-
-def _wrong_keys(
-    table: Mapping[Any, Any], known: Collection[str], required: Iterable[str] = ()
-) -> Iterator[str]:
-    for key in table:
-        if key not in known:
-            yield f"unknown key {shown(key)}; {nearest(key, known, 'keys')}"
-    for key in required:
-        if key not in table:
-            yield f"the key {key!r} is missing"
 
 
 def _step_to_dict(step: StepDefinition) -> dict[str, Any]:
@@ -526,16 +595,11 @@ def _retry_to_proto(retry: Retry | None) -> types_pb2.RetryPolicy | None:
 
 
 def _step_from_proto(message: types_pb2.Step) -> StepDefinition:
-    label = step_label(message.name)
     work = message.WhichOneof("work")
     if work != "call":
-        raise InvalidDefinition(
-            [f"{label}: work {shown(work)} is not known to this version of the SDK: update amends"]
-        )
+        raise problem(_UNKNOWN_TO_SDK, str(work or "work"))
     if message.kind not in _KINDS:
-        raise InvalidDefinition(
-            [f"{label}: kind {int(message.kind)} is not known to this version of the SDK"]
-        )
+        raise problem(f"{int(message.kind)} {_UNKNOWN_TO_SDK}", "kind")
     call = message.call
     return StepDefinition(
         name=message.name,

@@ -1,8 +1,4 @@
-"""What can be judged of a definition without the runtime, and in which words.
-
-A check raises `InvalidDefinition` with what is wrong, or returns lines about it; `collected`
-gathers several of them, so that a person hears of everything at once.
-"""
+"""What can be judged of a definition without the runtime, and in which words."""
 
 from __future__ import annotations
 
@@ -10,11 +6,19 @@ import difflib
 import enum
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple, TypeGuard, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
+from amends.definition_problems import (
+    MAX_PROBLEMS,
+    SHOWN,
+    DefinitionProblem,
+    FieldPath,
+    problem,
+    shown,
+)
 from amends.errors import InvalidDefinition
 
 STEP_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
@@ -23,15 +27,22 @@ DEFINITION_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 MAX_DURATION_MS: Final = 2**53
 """Beyond this a float no longer holds every millisecond; the runtime's own limits are lower."""
 
-SHOWN: Final = 64
-"""Characters of a wrong value that a message repeats: enough to find it in a file."""
 
-
-def check_name(value: object, form: re.Pattern[str], what: str, further: int) -> None:
+def check_name(value: object, form: re.Pattern[str], further: int) -> None:
     """Refuse what is no name of that form: a letter and so many further characters."""
     if not (isinstance(value, str) and form.fullmatch(value)):
         rule = f"a lower-case letter, then up to {further} of a-z 0-9 _ -"
-        raise InvalidDefinition([f"{what} must be {rule}; it is {shown(value)}"])
+        raise problem(f"must be {rule}; it is {shown(value)}")
+
+
+def check_action(value: object) -> None:
+    """Refuse what cannot be sent as the name of an action; its form is the runtime's rule."""
+    if not (isinstance(value, str) and value):
+        raise problem(f"must be a name, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise problem(f"holds half a character, which cannot be sent: {shown(value)}") from None
 
 
 def seconds(value: object) -> float | None:
@@ -39,14 +50,14 @@ def seconds(value: object) -> float | None:
     if value is None:
         return None
     if not is_number(value):
-        raise InvalidDefinition([f"must be a number of seconds, not {shown(value)}"])
+        raise problem(f"must be a number of seconds, not {shown(value)}")
+    if value > MAX_DURATION_MS / 1000:  # before it is multiplied: a float has an end
+        raise problem(f"is too long: {shown(value)} seconds")
     milliseconds = round(value * 1000)
     if milliseconds < 1:
-        raise InvalidDefinition(
-            [f"must be at least 0.001 seconds, not {shown(value)}; leave it out for the default"]
+        raise problem(
+            f"must be at least 0.001 seconds, not {shown(value)}; leave it out for the default"
         )
-    if milliseconds > MAX_DURATION_MS:
-        raise InvalidDefinition([f"is too long: {shown(value)} seconds"])
     return milliseconds / 1000
 
 
@@ -69,7 +80,7 @@ def member(kind: type[_Member], value: object) -> _Member:
         return kind[value.upper()]
     known = [name.lower() for name in kind.__members__]
     near = value.lower() if isinstance(value, str) else value
-    raise InvalidDefinition([f"{shown(value)} is not known; {nearest(near, known, 'kinds')}"])
+    raise problem(f"{shown(value)} is not known; {nearest(near, known, 'values')}")
 
 
 def names_of_steps(value: object) -> tuple[str, ...] | None:
@@ -80,7 +91,7 @@ def names_of_steps(value: object) -> tuple[str, ...] | None:
         return (value,)  # one step; taken as a list it would be one step per letter
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return tuple(value)
-    raise InvalidDefinition([f"must be a list of step names, not {shown(value)}"])
+    raise problem(f"must be a list of step names, not {shown(value)}")
 
 
 def given_names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -90,23 +101,27 @@ def given_names(names: str | Iterable[str] | None) -> tuple[str, ...] | None:
     try:
         return tuple(names)
     except TypeError:
-        raise InvalidDefinition(
-            [f"after and uses must be lists of step names, not {shown(names)}"]
-        ) from None
+        raise problem(f"after and uses must be lists of step names, not {shown(names)}") from None
 
 
-def repeated_names(names: Iterable[str]) -> list[str]:
-    """List the names that are there more than once."""
-    return [
-        f"{step_label(name)}: the name is used {count} times; step names are unique"
-        for name, count in Counter(names).items()
-        if count > 1
-    ]
+def repeated_names(names: Iterable[tuple[int, str]]) -> list[DefinitionProblem]:
+    """List the steps whose name a step before them has. Given are their numbers and names."""
+    seen: set[str] = set()
+    found = []
+    for number, name in names:
+        if name in seen:
+            path: FieldPath = ("steps", number, "name")
+            message = "a step before it has the same name; step names are unique"
+            found.append(DefinitionProblem(path, message, name))
+        seen.add(name)
+    return found
 
 
 class References(NamedTuple):
     """Which other steps a step names."""
 
+    number: int
+    """Its place in the list of steps, from 0."""
     name: str
     after: tuple[str, ...] | None
     uses: tuple[str, ...] | None
@@ -115,64 +130,61 @@ class References(NamedTuple):
 def references_in(tables: Iterable[object]) -> list[References]:
     """Give the references of the tables of a file, as far as they can be read."""
     found = []
-    for table in tables:
+    for number, table in enumerate(tables):
         if isinstance(table, Mapping) and isinstance(name := table.get("name"), str):
             after = uses = None
             with suppress(InvalidDefinition):
                 after = names_of_steps(table.get("after"))
             with suppress(InvalidDefinition):
                 uses = names_of_steps(table.get("uses"))
-            found.append(References(name, after, uses))
+            found.append(References(number, name, after, uses))
     return found
 
 
-def unknown_references(steps: Collection[References]) -> list[str]:
+def unknown_references(steps: Collection[References]) -> list[DefinitionProblem]:
     """List the references to steps that there are not, and of steps to themselves."""
-    known = {step.name for step in steps}
-    problems = []
+    return list(islice(_unknown_references(steps), MAX_PROBLEMS))
+
+
+def _unknown_references(steps: Collection[References]) -> Iterator[DefinitionProblem]:
+    known = dict.fromkeys(step.name for step in steps)  # in order, so that a near one is the same
     for step in steps:
+        others = [name for name in known if name != step.name]
         for where, names in (("after", step.after), ("uses", step.uses)):
-            for name in names or ():
+            for number, name in enumerate(names or ()):
+                # Its own place, which a name that stands alone does not have: then the key's.
+                path: FieldPath = ("steps", step.number, where, number)
                 if name == step.name:
-                    problems.append(f"{step_label(step.name)}: {where} names the step itself")
+                    yield DefinitionProblem(path, "is the step itself: leave it out", step.name)
                 elif name not in known:
-                    near = nearest(name, [n for n in known if n != step.name], "steps")
-                    problems.append(
-                        f"{step_label(step.name)}: {where} names {shown(name)}, which is no "
-                        f"step; {near}"
+                    near = nearest(name, others, "steps")
+                    yield DefinitionProblem(
+                        path, f"there is no step {shown(name)}; {near}", step.name
                     )
-    return problems
+
+
+def wrong_keys(
+    table: Mapping[Any, Any], known: Collection[str], required: Iterable[str] = ()
+) -> list[DefinitionProblem]:
+    """List the keys of a table that it must not have, and those that it lacks."""
+    found = [
+        DefinitionProblem(
+            (key if isinstance(key, str) else shown(key),),
+            f"is not a known key; {nearest(key, known, 'keys')}",
+        )
+        for key in islice((key for key in table if key not in known), MAX_PROBLEMS)
+    ]
+    return found + [
+        DefinitionProblem((key,), "is missing: add it") for key in required if key not in table
+    ]
 
 
 def nearest(wrong: object, known: Collection[str], what: str) -> str:
     """Say which of the known names was perhaps meant, or which there are."""
-    near = difflib.get_close_matches(str(wrong)[:SHOWN], known, n=1)
+    text = wrong[:SHOWN] if isinstance(wrong, str) else shown(wrong)
+    near = difflib.get_close_matches(text, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"the {what} are: {', '.join(sorted(known)[:12])}" if known else f"there are no {what}"
-
-
-def step_label(name: object) -> str:
-    """Say of which step a line is."""
-    return f"step {shown(name)}"
-
-
-def shown(value: object) -> str:
-    """Give a wrong value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
-
-
-def raise_if(problems: list[str], definition: object = "") -> None:
-    """Raise if there are problems."""
-    if problems:
-        raise InvalidDefinition(problems, definition if isinstance(definition, str) else "")
-
-
-@contextmanager
-def collected(problems: list[str], prefix: str = "") -> Iterator[None]:
-    """Add the problems of an `InvalidDefinition` to a list instead of letting it out."""
-    try:
-        yield
-    except InvalidDefinition as invalid:
-        problems += [prefix + problem for problem in invalid.problems]
+    if not known:
+        return f"there are no {what}"
+    return f"the {what} are: {', '.join(name[:SHOWN] for name in sorted(known)[:12])}"

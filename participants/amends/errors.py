@@ -16,6 +16,7 @@ Whose fault it was, and what to do next, stands in the message.
         ├── HandlerFailed         a handler ended without an outcome: outcome unknown
         ├── NotCompensatable      there is something to undo, and the action has no compensation
         ├── InvalidDefinition     a definition that cannot be sent as it is; every problem at once
+        ├── InvalidTls            a client's TLS files cannot be used; says which and why
         ├── ApiError              a call of the runtime failed
         │   ├── InvalidRequest      yours: malformed; carries every violation at once
         │   ├── NotFound            no such saga, definition or participant
@@ -34,12 +35,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
-if TYPE_CHECKING:
-    from amends.sagas import Saga  # at run time it would import this module back
+if TYPE_CHECKING:  # at run time they would import this module back
+    from amends.definition_problems import DefinitionProblem
+    from amends.sagas import Saga
 
 
 class AmendsError(Exception):
@@ -133,17 +135,27 @@ class NotCompensatable(AmendsError):
 class InvalidDefinition(AmendsError, ValueError):
     """A definition cannot be sent as it is.
 
-    Every problem is listed at once; `problems` has one line for each, which names the step and how
-    to mend it. What only the runtime can judge it answers with `InvalidRequest`.
+    Every problem is listed at once; `problems` has one line for each, which names the step, in a
+    definition file also file and line, and how to mend it. What only the runtime can judge it
+    answers with `InvalidRequest`.
     """
 
-    def __init__(self, problems: Sequence[str], definition: str = "") -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[DefinitionProblem], definition: str = "") -> None:
+        self.problems = tuple(map(str, problems))
+        self.details = tuple(problems)
+        """The same for programs: field, message, file, line and column of each."""
         self.definition = definition
         """The definition's name; empty if it is not known."""
         of = f" {definition!r}" if definition else ""
-        lines = "".join(f"\n  {problem}" for problem in problems)
+        lines = "".join(f"\n  {problem}" for problem in self.problems)
         super().__init__(f"the definition{of} is not valid:{lines}")
+
+
+class InvalidTls(AmendsError, ValueError):
+    """A client's TLS files cannot be used: missing, unreadable, no PEM, or not a pair.
+
+    Raised before anything is sent. The message names the file and how to mend it.
+    """
 
 
 class ApiError(AmendsError):
@@ -172,6 +184,15 @@ class ApiError(AmendsError):
         self.in_doubt = in_doubt
         """Whether this call, or an earlier attempt of it, may have been carried out."""
         super().__init__(message)
+
+    def __copy__(self) -> Self:
+        """Give the same error without its traceback and cause.
+
+        What fails for many callers at once is raised to each as an error of its own.
+        """
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 @dataclass(frozen=True, slots=True)

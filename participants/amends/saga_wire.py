@@ -11,6 +11,7 @@ from amends.errors import InvalidDefinition, Violation
 from amends.outcomes import Cause
 from amends.payload import from_wire
 from amends.sagas import (
+    Abandoned,
     BreakerInfo,
     BreakerState,
     CancelDisposition,
@@ -28,6 +29,7 @@ from amends.sagas import (
     StepState,
     Timing,
     Turn,
+    WatchEvent,
 )
 from amends.v1 import operator_pb2, saga_pb2, types_pb2
 from amends.wire import VERBS
@@ -188,6 +190,22 @@ def cancelled_from_wire(message: saga_pb2.CancelSagaResponse) -> CancelResult:
     return CancelResult(saga_from_wire(message.saga), disposition)
 
 
+def abandoned_from_wire(message: operator_pb2.AbandonSagaResponse) -> Abandoned:
+    """Read the answer to abandoning a saga."""
+    return Abandoned(saga_from_wire(message.saga), tuple(message.remaining_steps))
+
+
+def watched_from_wire(message: saga_pb2.WatchSagasResponse) -> WatchEvent:
+    """Read one event of a watch."""
+    return WatchEvent(
+        saga=saga_from_wire(message.saga) if message.HasField("saga") else None,
+        records=tuple(map(record_from_wire, message.records)),
+        resume_token=message.resume_token,
+        lagged=message.lagged,
+        purged_turns=message.purged_turns,
+    )
+
+
 def registered_from_wire(
     message: types_pb2.RegisteredDefinition, *, existed: bool = True
 ) -> RegisteredDefinition:
@@ -231,6 +249,7 @@ def participant_from_wire(message: operator_pb2.Participant) -> ParticipantInfo:
         concurrency_limit=message.concurrency_limit,
         transport=message.transport,
         last_error=message.last_error,
+        configured_address=message.configured_address,
     )
 
 

@@ -217,7 +217,7 @@ class RecordKind(enum.StrEnum):
     SIGNAL_RECEIVED = "SignalReceived"
     """A signal was received: `detail`, its name; `result`, its payload."""
     OPERATOR_ACTED = "OperatorActed"
-    """An operator acted: `detail`, the verb; `author`, `reason`, `result`."""
+    """An operator acted: `detail`, the verb; `step`, `round`, `author`, `reason`, `result`."""
     CHILD_CHANGED = "ChildChanged"
     """A child saga was recorded, or ended: `detail`, its id; `state`, its state."""
 
@@ -316,6 +316,32 @@ class CancelResult:
     """What became of the request."""
 
 
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The answer to abandoning a saga; it is durable."""
+
+    saga: Saga
+    """The saga as it stands: ``ABANDONED``."""
+    remaining_steps: tuple[str, ...]
+    """Steps that may have an effect which nobody undoes now, in the definition's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEvent:
+    """The records of one saga's turn, or a notice that there are none."""
+
+    saga: Saga | None
+    """The saga as it was after the turn, without steps and payloads; None in a notice."""
+    records: tuple[Record, ...]
+    """All records of the turn; empty in a notice, and where the turn cannot be read any more."""
+    resume_token: str
+    """Where to go on: everything up to here has been told."""
+    lagged: bool
+    """More is committed than this watcher reads: it is far behind, and misses nothing by that."""
+    purged_turns: int = 0
+    """So many turns from between the event before and this one were purged, whatever they were."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredDefinition:
     """A definition as the runtime holds it."""
@@ -401,6 +427,8 @@ class ParticipantInfo:
     """How it is called: ``unary`` or ``exchange``."""
     last_error: str
     """The last error status seen; empty if none."""
+    configured_address: str = ""
+    """Where the configuration has it; empty if the configuration does not name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,17 @@ from amends.errors import (
     Violation,
     WrongState,
 )
+from amends.tls import ClientTls, handshake_hint
+from amends.v1 import types_pb2
 
 DOMAIN: Final = "amends"
 STATUS_KEY: Final = "grpc-status-details-bin"
+
+RETRY_AFTER_MS: Final = "retry_after_ms"
+"""Where an item's error says when to ask again; a status has RetryInfo for it."""
+
+CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+"""gRPC's statuses by the number that an item's error has."""
 
 REFUSALS: Final = frozenset(
     {
@@ -61,11 +69,32 @@ class Details:
     retry_after_s: float | None = None
 
 
-def error_from_status(error: grpc.aio.AioRpcError, target: str) -> ApiError:
+def error_from_status(
+    error: grpc.aio.AioRpcError, target: str, tls: ClientTls | None = None
+) -> ApiError:
     """Give the exception for a failed call; its `in_doubt` speaks of this one attempt."""
-    code = error.code()
     details = read_details(error)
     words = details.message or error.details() or "no reason given"
+    return _error(error.code(), words, details, target, tls)
+
+
+def error_from_item(error: types_pb2.Error, target: str) -> ApiError:
+    """Give the exception for one item of a batch, which the runtime itself has answered."""
+    metadata = dict(error.metadata)
+    retry_after_ms = metadata.pop(RETRY_AFTER_MS, "")
+    details = Details(
+        message=error.message,
+        reason=error.reason,
+        metadata=metadata,
+        retry_after_s=int(retry_after_ms) / 1000 if retry_after_ms.isdecimal() else None,
+    )
+    code = CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    return _error(code, error.message or "no reason given", details, target, None)
+
+
+def _error(
+    code: grpc.StatusCode, words: str, details: Details, target: str, tls: ClientTls | None
+) -> ApiError:
     reason = details.reason or code.name
     in_doubt = not (code in NEVER_HANDLED or (code in REFUSALS and details.reason))
     match code:
@@ -97,7 +126,7 @@ def error_from_status(error: grpc.aio.AioRpcError, target: str) -> ApiError:
             # CANCELLED by the other side: a runtime that stops drops the calls that it still holds.
             kind = Unavailable
             if not details.reason:
-                words = unreachable(target, words)
+                words = unreachable(target, words, tls)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             kind = DeadlineExceeded
             words = f"the runtime at {target} did not answer in time ({words})"
@@ -114,14 +143,12 @@ def error_from_status(error: grpc.aio.AioRpcError, target: str) -> ApiError:
     return kind(words, reason=reason, code=code, metadata=details.metadata, in_doubt=in_doubt)
 
 
-def unreachable(target: str, why: str) -> str:
+def unreachable(target: str, why: str, tls: ClientTls | None) -> str:
     """Say that nobody answers at `target`, why, and what to do."""
     # gRPC tells of each address that it tried; the last one's story is enough for a line.
     last = why.rpartition("last error: ")[2]
-    return (
-        f"the runtime at {target} cannot be reached ({last}): "
-        "start it with `amends serve`, or check the address"
-    )
+    mend = handshake_hint(last, tls) or "start it with `amends serve`, or check the address"
+    return f"the runtime at {target} cannot be reached ({last}): {mend}"
 
 
 def read_details(error: grpc.aio.AioRpcError) -> Details:

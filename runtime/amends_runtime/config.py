@@ -25,7 +25,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -40,7 +40,15 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from amends_runtime.core.addresses import HOST, check_address, check_participant_name
 from amends_runtime.errors import ConfigurationError
+from amends_runtime.tls import (
+    ParticipantTls,
+    ServerTls,
+    TlsFault,
+    read_participant_tls,
+    read_server_tls,
+)
 
 __all__ = [
     "Breaker",
@@ -51,16 +59,14 @@ __all__ = [
     "LogLevel",
     "Participant",
     "Server",
+    "Tls",
     "load",
+    "read_tls",
 ]
 
 ENVIRONMENT_PREFIX: Final = "AMENDS_"
 CONFIG_VARIABLE: Final = "AMENDS_CONFIG"
 
-PARTICIPANT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
-HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
-IPV6_HOST: Final = re.compile(r"\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]")
-MAX_UNIX_PATH_BYTES: Final = 107  # sockaddr_un on Linux has 108, the last of which is a zero
 MAX_SHOWN: Final = 60  # of a wrong value in an error line: enough to recognise it
 
 LogFormat = Literal["auto", "console", "json"]
@@ -71,49 +77,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _listen_address(text: str) -> str:
-    return _address(text, lowest_port=0)
-
-
-def _participant_address(text: str) -> str:
-    return _address(text, lowest_port=1)
-
-
-def _address(text: str, lowest_port: int) -> str:
-    if text.startswith("unix:"):
-        return _unix_address(text)
-    scheme, separator, rest = text.partition("://")
-    if separator:
-        raise ValueError(f"must be host:port without {scheme}://, for example {rest or '…'}")
-    host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")):
-        raise ValueError(
-            'must be host:port or unix:path, for example "127.0.0.1:7001" '
-            f'(IPv6 in brackets: "[::1]:7001"), not {_shown(text)}'
-        )
-    if not host:
-        raise ValueError(
-            f'has no host: write "127.0.0.1:{port}" (this machine only) or "0.0.0.0:{port}"'
-        )
-    if not HOST.fullmatch(host) and not IPV6_HOST.fullmatch(host):
-        raise ValueError(
-            f"has a host that cannot be: {_shown(host)}; write a name or an IP address"
-        )
-    if not (port.isascii() and port.isdigit() and lowest_port <= int(port) <= 65_535):
-        raise ValueError(f"has a port that cannot be: {_shown(port)}; write {lowest_port} to 65535")
-    return text
-
-
-def _unix_address(text: str) -> str:
-    path = text.removeprefix("unix:")
-    if not path or "\0" in path:
-        raise ValueError('has no path: write "unix:/run/name.sock"')
-    size = len(os.fsencode(path))
-    if size > MAX_UNIX_PATH_BYTES:
-        raise ValueError(
-            f"has a path of {size} bytes, and a socket's may have {MAX_UNIX_PATH_BYTES}: "
-            "use a shorter folder"
-        )
-    return text
+    return check_address(text, lowest_port=0)
 
 
 def _not_a_bool(value: object) -> object:
@@ -136,18 +100,19 @@ def _no_zero_byte(value: str) -> str:
     return value
 
 
-def _participant_name(name: str) -> str:
-    if not PARTICIPANT_NAME.fullmatch(name):
+def _tls_server_name(name: str) -> str:
+    if not HOST.fullmatch(name):
         raise ValueError(
-            "is not a participant's name: use a lower-case letter, then up to 47 of a-z 0-9 _ -"
+            f"must be a host's name without a port, such as payments.example, not {_shown(name)}"
         )
     return name
 
 
-ParticipantName = Annotated[str, AfterValidator(_participant_name)]
+ParticipantName = Annotated[str, AfterValidator(check_participant_name)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
-ParticipantAddress = Annotated[str, AfterValidator(_participant_address)]
+ParticipantAddress = Annotated[str, AfterValidator(check_address)]
 FilePath = Annotated[str, AfterValidator(_no_zero_byte)]
+TlsServerName = Annotated[str, AfterValidator(_tls_server_name)]
 Count = Annotated[int, BeforeValidator(_not_a_bool)]
 Seconds = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
 
@@ -168,10 +133,23 @@ class Server(_Section):
     """`host:port` or `unix:path` for clients and operators; port 0 takes a free one. Only this
     machine by default, because whoever reaches the port can start and cancel sagas."""
 
+    tls_cert: FilePath | None = None
+    """The server's certificate, PEM, followed by those between it and its authority; with
+    `tls_key`. Every connection is then encrypted, and plain text is refused. See [tls.md](tls.md).
+    """
+
+    tls_key: FilePath | None = None
+    """Its private key, PEM, not encrypted. Only the runtime's user should be able to read it."""
+
+    tls_client_ca: FilePath | None = None
+    """Certificates of authorities, PEM. Every client must then show a certificate that one of them
+    has signed, for health checks and reflection too. Whoever has one may do everything, so use
+    authorities that sign for nobody else."""
+
     insecure: bool = False
-    """Whether `listen` may be an address that other machines reach. Without encryption and
-    authentication, which this version does not have, whoever reaches it is an operator: say true
-    only where the network, or a proxy with TLS, sees to both."""
+    """Whether `listen` may be an address that other machines reach although clients need no
+    certificate: without `tls_client_ca` whoever reaches it is an operator, and encryption alone
+    does not change that. Say true only where the network, or a proxy, lets nobody else in."""
 
     database: FilePath = "amends.db"
     """The SQLite file with every saga; made if it is missing, its folder is not. On a local disk:
@@ -184,6 +162,21 @@ class Participant(_Section):
     address: ParticipantAddress
     """`host:port` or `unix:path`. Addresses stand here and never in a definition or a request: a
     caller who could name addresses could make the runtime call any of them."""
+
+    tls_ca: FilePath | None = None
+    """Certificates of authorities, PEM. The participant is then reached with TLS, never in plain
+    text, and its certificate must be signed by one of them and be for the host of its address;
+    wherever an operator moves it. See [tls.md](tls.md)."""
+
+    tls_cert: FilePath | None = None
+    """The runtime's own certificate, PEM, with `tls_key`: for a participant that asks for one."""
+
+    tls_key: FilePath | None = None
+    """Its private key, PEM, not encrypted. Only the runtime's user should be able to read it."""
+
+    tls_server_name: TlsServerName | None = None
+    """The name that the participant's certificate must have, where it is not the address's host,
+    such as an IP address behind which another name is meant. Leave it out wherever you can."""
 
     concurrency: Count = Field(default=256, ge=1, le=100_000)
     """Calls on the wire at the same time; further ones wait in the participant's lane. 256 keeps
@@ -266,6 +259,9 @@ class Flags(_Section):
 
     listen: str | None = None
     insecure: bool | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
     database: str | None = None
     participants: dict[str, str] = {}
     definitions: tuple[str, ...] = ()
@@ -276,8 +272,8 @@ class Flags(_Section):
 def load(config_file: str | Path | None = None, flags: Flags | None = None) -> Config:
     """The configuration that flags, environment and file make together.
 
-    `config_file` None means the file that AMENDS_CONFIG names, if any. Raises ConfigurationError,
-    whose message has one line per problem.
+    `config_file` None means the file that AMENDS_CONFIG names, if any. The TLS files that it names
+    are looked at, too. Raises ConfigurationError, whose message has one line per problem.
     """
     if config_file is None:
         config_file = os.environ.get(CONFIG_VARIABLE) or None
@@ -288,14 +284,85 @@ def load(config_file: str | Path | None = None, flags: Flags | None = None) -> C
         environment=_read_environment(),
         flags=_from_flags(flags or Flags()),
     )
+    merged = layers.merged()
+    config = None
+    lines = misspelt
     try:
-        config = Config.model_validate(layers.merged())
+        config = Config.model_validate(merged)
     except ValidationError as invalid:
-        lines = [layers.explain(error) for error in invalid.errors(include_url=False)]
-        raise ConfigurationError("\n".join(dict.fromkeys([*misspelt, *lines]))) from None
-    if misspelt:
-        raise ConfigurationError("\n".join(misspelt))
+        lines += [layers.explain(error) for error in invalid.errors(include_url=False)]
+    _, faults = _read_tls(merged)
+    lines += [f"{layers.place(path)}: {what}" for path, what in faults]
+    if lines or config is None:
+        raise ConfigurationError("\n".join(dict.fromkeys(lines)))
     return config
+
+
+class Tls(NamedTuple):
+    """The contents of all TLS files of a configuration; None and absent: plain text."""
+
+    server: ServerTls | None
+    participants: dict[str, ParticipantTls]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What an operator should know of the files' dates, a line each."""
+        read: list[ServerTls | ParticipantTls] = [*self.participants.values()]
+        if self.server is not None:
+            read.insert(0, self.server)
+        return list(dict.fromkeys(remark for each in read for remark in each.remarks))
+
+
+def read_tls(config: Config) -> Tls:
+    """Reads the TLS files that the configuration names, as they are now.
+
+    Raises ConfigurationError, whose message has one line per problem.
+    """
+    tls, faults = _read_tls(config.model_dump())
+    if faults:
+        raise ConfigurationError("\n".join(f"{'.'.join(path)}: {what}" for path, what in faults))
+    return tls
+
+
+def _read_tls(table: Mapping[str, Any]) -> tuple[Tls, list[tuple[tuple[str, ...], str]]]:
+    """The files, and what is wrong with them, by path. The table need not be valid."""
+    faults: list[tuple[tuple[str, ...], str]] = []
+
+    def found(path: tuple[str, ...], wrong: Iterable[TlsFault]) -> None:
+        faults.extend(((*path, fault.key), fault.what) for fault in wrong)
+
+    section = _texts(table.get("server"))
+    server, wrong = read_server_tls(
+        listen=section.get("listen", ""),
+        cert=section.get("tls_cert", ""),
+        key=section.get("tls_key", ""),
+        client_ca=section.get("tls_client_ca", ""),
+    )
+    found(("server",), wrong)
+    participants: dict[str, ParticipantTls] = {}
+    sections = table.get("participants")
+    for name, each in sections.items() if isinstance(sections, dict) else ():
+        section = _texts(each)
+        participant, wrong = read_participant_tls(
+            address=section.get("address", ""),
+            ca=section.get("tls_ca", ""),
+            cert=section.get("tls_cert", ""),
+            key=section.get("tls_key", ""),
+            server_name=section.get("tls_server_name", ""),
+        )
+        found(("participants", name), wrong)
+        if participant is not None:
+            participants[name] = participant
+    return Tls(server, participants), faults
+
+
+def _texts(section: object) -> dict[str, str]:
+    # Only what has the right type: validation speaks about the rest.
+    if not isinstance(section, dict):
+        return {}
+    return {
+        key: value for key, value in section.items() if isinstance(value, str) and "\0" not in value
+    }
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -337,14 +404,20 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
             if isinstance(address, str) and address.startswith("unix:"):
                 section[key] = anchored(address)
 
+    def anchor_files(section: object, *keys: str) -> None:
+        if isinstance(section, dict):
+            for key in keys:
+                if key in section:
+                    section[key] = anchored(section[key])
+
     server = table.get("server")
     anchor_address(server, "listen")
-    if isinstance(server, dict) and "database" in server:
-        server["database"] = anchored(server["database"])
+    anchor_files(server, "database", "tls_cert", "tls_key", "tls_client_ca")
     participants = table.get("participants")
     if isinstance(participants, dict):
         for participant in participants.values():
             anchor_address(participant, "address")
+            anchor_files(participant, "tls_ca", "tls_cert", "tls_key")
     definitions = table.get("definitions")
     if isinstance(definitions, str):
         definitions = [definitions]
@@ -410,6 +483,9 @@ def _from_flags(flags: Flags) -> dict[str, Any]:
     server = {
         "listen": flags.listen,
         "insecure": flags.insecure,
+        "tls_cert": flags.tls_cert,
+        "tls_key": flags.tls_key,
+        "tls_client_ca": flags.tls_client_ca,
         "database": flags.database,
     }
     values = {
@@ -427,6 +503,9 @@ def _from_flags(flags: Flags) -> dict[str, Any]:
 FLAGS: Final[Mapping[str, str]] = {
     "server.listen": "--listen",
     "server.insecure": "--insecure",
+    "server.tls_cert": "--tls-cert",
+    "server.tls_key": "--tls-key",
+    "server.tls_client_ca": "--tls-client-ca",
     "server.database": "--database",
     "participants": "--participant",
     "definitions": "--definition",
@@ -465,13 +544,14 @@ class _Layers:
         path = tuple(str(part) for part in error["loc"] if part != "[key]")
         if error["type"] == "missing":
             # Whoever began the section is asked for the rest of it.
-            return f"{self._place(path[:-1])}: {path[-1]} is missing{_example(path)}"
+            return f"{self.place(path[:-1])}: {path[-1]} is missing{_example(path)}"
         what = _what(error, path)
         if not path:
             return f"{self.file_name or 'the configuration'}: {what}"
-        return f"{self._place(path)}: {what}"
+        return f"{self.place(path)}: {what}"
 
-    def _place(self, path: Sequence[str]) -> str:
+    def place(self, path: Sequence[str]) -> str:
+        """Where a key's value stands: the flag, the variable, or the file and its key."""
         if _reaches(self.flags, path):
             dotted = ".".join(path)
             flag = next((FLAGS[key] for key in FLAGS if dotted.startswith(key)), dotted)

@@ -4,7 +4,7 @@ A runtime comes up in this order, and goes down in the reverse of it:
 
     store         owned by lock and epoch, checkpointed, read back
     definitions   loaded, then those of the configuration registered
-    lanes         one per registered participant; nothing is called yet
+    lanes         one per participant, of the configuration or an operator's; nothing is called yet
     tasks         decider, committer, timers, loader; then recovery of what had not ended
     API           bound and SERVING
 
@@ -28,10 +28,11 @@ from amends_runtime.actors.oldest_open import OldestOpen
 from amends_runtime.actors.supervisor import Limits, Outbox, Supervisor
 from amends_runtime.api.server import ApiServer, check_listen
 from amends_runtime.clock import SystemClock
-from amends_runtime.config import Config
+from amends_runtime.config import Config, Tls, read_tls
 from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Definition
 from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.dispatch.participants import Participants
 from amends_runtime.dispatch.unary import UnaryTransport
 from amends_runtime.ports import Clock, Observer, ParticipantAddress, Store, Transport
 from amends_runtime.storage import open_sqlite_store
@@ -77,6 +78,7 @@ class Engine:
             connect=lambda address: connect(address, lambda: self._oldest_open.at_ms),
             limits=concurrency or {},
         )
+        self.participants = Participants(store, self.lanes, clock)
         self.definitions = Definitions(store, clock, self.lanes.names)
         self.supervisor = Supervisor(
             store,
@@ -93,10 +95,14 @@ class Engine:
     async def load(self) -> None:
         """Reads what was registered before."""
         await self.definitions.load()
+        await self.participants.load()
 
     def open(self, tasks: TaskGroup, addresses: Sequence[ParticipantAddress]) -> None:
-        """Makes the lanes, whose workers live in `tasks`. Nothing is called yet."""
-        self.lanes.open(tasks, self.supervisor.deliver, list(addresses))
+        """Makes the lanes, whose workers live in `tasks`. Nothing is called yet.
+
+        `addresses` are the configuration's; where an operator has said otherwise, that counts.
+        """
+        self.lanes.open(tasks, self.supervisor.deliver, self.participants.open(addresses))
 
     def run(self, tasks: TaskGroup) -> None:
         """Lets the parts run in `tasks`: what had not ended goes on, and new sagas may come."""
@@ -107,6 +113,7 @@ class Engine:
             self.supervisor.run_loader,
             self.supervisor.run_recovery,
             self._oldest_open.run,
+            self.participants.run,
         ):
             tasks.start_soon(_guarded, self, part, name=part.__qualname__)
 
@@ -142,12 +149,15 @@ async def run_engine(
     """Runs a runtime for the length of the block; when the block is entered it serves.
 
     Registers `definitions` first. Raises StoreError, InvalidRequest (a definition) or
-    ConfigurationError (an address) with one clear message, before anything was done.
+    ConfigurationError (an address, a TLS file) with one clear message, before anything was done.
     """
     # Before the store is opened: a wrong address must not cost a database or an epoch.
-    await check_listen(config.server.listen, insecure=config.server.insecure)
+    tls = read_tls(config)
+    await check_listen(config.server.listen, insecure=config.server.insecure, tls=tls.server)
+    for remark in tls.remarks:
+        _log.warning(remark)
     try:
-        async with _running(config, definitions) as engine:
+        async with _running(config, tls, definitions) as engine:
             yield engine
     except BaseExceptionGroup as group:
         # The task group wraps what was raised inside its block; callers want to catch it by type.
@@ -158,7 +168,9 @@ async def run_engine(
 
 
 @asynccontextmanager
-async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIterator[Engine]:
+async def _running(
+    config: Config, tls: Tls, definitions: Sequence[Definition]
+) -> AsyncIterator[Engine]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
@@ -172,6 +184,8 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
                 clock,
                 max_result_bytes=config.limits.payload_bytes,
                 oldest_open_ms=oldest_open_ms,
+                # By name: an operator who moves a participant must not move it into plain text.
+                tls=tls.participants.get(address.name),
             ),
             breaker=BreakerPolicy(
                 failures_to_open=config.breaker.failures_to_open,
@@ -200,8 +214,10 @@ async def _running(config: Config, definitions: Sequence[Definition]) -> AsyncIt
                 engine.supervisor,
                 engine.definitions,
                 engine.lanes,
+                participants=engine.participants,
                 max_payload_bytes=config.limits.payload_bytes,
                 insecure=config.server.insecure,
+                tls=tls.server,
             )
             # Whatever can be wrong has been said once the server has its port: nothing is decided
             # and no participant is called before that.

@@ -25,12 +25,14 @@ from amends_runtime.core.records import Record, SagaState, SagaTurnedBack, Verb
 from amends_runtime.core.saga import Saga
 
 __all__ = [
+    "AuditEntry",
     "Call",
     "Clock",
     "Insights",
     "LoadedSaga",
     "Observer",
     "OpenSaga",
+    "OperatorWords",
     "ParticipantAddress",
     "RegisteredDefinition",
     "Reply",
@@ -42,11 +44,19 @@ __all__ = [
     "Tombstone",
     "Transition",
     "Transport",
+    "WatchedTurn",
+    "WatchedTurns",
     "summarise",
+    "summary_after",
 ]
 
 
 # -- the store -------------------------------------------------------------------------------------
+
+
+ENDED_STATES = frozenset(
+    (SagaState.COMPLETED, SagaState.COMPENSATED, SagaState.ABANDONED, SagaState.MIXED)
+)
 
 
 class StoreIdentity(msgspec.Struct, frozen=True):
@@ -99,16 +109,39 @@ def summarise(saga: Saga, saga_no: int, version: int) -> SagaSummary:
     )
 
 
+def summary_after(
+    row: SagaSummary,
+    version: int,
+    records: Sequence[Record],
+    state: SagaState,
+    *,
+    past_no_return: bool,
+) -> SagaSummary:
+    """A saga's row as it was after an earlier turn; what follows it are the turn's own facts."""
+    ended = state in ENDED_STATES
+    return msgspec.structs.replace(
+        row,
+        version=version,
+        state=state,
+        past_no_return=past_no_return,
+        updated_at_ms=records[-1].at_ms if records else row.updated_at_ms,
+        ended_at_ms=row.ended_at_ms if ended else 0,
+    )
+
+
 class Transition(msgspec.Struct, frozen=True, gc=False):
     """One saga's turn: records to append, and the read-model row if what it shows changed.
 
     `version` is the version that the turn makes, from 1; `version - 1` must be the stored one.
-    The first transition of a saga always carries its summary.
+    `state` and `past_no_return` are the saga's after the turn: stored with it, so that whoever
+    watches sees what was so then. The first transition of a saga always carries its summary.
     """
 
     saga_no: int
     version: int
     records: tuple[Record, ...]
+    state: SagaState
+    past_no_return: bool
     summary: SagaSummary | None = None
 
 
@@ -132,6 +165,34 @@ class LoadedSaga(msgspec.Struct, frozen=True):
     def version(self) -> int:
         """The version that the next transition follows."""
         return self.turns[-1].version
+
+
+class WatchedTurn(msgspec.Struct, frozen=True):
+    """One turn as a watcher is told of it.
+
+    `saga` is its row as it was after this turn. `records` are empty where the row is damaged.
+    `purged_before` counts the turns that are gone from between the one before it in the answer (or
+    the question's position) and this one.
+    """
+
+    seq: int
+    saga: SagaSummary
+    records: tuple[Record, ...]
+    purged_before: int = 0
+
+
+class WatchedTurns(msgspec.Struct, frozen=True):
+    """A stretch of the history of all sagas, and what in it was asked for.
+
+    Everything up to `through_seq` was looked at, which is where the next question begins;
+    `head_seq` is the last that is committed. `purged_after` counts the turns that are gone from
+    between the last one of `turns` (or the question's position) and `through_seq`.
+    """
+
+    turns: tuple[WatchedTurn, ...]
+    through_seq: int
+    head_seq: int
+    purged_after: int = 0
 
 
 class OpenSaga(NamedTuple):
@@ -175,6 +236,26 @@ class ParticipantAddress(msgspec.Struct, frozen=True):
     by_operator: bool = False
 
 
+class OperatorWords(msgspec.Struct, frozen=True):
+    """Who did something by hand, why, and when (UTC milliseconds)."""
+
+    author: str
+    reason: str
+    at_ms: int
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """Something that an operator did and that is no saga's history.
+
+    `verb` is what was done, `subject` to what, `details` are the rest of it, in words.
+    """
+
+    verb: str
+    subject: str
+    details: str
+    words: OperatorWords
+
+
 class SagaFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions that must all hold; an empty one holds always. Instants are UTC milliseconds."""
 
@@ -214,6 +295,35 @@ class Insights(Protocol):
 
     async def definitions(self) -> list[RegisteredDefinition]:
         """All registered definitions, by name and version."""
+        ...
+
+    async def participants(self) -> list[ParticipantAddress]:
+        """The participants that an operator registered, by name."""
+        ...
+
+    async def audit(self, limit: int) -> list[AuditEntry]:
+        """What operators did that is no saga's history, newest first."""
+        ...
+
+    @property
+    def head_seq(self) -> int:
+        """The position of the last turn that was committed here; 0 before the first."""
+        ...
+
+    async def turns_after(
+        self, after_seq: int, where: SagaFilter, *, turns: int, looked_at: int, size: int
+    ) -> WatchedTurns:
+        """Turns of matching sagas above `after_seq`, in the order in which they were committed.
+
+        At most so many `turns`, of at most so many `looked_at`, and about so many bytes of records
+        (`size`): one turn always fits. The states of `where` are compared with the saga's after the
+        turn. There is one writer, and a batch has its positions when its transaction begins: so
+        whoever sees a turn sees all turns before it, or never will.
+        """
+        ...
+
+    async def wait_beyond(self, seq: int) -> None:
+        """Until `head_seq` is above `seq`. Raises StoreError when the store is closed."""
         ...
 
 
@@ -259,6 +369,14 @@ class Store(Insights, Protocol):
 
         The answer's second part: this content was there before.
         """
+        ...
+
+    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+        """Registers a participant by hand, or points it elsewhere; with its audit entry."""
+        ...
+
+    async def remove_participant(self, name: str, words: OperatorWords) -> bool:
+        """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
         ...
 
     async def close(self) -> None:

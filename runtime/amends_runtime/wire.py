@@ -28,6 +28,8 @@ from amends_runtime.core.records import (
     AttemptWithdrawn,
     CancelRequested,
     Failure,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaStarted,
@@ -576,9 +578,22 @@ def record_to_proto(plan: Plan, seq: int, version: int, record: Record) -> types
             )
         case SagaEnded():
             message.saga_ended.CopyFrom(types_pb2.SagaEnded(state=_STATES_OUT[record.state]))
+        case OperatorActed():
+            message.operator_acted.CopyFrom(
+                types_pb2.OperatorActed(
+                    action=_ACTIONS_OUT[record.action],
+                    step="" if record.step is None else plan.steps[record.step].name,
+                    author=record.author,
+                    reason=record.reason,
+                    round=record.round,
+                )
+            )
         case _:
             assert_never(record)
     return message
+
+
+_ACTIONS_OUT: Final = {OperatorAction.RETRY: "retry", OperatorAction.ABANDON: "abandon"}
 
 
 def _saga_started(record: SagaStarted) -> types_pb2.SagaStarted:
@@ -779,14 +794,19 @@ _BREAKER_STATES_OUT: Final = {
 }
 
 
-def participant_to_proto(lane: LaneView) -> operator_pb2.Participant:
-    """A participant with its lane and breaker."""
+def participant_to_proto(lane: LaneView, configured_address: str = "") -> operator_pb2.Participant:
+    """A participant with its lane and breaker, and where the configuration has it."""
+    if not lane.address:
+        source = operator_pb2.PARTICIPANT_SOURCE_UNSPECIFIED
+    elif lane.by_operator:
+        source = operator_pb2.PARTICIPANT_SOURCE_OPERATOR
+    else:
+        source = operator_pb2.PARTICIPANT_SOURCE_CONFIGURATION
     return operator_pb2.Participant(
         name=lane.name,
         address=lane.address,
-        source=operator_pb2.PARTICIPANT_SOURCE_OPERATOR
-        if lane.by_operator
-        else operator_pb2.PARTICIPANT_SOURCE_CONFIGURATION,
+        configured_address=configured_address,
+        source=source,
         breaker=breaker_to_proto(lane.name, lane.breaker),
         calls_in_flight=lane.in_flight,
         calls_waiting=lane.waiting,

@@ -181,7 +181,10 @@ async def test_a_repeated_start_is_answered_although_no_new_saga_is_taken(tmp_pa
 async def test_a_commit_is_bounded_by_bytes_as_well_as_by_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Starts that wait behind a slow commit go into several, not into one of all their bytes."""
+    """Starts that wait behind a slow commit go into several, not into one of all their bytes.
+
+    Each from a client of its own: those of one client wait for each other.
+    """
     hooks = hook_store(monkeypatch)
     gate, sizes = asyncio.Event(), []
     payload = b"x" * 1_000_000
@@ -195,9 +198,14 @@ async def test_a_commit_is_bounded_by_bytes_as_well_as_by_count(
     hooks["commit"] = commit
     async with a_runtime(a_config(tmp_path, NOWHERE)) as (engine, client):
         await client.register(ONE_STEP)
+
+        async def start() -> None:
+            async with amends.Client(engine.address, timeout_s=60) as own:
+                await own.start("one", payload)
+
         async with anyio.create_task_group() as tasks:
             for number in range(24):
-                tasks.start_soon(client.start, "one", payload, name=str(number))
+                tasks.start_soon(start, name=str(number))
             with anyio.fail_after(30):
                 # One commit is held, the slot is full, and the others wait to be decided.
                 while engine.supervisor.counts().live < 24:  # noqa: ASYNC110

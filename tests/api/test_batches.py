@@ -1,7 +1,7 @@
 """StartSagas and AwaitSagas: many at once, each with its own answer."""
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
@@ -13,12 +13,15 @@ from google.protobuf.message import Message
 
 import amends
 from amends.v1 import saga_pb2, saga_pb2_grpc, types_pb2
+from amends_runtime.actors.supervisor import Supervisor
 from amends_runtime.api import awaiting
 from amends_runtime.api.awaiting import AwaitedSagas
 from amends_runtime.api.server import MAX_REQUEST_BYTES, ApiServer
-from amends_runtime.engine import Engine
+from amends_runtime.config import Config
+from amends_runtime.engine import Engine, run_engine
+from amends_runtime.ports import LoadedSaga, Tombstone
 from tests.api.refusals import refused
-from tests.api.shop import Shop
+from tests.api.shop import ORDER, Shop
 from tests.api.stubs import Sagas
 
 COMPLETED = types_pb2.SAGA_STATE_COMPLETED
@@ -278,6 +281,39 @@ async def test_a_client_that_leaves_takes_its_waits_along(
             await anyio.sleep(0.001)
 
 
+async def test_what_is_only_in_the_store_comes_in_when_it_is_awaited(
+    config: Config, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a recovery has come to it: it goes on, and its end is told."""
+
+    async def unreachable(call: amends.Call) -> object:
+        raise ConnectionError
+
+    shop.behaviours["reserve"] = unreachable
+    ids = [f"s-{number}" for number in range(20)]
+    async with (
+        run_engine(config, [ORDER]) as engine,
+        grpc.aio.insecure_channel(engine.address) as channel,
+    ):
+        sagas = saga_pb2_grpc.SagaServiceStub(channel)
+        await sagas.StartSagas(saga_pb2.StartSagasRequest(starts=map(start, ids)))
+    del shop.behaviours["reserve"]
+
+    async def never(_: Supervisor) -> None:
+        """Recovers nothing."""
+
+    monkeypatch.setattr(Supervisor, "run_recovery", never)
+    async with run_engine(config, [ORDER]) as engine:
+        assert engine.supervisor.counts().live == 0
+        async with grpc.aio.insecure_channel(engine.address) as channel:
+            stream = Stream(saga_pb2_grpc.SagaServiceStub(channel))
+            await stream.send(add=[*ids, "nobody"])
+            ends = [await stream.end() for _ in range(21)]
+            stream.call.cancel()
+    assert sorted(end.saga_id for end in ends if end.saga.state == COMPLETED) == sorted(ids)
+    assert [end.error.reason for end in ends if end.HasField("error")] == ["UNKNOWN_SAGA"]
+
+
 class Unread:
     """A client's side of a stream that reads when it is told to; its messages are kept.
 
@@ -338,6 +374,39 @@ async def test_a_client_that_does_not_read_is_not_read_from(
             client.reads.release()
             await anyio.wait_all_tasks_blocked()
     assert [end.saga_id for end in client.ends()] == ids
+
+
+async def test_a_few_sagas_are_read_from_the_store_at_a_time(
+    engine: Engine, sagas: Sagas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would take the place of starts; one that is removed meanwhile is not told."""
+    monkeypatch.setattr(awaiting, "MAX_ARRIVING", 4)
+    ids = [f"s-{number}" for number in range(30)]
+    for saga_id in ids:
+        await sagas.StartSaga(start(saga_id, wait_ms=60_000))
+    reading = anyio.Event()
+    load = engine.store.load
+
+    async def load_later(saga_ids: Sequence[str]) -> dict[str, LoadedSaga | Tombstone]:
+        await reading.wait()
+        return await load(saga_ids)
+
+    monkeypatch.setattr(engine.store, "load", load_later)
+    client = Unread(
+        saga_pb2.AwaitSagasRequest(add=ids[:3]),
+        saga_pb2.AwaitSagasRequest(remove=ids[:1], add=ids[3:]),
+    )
+    awaited = awaited_by(client, engine)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(awaited.run)
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(awaited._arriving) == ["s-1", "s-2", "s-3", "s-4"]
+        reading.set()
+        client.more_to_say.release()
+        for _ in ids:
+            client.reads.release()
+    assert sorted(end.saga_id for end in client.ends()) == sorted(ids[1:])
+    assert (awaited._arriving, awaited._waits, awaited._found) == (set(), {}, {})
 
 
 async def test_ends_that_are_not_read_are_not_kept(
@@ -421,7 +490,12 @@ async def test_a_client_that_leaves_during_a_write_is_no_error(
     for saga_id in ids:
         await sagas.StartSaga(start(saga_id, input=payload, wait_ms=60_000))
     server = ApiServer(
-        "127.0.0.1:0", engine.store, engine.supervisor, engine.definitions, engine.lanes
+        "127.0.0.1:0",
+        engine.store,
+        engine.supervisor,
+        engine.definitions,
+        engine.lanes,
+        participants=engine.participants,
     )
     address = await server.start()
     with structlog.testing.capture_logs() as logs:

@@ -47,6 +47,7 @@ async def serve(engine: Engine) -> AsyncIterator[Callable[..., ApiServer]]:
                 engine.supervisor,
                 engine.definitions,
                 engine.lanes,
+                participants=engine.participants,
                 **options,
             )
             stack.push_async_callback(server.stop, 0)
@@ -154,17 +155,13 @@ async def test_a_client_needs_nothing_but_reflection(channel: grpc.aio.Channel) 
 
 
 UNAVAILABLE_METHODS = {
-    "SagaService": {"WatchSagas", "SignalSaga", "GetDecision"},
+    "SagaService": {"SignalSaga", "GetDecision"},
     "OperatorService": {
-        "PutParticipant",
-        "RemoveParticipant",
         "SetBreaker",
-        "RetrySaga",
         "SkipStep",
         "ForceCompensation",
         "PauseSaga",
         "ResumeSaga",
-        "AbandonSaga",
         "ResolveStep",
         "RunBulk",
     },

@@ -265,17 +265,26 @@ def until_stuck(capsys: pytest.CaptureFixture[str], saga_id: str) -> None:
 def test_a_stuck_saga_that_can_turn_back_says_so(
     told: Json, said: Said, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In get, and once on standard error of who waits."""
+    """In get and list, and once on standard error of who waits."""
     told("start", "order", "--id", "stuck-1", "--input", '{"broken": "charge"}')
     until_stuck(capsys, "stuck-1")
-    assert "amends cancel stuck-1 --reason WHY turns it back" in said("get", "stuck-1")
+    shown = said("get", "stuck-1")
+    for command, does in {
+        "retry": "tries again",
+        "cancel": "turns it back",
+        "abandon": "ends it as it is",
+    }.items():
+        assert re.search(rf"amends {command} stuck-1 --reason WHY +{does}\n", shown)
+    assert run(["list", "--state", "stuck", "--definition", "order", "--limit", "1"]) == 0
+    assert "stuck-1 is STUCK: amends get stuck-1 shows why" in capsys.readouterr().err
     for timeout in ("0.01", "0.02"):
         assert run(["wait", "stuck-1", "--timeout", timeout]) == 5
         out, err = capsys.readouterr()
         assert out == ""
         why, over = err.splitlines()
         assert why.startswith("amends: saga stuck-1 is STUCK since 20")
-        assert f" at step charge (execute): {BROKEN}; amends cancel stuck-1" in why
+        assert f" at step charge (execute): {BROKEN}; amends retry stuck-1" in why
+        assert "amends cancel stuck-1 --reason WHY turns it back" in why
         assert why.endswith("; waiting on")
         assert over == (
             "amends: saga stuck-1 has not ended in that time; it is STUCK: "
@@ -283,10 +292,10 @@ def test_a_stuck_saga_that_can_turn_back_says_so(
         )
 
 
-def test_a_stuck_saga_that_has_turned_back_waits_for_a_later_version(
+def test_a_stuck_saga_that_has_turned_back_is_retried_or_abandoned(
     told: Json, said: Said, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cancellation does not send anybody into a wait that never ends."""
+    """It cannot turn back again, and nobody is sent into a wait that never ends."""
     told("start", "turning", "--id", "stuck-2", "--input", '{"broken": "refund"}')
     until_stuck(capsys, "stuck-2")
     cancelled = said("cancel", "stuck-2", "--reason", "customer called")
@@ -294,10 +303,11 @@ def test_a_stuck_saga_that_has_turned_back_waits_for_a_later_version(
         "stuck-2 had turned back before; it is STUCK: amends get stuck-2 shows why\n"
     )
     shown = said("get", "stuck-2")
-    assert "comes with a later version; nothing is lost" in shown
+    assert "amends retry stuck-2" in shown
+    assert "amends abandon stuck-2" in shown
     assert "amends cancel" not in shown
     assert run(["wait", "stuck-2", "--timeout", "0.01"]) == 5
-    assert f"at step charge (compensate): {BROKEN}; an operator" in capsys.readouterr().err
+    assert f"at step charge (compensate): {BROKEN}; amends retry" in capsys.readouterr().err
 
 
 def test_no_word_is_said_twice(told: Json, said: Said) -> None:
@@ -360,7 +370,9 @@ def test_a_comparison_names_what_registration_would_refuse(
     assert run(["definitions", "diff", str(file)]) == 2
     out, err = capsys.readouterr()
     assert "nobody" in out
-    assert err.startswith(f"amends: {file}: step 'charge': participant: participant 'nobody' is")
+    assert err.startswith(
+        f"amends: {file}:1:48: step 'charge': participant: participant 'nobody' is"
+    )
 
 
 def test_files_are_registered_together_or_not_at_all(
@@ -375,9 +387,9 @@ def test_files_are_registered_together_or_not_at_all(
     out, err = capsys.readouterr()
     assert out == ""
     about_bad, about_worse = err.splitlines()
-    assert about_bad.startswith(f"amends: {bad}: step 'charge': participant: ")
+    assert about_bad.startswith(f"amends: {bad}:1:48: step 'charge': participant: ")
     assert "--participant nobody=HOST:PORT" in about_bad
-    assert about_worse.startswith(f"amends: {worse}: step 'charge': participant: ")
+    assert about_worse.startswith(f"amends: {worse}:1:48: step 'charge': participant: ")
     names = [each["name"] for each in told("definitions", "list")["definitions"]]
     assert "alone" not in names
 

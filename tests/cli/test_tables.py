@@ -1,14 +1,18 @@
 """How values look: nothing that others wrote drives a terminal or leaves the document."""
 
+import io
 import json
+import sys
 
 import pytest
 
+from amends.outcomes import Cause, Verb
 from amends.payload import Payload
-from amends.sagas import Failure, Record, RecordKind
+from amends.sagas import Failure, Record, RecordKind, SagaState, Turn
 from amends_runtime.cli.documents import document, instant, to_json
 from amends_runtime.cli.exits import ExitCode, explain, one_line
-from amends_runtime.cli.tables import print_facts, print_line, print_table
+from amends_runtime.cli.record_views import in_words
+from amends_runtime.cli.tables import Columns, print_facts, print_line, print_table
 
 NASTY = "a\x1b[2J\r\nb\x9b\u2028c\x00 [red]d[/red] :smile:"
 WRITTEN_OUT = r"a\x1b[2J\r\nb\x9b\u2028c\x00 [red]d[/red] :smile:"
@@ -103,3 +107,73 @@ def test_a_group_of_errors_is_explained_by_its_gravest() -> None:
     code, [line] = explain(nested)
     assert code == ExitCode.INTERNAL
     assert line == "internal error: KeyError"
+
+
+# -- rows that come one by one ---------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """Standard output that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """It does."""
+        return True
+
+
+def test_rows_that_come_one_by_one_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its columns only grow; in a pipe each row is one line, whatever somebody wrote into it."""
+    columns = Columns("A", "STATE", "WHAT", expected={"STATE": ["COMPENSATING"]})
+    columns.print("1", "STUCK", "x" * 500)
+    columns.print("12345", "RUNNING", NASTY)
+    columns.print("1", "日本", "")
+    assert capsys.readouterr().out.splitlines() == [
+        "A  STATE         WHAT",
+        f"1  STUCK         {'x' * 500}",
+        f"12345  RUNNING       {WRITTEN_OUT}",
+        "1      日本",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_rows_that_come_one_by_one_fit_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """What has no room goes on below, and nothing of it is lost."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    words = " ".join(f"word{number}" for number in range(40))
+    Columns("AT", "SAGA", "WHAT").print("12:00:00Z", "order-1", words)
+    header, *lines = terminal.getvalue().splitlines()
+    assert header.split() == ["AT", "SAGA", "WHAT"]
+    assert max(map(len, lines)) <= width
+    assert " ".join(lines).split() == ["12:00:00Z", "order-1", *words.split()]
+
+
+def test_a_turn_in_words_says_a_failure_once() -> None:
+    """A refusal is why its step is rejected and why the saga turns back."""
+    why = Failure("card_declined", "no money")
+    turn = Turn(cause=Cause.REJECTED, step="charge", failure=why, at_ms=0)
+
+    def record(kind: RecordKind, **fields: object) -> Record:
+        return Record(seq=1, version=2, at_ms=0, kind=kind, **fields)  # type: ignore[arg-type]
+
+    charge = {"step": "charge", "verb": Verb.EXECUTE, "round": 1}
+    records = [
+        record(RecordKind.STEP_REJECTED, **charge, attempt=1, failure=why),
+        record(RecordKind.SAGA_TURNED_BACK, turn=turn),
+        record(
+            RecordKind.ATTEMPT_STARTED, step="reserve", verb=Verb.COMPENSATE, round=1, attempt=2
+        ),
+        record(RecordKind.OPERATOR_ACTED, step="charge", author="me", detail="retry", reason="why"),
+        record(RecordKind.CANCEL_REQUESTED, author="you", reason="enough"),
+        record(RecordKind.SAGA_ENDED, state=SagaState.COMPENSATED),
+        record(RecordKind.SIGNAL_RECEIVED, detail="paid"),
+    ]
+    assert in_words(records, payloads=False) == (
+        "charge is rejected: card_declined: no money; turns back; compensate reserve, attempt 2; "
+        "me: retry charge: why; you asks to cancel it: enough; ended COMPENSATED; "
+        "SignalReceived: paid"
+    )

@@ -1,6 +1,5 @@
 """What a person can type wrong, and what the command line says then. No runtime is needed."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -48,7 +47,10 @@ def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) ->
         ),
         (
             "list -o yaml",
-            'Invalid value "yaml" for -o. Choose from: "table", "json"; see amends list --help',
+            (
+                'Invalid value "yaml" for -o. Choose from: "table", "json", "jsonl"; '
+                "see amends list --help"
+            ),
         ),
         ("list --limit 0", 'Invalid value "0" for --limit. Must be >= 1; see amends list --help'),
         ("list --label x", "--label x: write --label KEY=VALUE"),
@@ -72,8 +74,8 @@ def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) ->
         ),
         ("definitions register nope.toml", "nope.toml: there is no such file; check the path"),
         (
-            "definitions register nope.yaml",
-            ("nope.yaml: is neither .toml nor .json; definition files are"),
+            "definitions register nope.ini",
+            ("nope.ini: is none of .yaml, .yml, .toml and .json; definition files are"),
         ),
         (
             "serve --config nope.toml",
@@ -129,74 +131,6 @@ def test_an_input_file_that_is_no_json_is_refused(
         "--input: is not UTF-8"
     )
     assert "Is a directory" in complaint(capsys, 2, "start", "x", "--input", f"@{tmp_path}")
-
-
-def test_a_definition_file_names_everything_that_is_wrong(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """One line per problem, each with the file; nothing is sent and nothing is opened."""
-    wrong = tmp_path / "order.toml"
-    wrong.write_text(
-        'name = "Order"\n[[steps]]\nname = "a"\npartcipant = "p"\naction = "x"\n', encoding="utf-8"
-    )
-    for command in (["definitions", "register"], ["serve", "--definition"]):
-        assert run([*command, str(wrong)]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert len(err.splitlines()) >= 2
-        assert all(line.startswith(f"amends: {wrong}: ") for line in err.splitlines())
-        assert "did you mean 'participant'?" in err
-
-
-def test_a_definition_file_that_is_no_toml_or_json_is_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The line says where in the file."""
-    (tmp_path / "a.toml").write_text("name = ", encoding="utf-8")
-    (tmp_path / "a.json").write_text("{", encoding="utf-8")
-    (tmp_path / "b.json").write_bytes(b"\xff")
-    (tmp_path / "c.json").write_text("[" * 100_000, encoding="utf-8")
-    (tmp_path / "d.json").write_text('"order"', encoding="utf-8")
-    register = ("definitions", "register")
-    assert "is not TOML: " in complaint(capsys, 2, *register, f"{tmp_path}/a.toml")
-    assert "is not JSON: " in complaint(capsys, 2, *register, f"{tmp_path}/a.json")
-    assert "is not UTF-8 at byte 0" in complaint(capsys, 2, *register, f"{tmp_path}/b.json")
-    assert "nested too deeply" in complaint(capsys, 2, *register, f"{tmp_path}/c.json")
-    assert "must be a table" in complaint(capsys, 2, *register, f"{tmp_path}/d.json")
-
-
-def test_two_files_of_one_definition_are_refused_at_start(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Which of them would be the latest would depend on their names."""
-    for name in ("a.json", "b.json"):
-        (tmp_path / name).write_text(
-            json.dumps(
-                {"name": "order", "steps": [{"name": "a", "participant": "p", "action": "x"}]}
-            ),
-            encoding="utf-8",
-        )
-    known = ("--participant", "p=127.0.0.1:1")
-    said = complaint(capsys, 2, "serve", "--definition", f"{tmp_path}/*.json", *known)
-    assert "b.json: order is also defined in" in said
-
-
-def test_a_definition_that_a_runtime_would_refuse_is_said_in_the_words_of_its_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """One line per violation: the file, the step by its name, durations in seconds."""
-    step = {"name": "pay", "participant": "bank", "action": "x"}
-    wrong = {"name": "order", "steps": [step, {**step, "name": "post", "timeout_s": 100_000}]}
-    file = tmp_path / "order.json"
-    file.write_text(json.dumps(wrong), encoding="utf-8")
-    assert run(["serve", "--definition", str(file), "--participant", "post=127.0.0.1:1"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith(f"amends: {file}: step '") for line in lines)
-    assert "step 'pay': participant: participant 'bank' is not registered" in lines[0]
-    assert "--participant bank=HOST:PORT" in lines[0]
-    assert "[participants.bank]" in lines[0]
-    [about_time] = [line for line in lines if "timeout" in line]
-    assert about_time.endswith("step 'post': timeout_s: 100000 is out of range: 0.001 to 86400 s")
 
 
 def test_no_standard_output_is_one_line() -> None:

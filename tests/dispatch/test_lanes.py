@@ -27,8 +27,9 @@ from amends_runtime.core.messages import (
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.dispatch.lanes import Lane
-from amends_runtime.ports import Call, ParticipantAddress, Reply
+from amends_runtime.ports import Call, Clock, ParticipantAddress, Reply
 from amends_runtime.telemetry.observers import Observers
+from amends_runtime.testing.virtual_time import VirtualClock, VirtualLoop
 
 
 class ScriptedTransport:
@@ -38,6 +39,7 @@ class ScriptedTransport:
 
     def __init__(self) -> None:
         self.sent: list[Call] = []
+        self.closed = False
         self._replies: dict[tuple[str, int, bool], asyncio.Future[Reply]] = {}
         self._news = anyio.Event()
 
@@ -49,7 +51,14 @@ class ScriptedTransport:
         return await reply
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open; that it was called is what a test sees."""
+        self.closed = True
+        self._news.set()
+
+    async def wait_closed(self) -> None:
+        while not self.closed:
+            self._news = anyio.Event()
+            await self._news.wait()
 
     def answer(self, call: Call, outcome: Outcome, *, healthy: bool | None = True) -> None:
         status = outcome.reason if isinstance(outcome, Unknown) else "OK"
@@ -104,7 +113,11 @@ def a_call(saga_id: str, *, verb: Verb = Verb.EXECUTE, attempt: int = 1) -> Call
 
 @asynccontextmanager
 async def a_lane(
-    limit: int = 256, policy: BreakerPolicy | None = None, *, connected: bool = True
+    limit: int = 256,
+    policy: BreakerPolicy | None = None,
+    *,
+    connected: bool = True,
+    clock: Clock | None = None,
 ) -> AsyncIterator[tuple[Lane, ScriptedTransport, Sagas]]:
     """A lane, the transport it sends by, and the sagas it answers to."""
     transport, sagas = ScriptedTransport(), Sagas()
@@ -114,7 +127,7 @@ async def a_lane(
             transport if connected else None,
             limit=limit,
             policy=policy or BreakerPolicy(),
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             deliver=sagas.deliver,
             observer=Observers([]),
             tasks=tasks,
@@ -170,28 +183,35 @@ async def test_what_waits_leaves_compensations_first_and_then_by_the_age_of_its_
         assert transport.names() == ["first", "undo-old", "undo-young", "old", "young"]
 
 
-async def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -> None:
+def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -> None:
     """An open breaker decides nothing: the call just waits, and leaves as the probe."""
     policy = BreakerPolicy(failures_to_open=3, open_ms=50, max_open_ms=50)
-    async with a_lane(policy=policy) as (lane, transport, sagas):
-        for number in range(3):
-            lane.submit(a_call(f"s{number}"), started_at_ms=number)
-        await transport.wait_sent(3)
-        for call in list(transport.sent):
-            transport.answer(call, Unknown("UNAVAILABLE"), healthy=False)
-        await sagas.wait_told(3)
-        assert lane.status().breaker.state is BreakerState.OPEN
-        lane.submit(a_call("younger"), started_at_ms=20)
-        lane.submit(a_call("elder"), started_at_ms=10)
-        assert lane.status().waiting == 2
-        await transport.wait_sent(4)  # after open_ms, without anybody asking
-        assert transport.names()[3:] == ["elder"]
-        assert lane.status().breaker.state is BreakerState.HALF_OPEN
-        assert lane.status().waiting == 1
-        transport.answer(transport.sent[3], Done())
-        await transport.wait_sent(5)
-        assert transport.names()[4] == "younger"
-        assert lane.status().breaker.state is BreakerState.CLOSED
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with a_lane(policy=policy, clock=VirtualClock(loop)) as (lane, transport, sagas):
+            for number in range(3):
+                lane.submit(a_call(f"s{number}"), started_at_ms=number)
+            await transport.wait_sent(3)
+            for call in list(transport.sent):
+                transport.answer(call, Unknown("UNAVAILABLE"), healthy=False)
+            await sagas.wait_told(3)
+            assert lane.status().breaker.state is BreakerState.OPEN
+            lane.submit(a_call("younger"), started_at_ms=20)
+            lane.submit(a_call("elder"), started_at_ms=10)
+            assert lane.status().waiting == 2
+            await transport.wait_sent(4)  # after open_ms, without anybody asking
+            assert transport.names()[3:] == ["elder"]
+            assert lane.status().breaker.state is BreakerState.HALF_OPEN
+            assert lane.status().waiting == 1
+            transport.answer(transport.sent[3], Done())
+            await transport.wait_sent(5)
+            assert transport.names()[4] == "younger"
+            assert lane.status().breaker.state is BreakerState.CLOSED
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
 
 
 async def test_a_refusal_is_a_healthy_answer_and_a_handler_that_raises_says_nothing() -> None:
@@ -310,3 +330,110 @@ async def test_a_lane_that_stops_sending_still_delivers_what_is_on_the_wire() ->
         await sagas.wait_told(1)
         assert transport.names() == ["out"]
         assert lane.in_flight == 0
+
+
+# -- moving ----------------------------------------------------------------------------------------
+
+ELSEWHERE = ParticipantAddress("payments", "127.0.0.1:2", by_operator=True)
+
+
+async def test_a_moved_lane_keeps_its_queue_and_the_answers_of_what_is_on_the_wire() -> None:
+    """Each call goes one way; the old one is closed after its last answer, and not before."""
+    async with a_lane(limit=2) as (lane, old, sagas):
+        lane.submit(a_call("out-1", verb=Verb.COMPENSATE), started_at_ms=0)
+        lane.submit(a_call("out-2", verb=Verb.COMPENSATE), started_at_ms=1)
+        lane.submit(a_call("waits"), started_at_ms=2)
+        await old.wait_sent(2)
+        new = ScriptedTransport()
+        lane.move(ELSEWHERE, new)
+        await new.wait_sent(1)  # calls on the old way do not count for the new one's limit
+        assert new.names() == ["waits"]
+        status = lane.status()
+        assert (status.address, status.by_operator) == ("127.0.0.1:2", True)
+        assert (status.in_flight, status.waiting) == (3, 0)
+        old.answer(old.sent[1], Done())
+        await sagas.wait_told(1)
+        assert not old.closed
+        old.answer(old.sent[0], Rejected("no"))
+        await sagas.wait_told(2)
+        await old.wait_closed()
+        assert not new.closed
+        new.answer(new.sent[0], Done())
+        await sagas.wait_told(3)
+        assert sorted(saga_id for saga_id, _ in sagas.told) == ["out-1", "out-2", "waits"]
+        assert lane.in_flight == 0
+    assert new.closed
+
+
+async def test_an_idle_lane_closes_its_old_way_at_once() -> None:
+    """There is no last answer to wait for."""
+    async with a_lane() as (lane, old, _):
+        new = ScriptedTransport()
+        lane.move(ELSEWHERE, new)
+        await old.wait_closed()
+        lane.submit(a_call("s"), started_at_ms=0)
+        await new.wait_sent(1)
+
+
+async def test_a_moved_lane_begins_with_a_new_breaker() -> None:
+    """What waited for the old place's breaker leaves, and late failures there count nowhere."""
+    policy = BreakerPolicy(failures_to_open=2, open_ms=3_600_000, max_open_ms=3_600_000)
+    async with a_lane(policy=policy) as (lane, old, sagas):
+        for number in range(5):
+            lane.submit(a_call(f"s{number}"), started_at_ms=number)
+        await old.wait_sent(5)
+        for call in old.sent[:2]:
+            old.answer(call, Unknown("UNAVAILABLE", "gone"), healthy=False)
+        await sagas.wait_told(2)
+        lane.submit(a_call("waits"), started_at_ms=9)
+        assert lane.status().breaker.state is BreakerState.OPEN
+        new = ScriptedTransport()
+        lane.move(ELSEWHERE, new)
+        await new.wait_sent(1)
+        status = lane.status()
+        assert status.breaker.state is BreakerState.CLOSED
+        assert status.breaker.failures == 0
+        assert status.last_error == ""
+        for call in old.sent[2:]:
+            old.answer(call, Unknown("UNAVAILABLE", "gone"), healthy=False)
+        await sagas.wait_told(5)
+        assert lane.status().breaker.failures == 0
+        assert lane.status().last_error == ""
+
+
+async def test_a_poll_follows_the_participant() -> None:
+    """The attempt's key is the same wherever it is asked."""
+    async with a_lane() as (lane, old, _):
+        call = msgspec.structs.replace(a_call("s"), poll=True)
+        lane.poll(call, 0, SystemClock().now_ms() + 20, 1, 1)
+        new = ScriptedTransport()
+        lane.move(ELSEWHERE, new)
+        await new.wait_sent(1)
+        assert old.sent == []
+
+
+async def test_a_lane_that_leads_nowhere_keeps_its_calls_for_the_next_place() -> None:
+    """Removed: what is on the wire is answered, what comes waits; and leaves when it is back."""
+    async with a_lane() as (lane, old, sagas):
+        lane.submit(a_call("out"), started_at_ms=0)
+        await old.wait_sent(1)
+        lane.move(ParticipantAddress("payments", ""), None)
+        lane.submit(a_call("waits"), started_at_ms=1)
+        assert not lane.is_gone
+        assert lane.status().waiting == 1
+        assert lane.status().transport == ""
+        old.answer(old.sent[0], Done())
+        await sagas.wait_told(1)
+        await old.wait_closed()
+        new = ScriptedTransport()
+        lane.move(ELSEWHERE, new)
+        await new.wait_sent(1)
+        assert new.names() == ["waits"]
+
+
+async def test_of_a_removed_lane_without_calls_nothing_is_left_to_see() -> None:
+    """It is listed for as long as something waits for it."""
+    async with a_lane() as (lane, _, _sagas):
+        assert not lane.is_gone
+        lane.move(ParticipantAddress("payments", ""), None)
+        assert lane.is_gone

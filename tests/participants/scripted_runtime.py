@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf import any_pb2
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
@@ -75,21 +76,64 @@ class Refusal:
 Answer = Message | Refusal | Callable[[Any], Awaitable[Message]]
 """A reply, an error, or a function of the request that gives the reply when it likes."""
 
+Conversation = Callable[["Talk"], Awaitable[None]]
+"""What the runtime says on a stream and hears there, until it returns or raises `Hangup`."""
+
+
+class Hangup(Exception):
+    """The runtime ends a stream with an error."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+
+
+class Left(Exception):
+    """The client has said its last on a stream: so ends what is said to it."""
+
+
+class Talk:
+    """The runtime's side of one stream in both directions."""
+
+    def __init__(self, runtime: ScriptedRuntime, method: str, context: Any) -> None:
+        self._runtime = runtime
+        self._method = method
+        self._context = context
+
+    async def hear(self) -> Any:
+        """Give the client's next message, which counts as a call of the method; or raise `Left`."""
+        message = await self._context.read()
+        if not isinstance(message, Message):
+            raise Left
+        self._runtime.asked.append((self._method, message))
+        return message
+
+    async def say(self, message: Message) -> None:
+        """Send a message."""
+        await self._context.write(message)
+
 
 class ScriptedRuntime(grpc.GenericRpcHandler):
     """Answers each method's calls with the answers it was given, the last of them for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.address = ""
+        self._credentials = credentials
         self.asked: list[tuple[str, Message]] = []
         """Each call so far: the method's name and the request."""
         self._answers: dict[str, list[Answer]] = {}
+        self._conversations: dict[str, list[Conversation]] = {}
+        self.streams = 0
+        """Streams in both directions that were opened so far."""
         self._server: grpc.aio.Server | None = None
 
     def answer(self, method: str, *answers: Answer) -> None:
         """Give the answers to the next calls of a method."""
         assert any(path.endswith(f"/{method}") for path in METHODS), method
         self._answers[method] = list(answers)
+
+    def converse(self, method: str, *conversations: Conversation) -> None:
+        """Give what happens on the next streams of a method, the last one for ever."""
+        self._conversations[method] = list(conversations)
 
     def requests(self, kind: type[Request]) -> list[Request]:
         """Give the requests of one kind, in order."""
@@ -99,7 +143,11 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
         """Listen; at the second start where it listened before."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers([self])
-        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        listen = self.address or "127.0.0.1:0"
+        if self._credentials is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            port = self._server.add_secure_port(listen, self._credentials)
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
 
@@ -113,6 +161,8 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Find the handler of a method; there is none for methods without answers."""
         method = METHODS.get(handler_call_details.method)
+        if method is not None and method.name in self._conversations:
+            return self._stream(method)
         if method is None or method.name not in self._answers:
             return None
 
@@ -130,6 +180,25 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
                     return await answer(request)
 
         return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=lambda reply: reply.SerializeToString(),
+        )
+
+    def _stream(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handle(_: Any, context: Any) -> None:
+            self.streams += 1
+            conversations = self._conversations[method.name]
+            converse = conversations.pop(0) if len(conversations) > 1 else conversations[0]
+            try:
+                await converse(Talk(self, method.name, context))
+            except Left:
+                return
+            except Hangup as hangup:
+                refusal = hangup.refusal
+                await context.abort(refusal.code, refusal.message, refusal.trailers())
+
+        return grpc.stream_stream_rpc_method_handler(
             handle,
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=lambda reply: reply.SerializeToString(),

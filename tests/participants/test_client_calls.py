@@ -60,7 +60,12 @@ def a_saga(saga_id: str = "order-1", **changes: object) -> types_pb2.Saga:
 
 def an_ended_saga(saga_id: str = "order-1") -> types_pb2.Saga:
     """Make a completed saga of the contract."""
-    return a_saga(saga_id, state=types_pb2.SAGA_STATE_COMPLETED, ended_at_ms=1_700_000_000_000)
+    return a_saga(
+        saga_id,
+        state=types_pb2.SAGA_STATE_COMPLETED,
+        ended_at_ms=1_700_000_000_000,
+        steps=[types_pb2.StepStatus(name="reserve", state=types_pb2.STEP_STATE_EXECUTED)],
+    )
 
 
 class Silence:

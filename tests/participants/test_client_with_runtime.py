@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -408,3 +409,50 @@ async def test_a_runtime_that_stops_in_good_order_is_outlived_as_well(own_world:
         await runtime.start()
         shop.busy = False
     assert [saga.state for saga in ended] == [amends.SagaState.COMPLETED]
+
+
+async def test_many_at_once_have_each_their_own_answer(shared_world: World) -> None:
+    """Good and bad starts in one request, and good and bad ids in one stream."""
+    client = shared_world.client
+
+    async def outcome(**start: Any) -> amends.Saga | Exception:
+        try:
+            started = await client.start(**start)
+            return await started.result(timeout_s=PATIENCE_S)
+        except Exception as error:  # noqa: BLE001  # it is what is asked for
+            return error
+
+    good: list[dict[str, Any]] = [
+        {"definition": "order", "input": {"amount": number}, "labels": {"many": "yes"}}
+        for number in range(100)
+    ]
+    bad: list[dict[str, Any]] = [
+        {"definition": "ordr"},
+        {"definition": "order", "saga_id": "a/b", "labels": {"Shop": "north"}},
+    ]
+    outcomes = await asyncio.gather(
+        *(outcome(**start) for start in [*good, *bad]),
+        *(answered_or_not(client, saga_id) for saga_id in ("nobody", "not an id")),
+    )
+    sagas = [one for one in outcomes if isinstance(one, amends.Saga)]
+    assert [saga.input.json()["amount"] for saga in sagas] == list(range(100))
+    assert all(saga.completed and len(saga.steps) == 3 for saga in sagas)
+    assert len([saga async for saga in client.list(labels={"many": "yes"})]) == 100
+    unknown, malformed, nobody, no_id = outcomes[100:]
+    assert isinstance(unknown, amends.NotFound)
+    assert unknown.reason == "UNKNOWN_DEFINITION"
+    assert isinstance(malformed, amends.InvalidRequest)
+    assert sorted(violation.field for violation in malformed.violations) == [
+        "labels['Shop']",
+        "saga_id",
+    ]
+    assert isinstance(nobody, amends.NotFound)
+    assert isinstance(no_id, amends.InvalidRequest)
+
+
+async def answered_or_not(client: amends.Client, saga_id: str) -> amends.Saga | Exception:
+    """Wait for a saga, and give what comes of it."""
+    try:
+        return await client.wait(saga_id, timeout_s=PATIENCE_S)
+    except amends.ApiError as error:
+        return error

@@ -147,12 +147,12 @@ def test_a_wrong_step_is_refused_where_it_is_written() -> None:
             retry={"first_s": 1},  # type: ignore[arg-type]
         )
     ) == [
-        f"step 'Charge': name must be {NAME_RULE}; it is 'Charge'",
-        f"step 'Charge': participant must be {NAME_RULE}; it is '127.0.0.1:7000'",
-        "step 'Charge': action must be a name, not ''",
-        "step 'Charge': after must be a list of step names, not (1,)",
-        f"step 'Charge': timeout_s must be {DURATION_RULE.format(-1)}",
-        "step 'Charge': retry must be an amends.Retry, not {'first_s': 1}",
+        f"step 'Charge': name: must be {NAME_RULE}; it is 'Charge'",
+        f"step 'Charge': participant: must be {NAME_RULE}; it is '127.0.0.1:7000'",
+        "step 'Charge': action: must be a name, not ''",
+        "step 'Charge': after: must be a list of step names, not (1,)",
+        f"step 'Charge': timeout_s: must be {DURATION_RULE.format(-1)}",
+        "step 'Charge': retry: must be an amends.Retry, not {'first_s': 1}",
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_name_can_be_used_once() -> None:
     """The second step of a name is refused where it is written."""
     order = amends.Definition("order").step("charge", "payments", "charge")
     assert problems(lambda: order.pivot("charge", "payments", "charge")) == [
-        "step 'charge': the name is used 2 times; step names are unique"
+        "step 'charge': name: a step before it has the same name; step names are unique"
     ]
 
 
@@ -174,6 +174,8 @@ def test_a_name_can_be_used_once() -> None:
         pytest.param(float("inf"), "a number of seconds", id="infinite"),
         pytest.param(10**400, "a number of seconds", id="beyond floats"),
         pytest.param(1e300, "too long", id="beyond the wire"),
+        pytest.param(1e306, "too long", id="beyond floats when in milliseconds"),
+        pytest.param(1 << 20_000, "a huge int", id="too long to be shown"),
         pytest.param("5s", "a number of seconds", id="text"),
         pytest.param(True, "a number of seconds", id="bool"),
     ],
@@ -181,10 +183,10 @@ def test_a_name_can_be_used_once() -> None:
 def test_what_is_no_duration_is_refused(value: Any, words: str) -> None:
     """By each field that is one, by name."""
     [deadline] = problems(lambda: amends.Definition("order", deadline_s=value))
-    assert deadline.startswith("deadline_s ")
+    assert deadline.startswith("deadline_s: ")
     assert words in deadline
     [first] = problems(lambda: amends.Retry(first_s=value))
-    assert first.startswith("first_s ")
+    assert first.startswith("first_s: ")
     assert words in first
 
 
@@ -192,7 +194,7 @@ def test_what_is_no_duration_is_refused(value: Any, words: str) -> None:
 def test_a_factor_that_shrinks_waits_is_refused(factor: Any) -> None:
     """A factor is a number of at least 1."""
     [problem] = problems(lambda: amends.Retry(factor=factor))
-    assert problem.startswith("factor must be a number of at least 1")
+    assert problem.startswith("factor: must be a number of at least 1")
 
 
 def test_unknown_references_are_named_with_the_nearest_step() -> None:
@@ -204,9 +206,9 @@ def test_unknown_references_are_named_with_the_nearest_step() -> None:
         .step("ship", "shipping", "ship", after=["ship"])
     )
     assert problems(definition.to_proto) == [
-        "step 'charge': after names 'reserv', which is no step; did you mean 'reserve'?",
-        "step 'charge': uses names 'zebra', which is no step; the steps are: reserve, ship",
-        "step 'ship': after names the step itself",
+        "step 'charge': after[0]: there is no step 'reserv'; did you mean 'reserve'?",
+        "step 'charge': uses[0]: there is no step 'zebra'; the steps are: reserve, ship",
+        "step 'ship': after[0]: is the step itself: leave it out",
     ]
 
 
@@ -233,36 +235,36 @@ def test_everything_that_is_wrong_with_a_file_is_said_at_once() -> None:
         ],
     }
     assert problems(lambda: amends.Definition.from_dict(content)) == [
-        "unknown key 'dedline_s'; did you mean 'deadline_s'?",
-        "step 'reserve': unknown key 'partcipant'; did you mean 'participant'?",
-        "step 'reserve': the key 'participant' is missing",
-        "step 'charge': retry: unknown key 'first'; did you mean 'first_s'?",
-        "step 'charge': retry: factor must be a number of at least 1, not 0",
-        "step 'charge': compensation_retry: it must be a table of keys, not 5",
-        "step 'charge': kind 'pivott' is not known; did you mean 'pivot'?",
-        "step 'charge': timeout_s must be a number of seconds, not '5'",
-        "steps[2] must be a table of keys, not 'ship'",
-        "steps[3]: the key 'name' is missing",
-        "step 'charge': after names 'reserv', which is no step; did you mean 'reserve'?",
-        "name must be a lower-case letter, then up to 63 of a-z 0-9 _ -; it is 'Order'",
-        "mode 'sagaa' is not known; did you mean 'saga'?",
+        "dedline_s: is not a known key; did you mean 'deadline_s'?",
+        "step 'reserve': partcipant: is not a known key; did you mean 'participant'?",
+        "step 'reserve': participant: is missing: add it",
+        "step 'charge': retry.first: is not a known key; did you mean 'first_s'?",
+        "step 'charge': retry.factor: must be a number of at least 1, not 0",
+        "step 'charge': compensation_retry: must be a table of keys, not 5",
+        "step 'charge': kind: 'pivott' is not known; did you mean 'pivot'?",
+        "step 'charge': timeout_s: must be a number of seconds, not '5'",
+        "steps[2]: must be a table of keys, not 'ship'",
+        "steps[3]: name: is missing: add it",
+        "step 'charge': after[0]: there is no step 'reserv'; did you mean 'reserve'?",
+        "name: must be a lower-case letter, then up to 63 of a-z 0-9 _ -; it is 'Order'",
+        "mode: 'sagaa' is not known; did you mean 'saga'?",
     ]
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        pytest.param([], "it must be a table of keys, not []", id="a list"),
-        pytest.param({"steps": []}, "the key 'name' is missing", id="no name"),
-        pytest.param({"name": "order"}, "the key 'steps' is missing", id="no steps"),
+        pytest.param([], "a definition must be a table of keys, not []", id="a list"),
+        pytest.param({"steps": []}, "name: is missing: add it", id="no name"),
+        pytest.param({"name": "order"}, "steps: is missing: add it", id="no steps"),
         pytest.param(
             {"name": "order", "steps": {"name": "a"}},
-            "steps must be a list of tables, not {'name': 'a'}",
+            "steps: must be a list of tables, not {'name': 'a'}",
             id="steps are a table",
         ),
         pytest.param(
             {"name": "order", "steps": [], 5: 6},
-            "unknown key 5; the keys are: deadline_s, mode, name, retention_s, steps",
+            "5: is not a known key; the keys are: deadline_s, mode, name, retention_s, steps",
             id="a key that is no text",
         ),
     ],
@@ -270,6 +272,42 @@ def test_everything_that_is_wrong_with_a_file_is_said_at_once() -> None:
 def test_what_is_no_definition_is_refused(content: Any, problem: str) -> None:
     """Whatever stands in a file, the answer is `InvalidDefinition` with what is wrong."""
     assert problems(lambda: amends.Definition.from_dict(content)) == [problem]
+
+
+def test_a_program_is_told_what_a_person_is() -> None:
+    """Each problem has its field as a path and as text, its step and its message apart."""
+    with pytest.raises(amends.InvalidDefinition) as caught:
+        amends.Definition.from_dict(
+            {
+                "name": "order",
+                "steps": [{"name": "a", "participant": "p", "action": "x", "retry": {"max_s": 0}}],
+            }
+        )
+    [problem] = caught.value.details
+    assert isinstance(problem, amends.DefinitionProblem)
+    assert problem.path == ("steps", 0, "retry", "max_s")
+    assert problem.field == "steps[0].retry.max_s"
+    assert problem.step == "a"
+    assert (problem.file, problem.line, problem.column) == ("", None, None)
+    assert caught.value.problems == (f"step 'a': retry.max_s: {problem.message}",)
+
+
+def test_an_action_that_cannot_be_sent_is_refused() -> None:
+    """Half of a surrogate pair, which JSON can hold and protobuf cannot."""
+    assert problems(lambda: amends.Definition("order").step("a", "p", "\ud800")) == [
+        "step 'a': action: holds half a character, which cannot be sent: '\\ud800'"
+    ]
+
+
+def test_a_list_of_problems_ends() -> None:
+    """A hundred are named, and how many more there are."""
+    said = problems(
+        lambda: amends.Definition.from_dict(
+            {"name": "order", "steps": [{}] * 128}  # three keys are missing in each
+        )
+    )
+    assert len(said) == 101
+    assert said[-1] == "and 284 more problems; mend these first"
 
 
 def test_a_definition_of_a_newer_runtime_is_not_read_wrongly() -> None:
@@ -285,8 +323,8 @@ def test_a_definition_of_a_newer_runtime_is_not_read_wrongly() -> None:
     )
     said = problems(lambda: amends.Definition.from_proto(newer))
     assert [line.partition(" is not known")[0] for line in said] == [
-        "step 'wait': work 'sleep'",
-        "step 'odd': kind 9",
-        "mode 7",
-        "two_phase",
+        "step 'wait': sleep:",
+        "step 'odd': kind: 9",
+        "mode: 7",
+        "two_phase:",
     ]

@@ -17,11 +17,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from amends import Call, ListenError, TlsFiles, Verb, serve
 from amends.server import is_loopback
+from tests.certificates import Authority
 from tests.participants.asking import CHANNEL_OPTIONS, Asker, asking, call_message, health_of
 from tests.participants.ledger import Ledger
 
-TLS = Path(__file__).parent / "tls"
-CERT, KEY = TLS / "cert.pem", TLS / "key.pem"
 SERVICE = "amends.v1.ParticipantService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -136,12 +135,14 @@ async def test_reflection_describes_the_service(ledger: Ledger) -> None:
     assert methods == ["Prepare", "Execute", "Compensate", "Exchange"]
 
 
-async def test_mutual_tls(ledger: Ledger) -> None:
+async def test_mutual_tls(ledger: Ledger, tmp_path: Path) -> None:
     """With the client's certificate calls are answered; without it, or in plain text, none is."""
-    tls = TlsFiles(CERT, KEY, client_ca=CERT)
-    cert, key = CERT.read_bytes(), KEY.read_bytes()
-    known = grpc.ssl_channel_credentials(cert, key, cert)
-    unknown = grpc.ssl_channel_credentials(cert)
+    authority = Authority(tmp_path)
+    tls = TlsFiles(*authority.issue("payments"), client_ca=authority.cert)
+    ca = authority.cert.read_bytes()
+    cert, key = (path.read_bytes() for path in authority.issue("client"))
+    known = grpc.ssl_channel_credentials(ca, key, cert)
+    unknown = grpc.ssl_channel_credentials(ca)
     async with serve(ledger.participant, tls=tls) as server:
         address = server.address
         for credentials, answered in [(known, True), (unknown, False)]:
@@ -214,9 +215,10 @@ async def test_a_unix_socket_is_an_address(ledger: Ledger, tmp_path: Path) -> No
 
 def test_a_missing_tls_file_is_named(ledger: Ledger, tmp_path: Path) -> None:
     """With the system's reason."""
+    cert = Authority(tmp_path).issue("payments").cert
     missing = tmp_path / "missing.pem"
     with pytest.raises(ListenError, match=r"missing\.pem cannot be read: No such file"):
-        serve(ledger.participant, tls=TlsFiles(CERT, missing))
+        serve(ledger.participant, tls=TlsFiles(cert, missing))
 
 
 async def test_tls_files_that_are_none_are_told(ledger: Ledger, tmp_path: Path) -> None:

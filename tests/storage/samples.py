@@ -111,7 +111,9 @@ class Played:
         shown = (saga.state, saga.past_no_return, saga.ended_at_ms)
         summary = summarise(saga, self.saga_no, version) if shown != self._shown else None
         self._shown = shown
-        transition = Transition(self.saga_no, version, decision.records, summary)
+        transition = Transition(
+            self.saga_no, version, decision.records, saga.state, saga.past_no_return, summary
+        )
         self.transitions.append(transition)
         return transition
 

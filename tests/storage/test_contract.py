@@ -16,12 +16,14 @@ from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import fold
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, VersionConflict
 from amends_runtime.ports import (
+    AuditEntry,
     LoadedSaga,
+    OperatorWords,
+    ParticipantAddress,
     RegisteredDefinition,
     SagaFilter,
     SagaSummary,
     Tombstone,
-    Transition,
 )
 from amends_runtime.storage import (
     MemoryDisk,
@@ -42,6 +44,8 @@ from tests.storage.samples import (
 from tests.storage.sqlite_file import execute
 
 AnyStore = SqliteStore | MemoryStore
+
+BY = OperatorWords("ada", "moved to the new rack", NOW_MS)
 
 
 class Place:
@@ -188,7 +192,7 @@ async def test_a_version_may_not_be_left_out(store: AnyStore) -> None:
     assert caught.value.saga_nos == (played.saga_no,)
     unborn = store.next_saga_no()
     with pytest.raises(VersionConflict):
-        await store.commit([Transition(unborn, 2, played.transitions[1].records)])
+        await store.commit([msgspec.structs.replace(played.transitions[1], saga_no=unborn)])
     assert (await loaded(store, played.saga_id)).version == 1
 
 
@@ -274,6 +278,8 @@ async def test_a_later_owner_ends_every_write_of_an_earlier_one(
     with pytest.raises(OwnershipLost):
         await store.put_definition(changed(1), NOW_MS)
     with pytest.raises(OwnershipLost):
+        await store.put_participant("mail", "127.0.0.1:7001", BY)
+    with pytest.raises(OwnershipLost):
         await store.reopen()
 
 
@@ -316,6 +322,12 @@ async def test_a_closed_store_refuses_everything(store: AnyStore) -> None:
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.commit([played.done()]),
         lambda: store.put_definition(changed(1), NOW_MS),
+        lambda: store.put_participant("mail", "127.0.0.1:7001", BY),
+        lambda: store.remove_participant("mail", BY),
+        store.participants,
+        lambda: store.audit(1),
+        lambda: store.turns_after(0, SagaFilter(), turns=1, looked_at=1, size=1),
+        lambda: store.wait_beyond(9),
         lambda: store.load(["a"]),
         lambda: store.open_sagas(0, 1),
         lambda: store.list_sagas(SagaFilter(), 1),
@@ -587,3 +599,38 @@ def latest(registered: list[RegisteredDefinition]) -> RegisteredDefinition:
     """What a new saga of ORDER's name gets."""
     of_name = [one for one in registered if one.definition.name == "order"]
     return max(of_name, key=lambda one: one.activated)
+
+
+# -- participants ----------------------------------------------------------------------------------
+
+
+async def test_participants_by_hand_are_kept_with_who_and_why(place: Place) -> None:
+    """Added, moved, taken back: the last word counts, also after a restart, and all are audited."""
+    async with place.open() as store:
+        assert await store.participants() == []
+        await store.put_participant("mail", "127.0.0.1:7001", BY)
+        await store.put_participant("bank", "unix:/run/bank.sock", BY)
+        moved = OperatorWords("bob", "it burns", NOW_MS + 1)
+        await store.put_participant("mail", "127.0.0.1:7002", moved)
+    expected = [
+        ParticipantAddress("bank", "unix:/run/bank.sock", by_operator=True),
+        ParticipantAddress("mail", "127.0.0.1:7002", by_operator=True),
+    ]
+    async with place.open() as store:
+        assert await store.participants() == expected
+        back = OperatorWords("ada", "it is mended", NOW_MS + 2)
+        assert await store.remove_participant("mail", back)
+        assert await store.participants() == expected[:1]
+        assert await store.audit(10) == [
+            AuditEntry("remove_participant", "mail", "was at 127.0.0.1:7002", back),
+            AuditEntry("put_participant", "mail", "at 127.0.0.1:7002", moved),
+            AuditEntry("put_participant", "bank", "at unix:/run/bank.sock", BY),
+            AuditEntry("put_participant", "mail", "at 127.0.0.1:7001", BY),
+        ]
+        assert len(await store.audit(2)) == 2
+
+
+async def test_removing_what_nobody_registered_is_no_act(store: AnyStore) -> None:
+    """It is told, and leaves no entry behind."""
+    assert not await store.remove_participant("mail", BY)
+    assert await store.audit(10) == []

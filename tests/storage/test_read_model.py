@@ -145,6 +145,16 @@ async def test_every_difference_is_found(field: str) -> None:
             assert (named[field].row, named[field].history) == (WRONG[field], getattr(row, field))
 
 
+async def test_what_is_kept_beside_a_turn_is_proved_too(store: AnyStore) -> None:
+    """A state or a point of no return that the saga did not have after the turn is named."""
+    begun = await all_sorts(store)
+    ends = msgspec.structs.replace(begun[3].done(), state=SagaState.COMPENSATED)
+    passed = msgspec.structs.replace(begun[4].cancel(), past_no_return=True)
+    await store.commit([ends, passed])
+    found = [d for d in await verify_read_model(store) if d.field == "turn"]
+    assert [difference.saga_no for difference in found] == [begun[3].saga_no, begun[4].saga_no]
+
+
 async def test_a_row_that_was_not_written_again_is_found() -> None:
     """A saga that has ended and still shows as running, as its row once rightly did."""
     disk = MemoryDisk()

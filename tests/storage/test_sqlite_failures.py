@@ -21,7 +21,7 @@ from amends_runtime.errors import (
     StoreUnusable,
     UnreadableSaga,
 )
-from amends_runtime.ports import LoadedSaga, SagaFilter
+from amends_runtime.ports import LoadedSaga, OperatorWords, SagaFilter
 from amends_runtime.storage import open_sqlite_store, sqlite, verify_read_model
 from amends_runtime.storage.connection import pragma
 from tests.storage.process import line, run, running
@@ -181,6 +181,21 @@ async def test_a_failed_registration_reopens_the_store_by_itself(path: Path) -> 
             await store.put_definition(refund, NOW_MS)
         registered, existed = await store.put_definition(refund, NOW_MS)
         assert (registered.version, existed) == (1, False)
+        await store.commit([played.done()])
+
+
+async def test_a_failed_change_of_a_participant_reopens_the_store_by_itself(path: Path) -> None:
+    """As a registration does; and nothing of the change is half done."""
+    words = OperatorWords("ada", "test", NOW_MS)
+    async with open_sqlite_store(path) as store:
+        [played] = await start(store)
+        assert store._writer is not None
+        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
+        with pytest.raises(CommitUnknown):
+            await store.put_participant("mail", "127.0.0.1:7001", words)
+        assert await store.participants() == []
+        await store.put_participant("mail", "127.0.0.1:7001", words)
+        assert [one.name for one in await store.participants()] == ["mail"]
         await store.commit([played.done()])
 
 

@@ -89,7 +89,7 @@ async def two_names(path: Path) -> None:
 
 
 REFUSED: dict[Callable[[Path], Awaitable[None]], str] = {
-    newer_schema: r"has schema version 8, and this program knows versions up to 1: run the newer",
+    newer_schema: r"has schema version \d+, and this program knows versions up to \d+:",
     another_application: r"is another application's database: give the path of a new file",
     another_application_without_tables: r"is another application's database",
     no_database: r"is not a SQLite database: give another path",

@@ -5,6 +5,8 @@ import structlog.testing
 from amends_runtime.core.records import (
     AttemptFailed,
     Failure,
+    OperatorActed,
+    OperatorAction,
     Record,
     SagaTurnedBack,
     StepStuck,
@@ -34,10 +36,7 @@ def test_a_stuck_compensation_is_an_error_that_says_what_can_be_done() -> None:
         "COMPENSATE",
         "ledger_lost",
     )
-    assert entry["hint"] == (
-        "amends get s-1 shows why; an operator verb to retry or abandon it comes with a later "
-        "version; nothing is lost"
-    )
+    assert entry["hint"] == "amends get s-1 shows why; amends retry s-1 tries again"
 
 
 def test_a_stuck_step_on_the_way_forward_names_cancel() -> None:
@@ -60,6 +59,17 @@ def test_a_turn_back_names_its_step_and_reason() -> None:
     )
     assert (by_hand["cause"], by_hand["step"]) == ("CANCELLED", None)
     assert "words" not in f"{by_step}{by_hand}"
+
+
+def test_what_an_operator_did_is_written_with_who() -> None:
+    """Why is in the history, for it is in people's words."""
+    retried, abandoned = logged(
+        OperatorActed(1, OperatorAction.RETRY, 1, "ada", "secret words", 2),
+        OperatorActed(1, OperatorAction.ABANDON, None, "ada", "secret words"),
+    )
+    assert (retried["action"], retried["step"], retried["author"]) == ("RETRY", "charge", "ada")
+    assert (abandoned["action"], abandoned["step"]) == ("ABANDON", None)
+    assert "words" not in f"{retried}{abandoned}"
 
 
 def test_a_failed_attempt_names_its_step() -> None:

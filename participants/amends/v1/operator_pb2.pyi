@@ -56,7 +56,7 @@ class _ParticipantSource:
 class _ParticipantSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParticipantSource.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PARTICIPANT_SOURCE_UNSPECIFIED: _ParticipantSource.ValueType  # 0
-    """Never sent."""
+    """It is not registered (any more), and calls wait for it."""
     PARTICIPANT_SOURCE_CONFIGURATION: _ParticipantSource.ValueType  # 1
     """The configuration."""
     PARTICIPANT_SOURCE_OPERATOR: _ParticipantSource.ValueType  # 2
@@ -66,7 +66,7 @@ class ParticipantSource(_ParticipantSource, metaclass=_ParticipantSourceEnumType
     """Where a participant's registration comes from."""
 
 PARTICIPANT_SOURCE_UNSPECIFIED: ParticipantSource.ValueType  # 0
-"""Never sent."""
+"""It is not registered (any more), and calls wait for it."""
 PARTICIPANT_SOURCE_CONFIGURATION: ParticipantSource.ValueType  # 1
 """The configuration."""
 PARTICIPANT_SOURCE_OPERATOR: ParticipantSource.ValueType  # 2
@@ -390,10 +390,11 @@ class Participant(_message.Message):
     CONCURRENCY_LIMIT_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CONFIGURED_ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its registered name."""
     address: _builtins.str
-    """host:port, or unix:path."""
+    """host:port, or unix:path; empty if it is not registered."""
     source: Global___ParticipantSource.ValueType
     """Where the registration comes from."""
     calls_in_flight: _builtins.int
@@ -406,6 +407,8 @@ class Participant(_message.Message):
     """How it is called: "unary" or "exchange"."""
     last_error: _builtins.str
     """The last error status seen; empty if none."""
+    configured_address: _builtins.str
+    """Where the configuration has it; empty if the configuration does not name it."""
     @_builtins.property
     def breaker(self) -> Global___Breaker:
         """Its breaker."""
@@ -422,10 +425,11 @@ class Participant(_message.Message):
         concurrency_limit: _builtins.int = ...,
         transport: _builtins.str = ...,
         last_error: _builtins.str = ...,
+        configured_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "calls_in_flight", b"calls_in_flight", "calls_waiting", b"calls_waiting", "concurrency_limit", b"concurrency_limit", "last_error", b"last_error", "name", b"name", "source", b"source", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "calls_in_flight", b"calls_in_flight", "calls_waiting", b"calls_waiting", "concurrency_limit", b"concurrency_limit", "configured_address", b"configured_address", "last_error", b"last_error", "name", b"name", "source", b"source", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,7 +686,7 @@ class RetrySagaRequest(_message.Message):
     saga_id: _builtins.str
     """Its id."""
     step: _builtins.str
-    """The stuck step. Empty: all that are stuck."""
+    """The stuck step. Empty: all that are stuck. FAILED_PRECONDITION (NOTHING_STUCK) if it is not stuck."""
     @_builtins.property
     def audit(self) -> Global___Audit:
         """Who and why."""
@@ -952,8 +956,11 @@ class AbandonSagaRequest(_message.Message):
 
     SAGA_ID_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """Its id."""
+    force: _builtins.bool
+    """Also if the saga is not stuck: calls on the wire may still take effect, and nobody will know."""
     @_builtins.property
     def audit(self) -> Global___Audit:
         """Who and why."""
@@ -963,10 +970,11 @@ class AbandonSagaRequest(_message.Message):
         *,
         saga_id: _builtins.str = ...,
         audit: Global___Audit | None = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "saga_id", b"saga_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "force", b"force", "saga_id", b"saga_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -167,14 +167,16 @@ class OperatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PutParticipant(self, request, context):
-        """Adds a participant or points it elsewhere; survives a restart.
+        """Adds a participant or points it elsewhere; survives a restart. Calls on the wire get their answer
+        from where they went; all others, those that wait too, go to the new address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveParticipant(self, request, context):
-        """Removes a participant that an operator added, or resets one to its configuration.
+        """Removes a participant that an operator added, or resets one to its configuration. Calls to one
+        that is removed wait until it is there again. NOT_FOUND if an operator registered none so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,7 +232,7 @@ class OperatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AbandonSaga(self, request, context):
-        """Ends a saga as it is and lists what remains.
+        """Ends a stuck saga as it is and lists what remains. Also one that is not stuck, with `force`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

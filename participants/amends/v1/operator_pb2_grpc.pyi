@@ -44,9 +44,13 @@ class OperatorServiceStub:
     ListParticipants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListParticipantsRequest, _operator_pb2.ListParticipantsResponse]
     """All participants, each with its lane and breaker."""
     PutParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PutParticipantRequest, _operator_pb2.PutParticipantResponse]
-    """Adds a participant or points it elsewhere; survives a restart."""
+    """Adds a participant or points it elsewhere; survives a restart. Calls on the wire get their answer
+    from where they went; all others, those that wait too, go to the new address.
+    """
     RemoveParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RemoveParticipantRequest, _operator_pb2.RemoveParticipantResponse]
-    """Removes a participant that an operator added, or resets one to its configuration."""
+    """Removes a participant that an operator added, or resets one to its configuration. Calls to one
+    that is removed wait until it is there again. NOT_FOUND if an operator registered none so.
+    """
     ListBreakers: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListBreakersRequest, _operator_pb2.ListBreakersResponse]
     """All breakers."""
     SetBreaker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetBreakerRequest, _operator_pb2.SetBreakerResponse]
@@ -62,7 +66,7 @@ class OperatorServiceStub:
     ResumeSaga: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ResumeSagaRequest, _operator_pb2.ResumeSagaResponse]
     """Lets a paused saga go on."""
     AbandonSaga: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AbandonSagaRequest, _operator_pb2.AbandonSagaResponse]
-    """Ends a saga as it is and lists what remains."""
+    """Ends a stuck saga as it is and lists what remains. Also one that is not stuck, with `force`."""
     ResolveStep: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ResolveStepRequest, _operator_pb2.ResolveStepResponse]
     """Says what became of a step, as somebody found out by other means."""
     RunBulk: _grpc.UnaryStreamMultiCallable[_operator_pb2.RunBulkRequest, _operator_pb2.RunBulkResponse]
@@ -86,9 +90,13 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListParticipants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListParticipantsRequest, _operator_pb2.ListParticipantsResponse]  # type: ignore[assignment]
     """All participants, each with its lane and breaker."""
     PutParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.PutParticipantRequest, _operator_pb2.PutParticipantResponse]  # type: ignore[assignment]
-    """Adds a participant or points it elsewhere; survives a restart."""
+    """Adds a participant or points it elsewhere; survives a restart. Calls on the wire get their answer
+    from where they went; all others, those that wait too, go to the new address.
+    """
     RemoveParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.RemoveParticipantRequest, _operator_pb2.RemoveParticipantResponse]  # type: ignore[assignment]
-    """Removes a participant that an operator added, or resets one to its configuration."""
+    """Removes a participant that an operator added, or resets one to its configuration. Calls to one
+    that is removed wait until it is there again. NOT_FOUND if an operator registered none so.
+    """
     ListBreakers: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListBreakersRequest, _operator_pb2.ListBreakersResponse]  # type: ignore[assignment]
     """All breakers."""
     SetBreaker: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetBreakerRequest, _operator_pb2.SetBreakerResponse]  # type: ignore[assignment]
@@ -104,7 +112,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ResumeSaga: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResumeSagaRequest, _operator_pb2.ResumeSagaResponse]  # type: ignore[assignment]
     """Lets a paused saga go on."""
     AbandonSaga: _aio.UnaryUnaryMultiCallable[_operator_pb2.AbandonSagaRequest, _operator_pb2.AbandonSagaResponse]  # type: ignore[assignment]
-    """Ends a saga as it is and lists what remains."""
+    """Ends a stuck saga as it is and lists what remains. Also one that is not stuck, with `force`."""
     ResolveStep: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResolveStepRequest, _operator_pb2.ResolveStepResponse]  # type: ignore[assignment]
     """Says what became of a step, as somebody found out by other means."""
     RunBulk: _aio.UnaryStreamMultiCallable[_operator_pb2.RunBulkRequest, _operator_pb2.RunBulkResponse]  # type: ignore[assignment]
@@ -161,7 +169,9 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.PutParticipantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.PutParticipantResponse, _abc.Awaitable[_operator_pb2.PutParticipantResponse]]:
-        """Adds a participant or points it elsewhere; survives a restart."""
+        """Adds a participant or points it elsewhere; survives a restart. Calls on the wire get their answer
+        from where they went; all others, those that wait too, go to the new address.
+        """
 
     @_abc_1.abstractmethod
     def RemoveParticipant(
@@ -169,7 +179,9 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.RemoveParticipantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RemoveParticipantResponse, _abc.Awaitable[_operator_pb2.RemoveParticipantResponse]]:
-        """Removes a participant that an operator added, or resets one to its configuration."""
+        """Removes a participant that an operator added, or resets one to its configuration. Calls to one
+        that is removed wait until it is there again. NOT_FOUND if an operator registered none so.
+        """
 
     @_abc_1.abstractmethod
     def ListBreakers(
@@ -233,7 +245,7 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.AbandonSagaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.AbandonSagaResponse, _abc.Awaitable[_operator_pb2.AbandonSagaResponse]]:
-        """Ends a saga as it is and lists what remains."""
+        """Ends a stuck saga as it is and lists what remains. Also one that is not stuck, with `force`."""
 
     @_abc_1.abstractmethod
     def ResolveStep(

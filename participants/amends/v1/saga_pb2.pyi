@@ -557,10 +557,16 @@ class WatchSagasRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """From a response before: go on after it. Empty: from now."""
+    """From a response before: go on after it, with the same filter or another one. Empty: from now.
+    One of another store is INVALID_ARGUMENT. One from before a restore of the store, or of a turn
+    that the store has not (any more), is FAILED_PRECONDITION: begin anew, after a look at the lists.
+    """
     @_builtins.property
     def filter(self) -> Global___SagaFilter:
-        """Which sagas."""
+        """Which sagas. `states` are about the saga after the turn: a saga that was stuck for a moment is
+        found by STUCK, however late the watcher reads. Turns of before this was kept are judged, and
+        told, by the saga's present state.
+        """
 
     def __init__(
         self,
@@ -578,7 +584,9 @@ Global___WatchSagasRequest: _TypeAlias = WatchSagasRequest  # noqa: Y015
 
 @_typing.final
 class WatchSagasResponse(_message.Message):
-    """Records of one saga's turn, or a notice."""
+    """Records of one saga's turn, or a notice without records. The first response is a notice, at once:
+    everything that is committed after it is told.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -586,17 +594,26 @@ class WatchSagasResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     LAGGED_FIELD_NUMBER: _builtins.int
+    PURGED_TURNS_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Go on from here."""
+    """Go on from here. Also notices carry it, so that a watcher of rare things need not have all else
+    looked through again.
+    """
     lagged: _builtins.bool
-    """The watcher was too slow and missed records; it may read them by GetHistory."""
+    """The watcher is far behind what is committed, by more turns than a busy second has. Nothing is
+    missed by that: what it has not read waits in the history.
+    """
+    purged_turns: _builtins.int
+    """So many turns, of sagas that ended and were purged, are gone from between the response before
+    and this one; whether they matched cannot be told any more. 0: nothing was missed.
+    """
     @_builtins.property
     def saga(self) -> _types_pb2.Saga:
-        """The saga, without steps and payloads."""
+        """The saga as it was after the turn, without steps and payloads. Not set in a notice."""
 
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
-        """The records of the turn."""
+        """The records of the turn, all of them; none in a notice, and none where the turn's row is damaged."""
 
     def __init__(
         self,
@@ -605,10 +622,11 @@ class WatchSagasResponse(_message.Message):
         records: _abc.Iterable[_types_pb2.Record] | None = ...,
         resume_token: _builtins.str = ...,
         lagged: _builtins.bool = ...,
+        purged_turns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["saga", b"saga"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lagged", b"lagged", "records", b"records", "resume_token", b"resume_token", "saga", b"saga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lagged", b"lagged", "purged_turns", b"purged_turns", "records", b"records", "resume_token", b"resume_token", "saga", b"saga"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -139,7 +139,7 @@ class SagaServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchSagas(self, request, context):
-        """Records of matching sagas as they are committed.
+        """Records of matching sagas as they are committed, in that order, none missed and none repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

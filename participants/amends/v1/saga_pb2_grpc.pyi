@@ -50,7 +50,7 @@ class SagaServiceStub:
     AwaitSagas: _grpc.StreamStreamMultiCallable[_saga_pb2.AwaitSagasRequest, _saga_pb2.AwaitSagasResponse]
     """Ids in, ends out: one stream for all of a client's waits."""
     WatchSagas: _grpc.UnaryStreamMultiCallable[_saga_pb2.WatchSagasRequest, _saga_pb2.WatchSagasResponse]
-    """Records of matching sagas as they are committed."""
+    """Records of matching sagas as they are committed, in that order, none missed and none repeated."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_saga_pb2.GetHistoryRequest, _saga_pb2.GetHistoryResponse]
     """A saga's records, oldest first, by page."""
     SignalSaga: _grpc.UnaryUnaryMultiCallable[_saga_pb2.SignalSagaRequest, _saga_pb2.SignalSagaResponse]
@@ -78,7 +78,7 @@ class SagaServiceAsyncStub(SagaServiceStub):
     AwaitSagas: _aio.StreamStreamMultiCallable[_saga_pb2.AwaitSagasRequest, _saga_pb2.AwaitSagasResponse]  # type: ignore[assignment]
     """Ids in, ends out: one stream for all of a client's waits."""
     WatchSagas: _aio.UnaryStreamMultiCallable[_saga_pb2.WatchSagasRequest, _saga_pb2.WatchSagasResponse]  # type: ignore[assignment]
-    """Records of matching sagas as they are committed."""
+    """Records of matching sagas as they are committed, in that order, none missed and none repeated."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_saga_pb2.GetHistoryRequest, _saga_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """A saga's records, oldest first, by page."""
     SignalSaga: _aio.UnaryUnaryMultiCallable[_saga_pb2.SignalSagaRequest, _saga_pb2.SignalSagaResponse]  # type: ignore[assignment]
@@ -145,7 +145,7 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _saga_pb2.WatchSagasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_saga_pb2.WatchSagasResponse], _abc.AsyncIterator[_saga_pb2.WatchSagasResponse]]:
-        """Records of matching sagas as they are committed."""
+        """Records of matching sagas as they are committed, in that order, none missed and none repeated."""
 
     @_abc_1.abstractmethod
     def GetHistory(

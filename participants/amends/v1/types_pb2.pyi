@@ -1749,6 +1749,7 @@ class OperatorActed(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """The verb: retry, skip, force_compensation, pause, resume, abandon, resolve."""
     step: _builtins.str
@@ -1757,6 +1758,8 @@ class OperatorActed(_message.Message):
     """Who."""
     reason: _builtins.str
     """Why."""
+    round: _builtins.int
+    """The round in which the step is tried again, for retry; 0 if nothing is."""
     @_builtins.property
     def result(self) -> Global___Payload:
         """The substitute result, for skip and resolve."""
@@ -1769,10 +1772,11 @@ class OperatorActed(_message.Message):
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
         result: Global___Payload | None = ...,
+        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "reason", b"reason", "result", b"result", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "reason", b"reason", "result", b"result", "round", b"round", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,7 +102,10 @@ class SagaActor:
         summary = None
         if _shown(decision.saga) != self.shown:
             summary = summarise(decision.saga, self.saga_no, version)
-        transition = Transition(self.saga_no, version, decision.records, summary)
+        saga = decision.saga
+        transition = Transition(
+            self.saga_no, version, decision.records, saga.state, saga.past_no_return, summary
+        )
         return Turn(self, envelope, decision, transition)
 
     def committed(self, turn: Turn) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import difflib
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 import msgspec
@@ -281,6 +282,39 @@ class Supervisor:
                 return view
             await self._ask(saga_id, Wake())  # brings it in, where it can be waited for
 
+    # -- waiting for many, without a task for each -------------------------------------------
+
+    def waiter_for(self, saga_id: str) -> asyncio.Future[SagaView | None] | None:
+        """A future of a live saga's end; None for one that is not live: `bring_in` it first.
+
+        Whoever no longer waits gives it back to `forget_waiter`.
+        """
+        actor = self._actors.get(saga_id)
+        if actor is None:
+            return None
+        if actor.saga is None or not actor.saga.ended:
+            return actor.add_waiter(ended)
+        waiter: asyncio.Future[SagaView | None] = asyncio.get_running_loop().create_future()
+        waiter.set_result(actor.view())
+        return waiter
+
+    def forget_waiter(self, saga_id: str, waiter: asyncio.Future[Any]) -> None:
+        """Takes back a future of `waiter_for` or `bring_in`, which is cancelled."""
+        waiter.cancel()
+        actor, arrival = self._actors.get(saga_id), self._arrivals.get(saga_id)
+        if actor is not None:
+            actor.remove_waiter(waiter)
+        if arrival is not None and arrival.predecessor is not None:
+            arrival.predecessor.remove_waiter(waiter)
+
+    def bring_in(self, saga_id: str) -> asyncio.Future[Told]:
+        """A future of how a saga stands when it has been read; one that has not ended is live then.
+
+        Many at once are read together. Raises what `wait` raises, at once or through the future.
+        """
+        self._check_accepting()
+        return self._post(saga_id, Wake())
+
     def counts(self) -> Counts:
         """What is in memory, counted one by one."""
         return Counts(
@@ -400,6 +434,15 @@ class Supervisor:
         message: StartSaga | CancelSaga | RetrySaga | AbandonSaga | Wake,
         plan: Plan | None = None,
     ) -> Told:
+        return await self._post(saga_id, message, plan)
+
+    def _post(
+        self,
+        saga_id: str,
+        message: StartSaga | CancelSaga | RetrySaga | AbandonSaga | Wake,
+        plan: Plan | None = None,
+    ) -> asyncio.Future[Told]:
+        """Gives a message to a saga wherever it is; the future is told what came of it."""
         sender: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         envelope = Envelope(message, sender, plan)
         actor = self._actors.get(saga_id)
@@ -415,7 +458,7 @@ class Supervisor:
             raise _unreadable(saga_id, self._unreadable[saga_id])
         else:
             self._arrival(saga_id).envelopes.append(envelope)
-        return await sender
+        return sender
 
     def _revive(self, saga_id: str) -> bool:
         """A quarantined saga is forgotten and arrives anew; whether there was one."""
@@ -721,8 +764,8 @@ def _cannot_run(plan: Plan, missing: list[str]) -> WrongState:
     return WrongState(
         "PARTICIPANT_NOT_REGISTERED",
         f"definition {name!r} calls participants that this runtime does not know:"
-        f" {', '.join(missing)}; nothing was started: add them to its configuration"
-        " ([participants.NAME] address) and restart it",
+        f" {', '.join(missing)}; nothing was started: add them, with"
+        f" `amends participants add {missing[0]}=ADDRESS` or in its configuration",
         {"definition": name, "participants": ", ".join(missing)},
     )
 

@@ -5,26 +5,29 @@ How to think about it:
 1. An id is in one place: in `_waits` while its saga runs, in `_found` from its end until it is
    handed to gRPC. Both together are bounded. So a client that does not read holds up itself: with
    too much found, nothing more of what it says is read, and gRPC's flow control tells it to wait.
+   The same holds while too many sagas are being read from the store for it.
 2. Of what is found only so many bytes are kept. Beyond them the id alone is, and the end is read
    again when its turn comes.
-3. Each id is waited for by a task of the stream's own group; a stream that ends, however it ends,
-   takes them with it.
+3. Each id is waited for by a future with a callback, not by a task: of the saga's end if it is
+   live, else of its coming in. A stream that ends, however it ends, gives them all back.
 4. An id that is removed is forgotten wherever it is; what is in the message under way is told.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import functools
+from typing import Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
 import grpc.aio
 import structlog
-from anyio.abc import TaskGroup
 
 from amends.v1 import saga_pb2
 from amends_runtime import wire
 from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.api.door import Context, error_for
 from amends_runtime.api.paging import PAGE_BYTES
 from amends_runtime.api.validation import Checks
@@ -35,15 +38,19 @@ __all__ = ["MAX_AWAITED", "AwaitedSagas"]
 _log = structlog.get_logger(__name__)
 
 MAX_AWAITED: Final = 10_000
-"""Ids of one stream: each costs a task, some 5 KB. A client with more opens another stream."""
+"""Ids of one stream: each costs less than 1 KB. A client with more opens another stream."""
 MAX_FOUND: Final = 256
 """Ends that wait to be sent; with more, no further id is taken in."""
 MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
 """Of the ends that wait to be sent: `MAX_AWAITED` of them if they have some 800 bytes each."""
+MAX_ARRIVING: Final = 256
+"""Sagas that are read from the store for one stream at a time: more of them would take the place of
+starts, which are admitted while there is little to be done."""
 TURN: Final = 256
 """Ids of one request that are looked at in one go: a large request must not stop all else."""
-POLL_S: Final = 3600.0
-"""How long one wait lasts before it is asked again; any long time will do."""
+
+
+_Waiter: TypeAlias = asyncio.Future[SagaView | None] | asyncio.Future[Told]
 
 
 class AwaitedSagas:
@@ -52,7 +59,8 @@ class AwaitedSagas:
     def __init__(self, supervisor: Supervisor, context: Context) -> None:
         self._supervisor = supervisor
         self._context = context
-        self._waits: dict[str, anyio.CancelScope] = {}
+        self._waits: dict[str, _Waiter] = {}
+        self._arriving: set[str] = set()  # those of `_waits` that are read from the store
         self._found: dict[str, saga_pb2.SagaEnd | None] = {}  # in order; None: read it again
         self._kept_bytes = 0
         self._is_all_said = False
@@ -61,18 +69,22 @@ class AwaitedSagas:
 
     async def run(self) -> None:
         """Until the client has said its last and has got its last end, or has left."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read, tasks)
-            try:
-                await self._write()
-            except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
-                # What gRPC raises when the client leaves during a write.
-                _log.debug("client_left", method="AwaitSagas", error=str(error))
-                tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read)
+                try:
+                    await self._write()
+                except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+                    # What gRPC raises when the client leaves during a write.
+                    _log.debug("client_left", method="AwaitSagas", error=str(error))
+                    tasks.cancel_scope.cancel()
+        finally:
+            while self._waits:
+                self._forget(next(iter(self._waits)))
 
     # -- what comes in -------------------------------------------------------------------------
 
-    async def _read(self, tasks: TaskGroup) -> None:
+    async def _read(self) -> None:
         # Not by gRPC's iterator: it and our frame, when they are left between two requests, would
         # keep the last one until the collector comes by.
         while (request := await self._context.read()) is not grpc.aio.EOF:
@@ -83,7 +95,7 @@ class AwaitedSagas:
                         await anyio.lowlevel.checkpoint()
                 for number, saga_id in enumerate(request.add, 1):
                     await self._wait_for_room()
-                    self._add(saga_id, tasks)
+                    self._add(saga_id)
                     if number % TURN == 0:
                         await anyio.lowlevel.checkpoint()
             finally:
@@ -93,11 +105,15 @@ class AwaitedSagas:
         self._for_writer.set()
 
     async def _wait_for_room(self) -> None:
-        while len(self._found) >= MAX_FOUND or self._kept_bytes >= MAX_KEPT_BYTES:
+        while (
+            len(self._found) >= MAX_FOUND
+            or self._kept_bytes >= MAX_KEPT_BYTES
+            or len(self._arriving) >= MAX_ARRIVING
+        ):
             self._for_reader = anyio.Event()
             await self._for_reader.wait()
 
-    def _add(self, saga_id: str, tasks: TaskGroup) -> None:
+    def _add(self, saga_id: str) -> None:
         if saga_id in self._waits or saga_id in self._found:
             return
         try:
@@ -105,8 +121,7 @@ class AwaitedSagas:
         except Refusal as refusal:
             self._keep(saga_id, _refused(saga_id, refusal))
             return
-        self._waits[saga_id] = scope = anyio.CancelScope()
-        tasks.start_soon(self._wait, saga_id, scope)
+        self._wait(saga_id)
 
     def _check(self, saga_id: str) -> None:
         checks = Checks()
@@ -122,31 +137,48 @@ class AwaitedSagas:
             )
 
     def _forget(self, saga_id: str) -> None:
-        scope = self._waits.pop(saga_id, None)
-        if scope is not None:
-            scope.cancel()
+        waiter = self._waits.get(saga_id)
+        if waiter is not None:
+            self._no_longer_waits(saga_id)
+            self._supervisor.forget_waiter(saga_id, waiter)
         if saga_id in self._found:
             self._take(saga_id)
 
     # -- waiting -------------------------------------------------------------------------------
 
-    async def _wait(self, saga_id: str, scope: anyio.CancelScope) -> None:
-        with scope:
-            end = await self._end_of(saga_id)
-            if self._waits.get(saga_id) is scope:
-                del self._waits[saga_id]
-                self._keep(saga_id, end)
+    def _wait(self, saga_id: str) -> None:
+        try:
+            waiter: _Waiter | None = self._supervisor.waiter_for(saga_id)
+            if waiter is None:
+                waiter = self._supervisor.bring_in(saga_id)
+                self._arriving.add(saga_id)
+        except Exception as error:  # noqa: BLE001  # one saga's error must not end the others' stream
+            self._keep(saga_id, _refused(saga_id, error))
+            return
+        self._waits[saga_id] = waiter
+        waiter.add_done_callback(functools.partial(self._heard, saga_id))
+
+    def _heard(self, saga_id: str, waiter: _Waiter) -> None:
+        """There is news of a saga: its end, how it came in, or why it cannot be waited for."""
+        if self._waits.get(saga_id) is not waiter:
+            return  # forgotten meanwhile
+        self._no_longer_waits(saga_id)
+        try:
+            news = waiter.result()
+            view = news.view if isinstance(news, Told) else news
+            if view is None or not view.saga.ended:
+                self._wait(saga_id)
+            else:
+                self._keep(saga_id, _ended(view))
+        except Exception as error:  # noqa: BLE001  # as above
+            self._keep(saga_id, _refused(saga_id, error))
+
+    def _no_longer_waits(self, saga_id: str) -> None:
+        del self._waits[saga_id]
+        self._arriving.discard(saga_id)
+        self._for_reader.set()
         # Also after a removal: the writer may wait for nothing but the last wait to go.
         self._for_writer.set()
-
-    async def _end_of(self, saga_id: str) -> saga_pb2.SagaEnd:
-        try:
-            view = await self._supervisor.wait(saga_id, POLL_S)
-            while not view.saga.ended:
-                view = await self._supervisor.wait(saga_id, POLL_S)
-        except Exception as error:  # noqa: BLE001  # one saga's error must not end the others' stream
-            return _refused(saga_id, error)
-        return saga_pb2.SagaEnd(saga_id=saga_id, saga=wire.saga_to_proto(view))
 
     # -- what was found ------------------------------------------------------------------------
 
@@ -191,7 +223,7 @@ class AwaitedSagas:
             if end is None:
                 if ends:
                     break  # what is at hand goes first
-                end = await self._end_of(saga_id)
+                end = await self._read_again(saga_id)
                 if saga_id not in self._found:
                     continue  # removed meanwhile
             room -= end.ByteSize() + 8  # its tag and length
@@ -200,6 +232,16 @@ class AwaitedSagas:
             self._take(saga_id)
             ends.append(end)
         return ends
+
+    async def _read_again(self, saga_id: str) -> saga_pb2.SagaEnd:
+        try:
+            return _ended(await self._supervisor.view(saga_id))
+        except Exception as error:  # noqa: BLE001  # as above
+            return _refused(saga_id, error)
+
+
+def _ended(view: SagaView) -> saga_pb2.SagaEnd:
+    return saga_pb2.SagaEnd(saga_id=view.saga.saga_id, saga=wire.saga_to_proto(view))
 
 
 def _refused(saga_id: str, error: Exception) -> saga_pb2.SagaEnd:

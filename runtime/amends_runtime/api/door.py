@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
@@ -118,9 +118,9 @@ def answering(
 
 
 def streaming(
-    handler: Callable[[Servicer, AsyncIterable[Request], Context], Awaitable[None]],
+    handler: Callable[[Servicer, Request, Context], Awaitable[None]],
 ) -> Any:
-    """`answering` for a method that reads a stream and writes by `context.write`.
+    """`answering` for a method that writes by `context.write`, whatever it reads.
 
     Of type Any, for the generated types know only handlers that are generators.
     """

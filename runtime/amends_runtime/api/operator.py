@@ -1,6 +1,6 @@
-"""OperatorService: what the runtime is made of: definitions, participants, breakers, itself.
+"""OperatorService: definitions, participants, breakers, the runtime itself, and sagas by hand.
 
-The verbs that change a saga by hand come in a later version; their methods say what to use now.
+Some of the verbs that change a saga come in a later version; their methods say what to use now.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from amends.v1 import operator_pb2, operator_pb2_grpc, types_pb2
 from amends_runtime import wire
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.api.by_hand import not_abandoned, not_retried
 from amends_runtime.api.differences import differences
 from amends_runtime.api.door import Context, Door, answering, not_available
+from amends_runtime.api.status import ShuttingDown
 from amends_runtime.api.validation import Checks
 from amends_runtime.core.definition import content_hash, violations
-from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.core.saga import Answer, remaining_steps
+from amends_runtime.dispatch.lanes import Lanes, LaneStatus
+from amends_runtime.dispatch.participants import Participants
 from amends_runtime.errors import FieldViolation, NotFound, WrongState
 from amends_runtime.ports import Insights, RegisteredDefinition, StoreIdentity
 
 __all__ = ["OperatorService", "RuntimeFacts"]
 
 
-_REGISTER: Final = (
-    "participants cannot be changed at run time in this version: change [participants] in the"
-    " configuration and restart; nothing is lost by a restart"
-)
 _BY_HAND: Final = (
-    "operator verbs are not available in this version: a stuck saga keeps its state and says why,"
-    " and cancelling turns back one that still can be; nothing is lost"
+    "this verb is not available in this version: a stuck saga can be retried and abandoned, and"
+    " cancelling turns back one that still can be"
 )
 MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
 """What clients take by default."""
@@ -53,6 +53,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         supervisor: Supervisor,
         definitions: Definitions,
         lanes: Lanes,
+        participants: Participants,
         insights: Insights,
         facts: RuntimeFacts,
         door: Door,
@@ -61,6 +62,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._supervisor = supervisor
         self._definitions = definitions
         self._lanes = lanes
+        self._participants = participants
         self._insights = insights
         self._facts = facts
 
@@ -144,8 +146,40 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.ListParticipantsRequest, context: Context
     ) -> operator_pb2.ListParticipantsResponse:
         return operator_pb2.ListParticipantsResponse(
-            participants=map(wire.participant_to_proto, self._lanes.status())
+            participants=map(self._shown_participant, self._lanes.status())
         )
+
+    @answering
+    async def PutParticipant(
+        self, request: operator_pb2.PutParticipantRequest, context: Context
+    ) -> operator_pb2.PutParticipantResponse:
+        checks = Checks()
+        name = checks.participant_name("name", request.name)
+        address = checks.address("address", request.address)
+        author, reason = checks.audit("audit", request.audit)
+        checks.passed()
+        if self.door.closing:
+            raise ShuttingDown
+        await self._participants.put(name, address, author, reason)
+        return operator_pb2.PutParticipantResponse(
+            participant=self._shown_participant(self._lanes.of(name).status())
+        )
+
+    @answering
+    async def RemoveParticipant(
+        self, request: operator_pb2.RemoveParticipantRequest, context: Context
+    ) -> operator_pb2.RemoveParticipantResponse:
+        checks = Checks()
+        name = checks.participant_name("name", request.name)
+        author, reason = checks.audit("audit", request.audit)
+        checks.passed()
+        if self.door.closing:
+            raise ShuttingDown
+        await self._participants.remove(name, author, reason)
+        return operator_pb2.RemoveParticipantResponse()
+
+    def _shown_participant(self, lane: LaneStatus) -> operator_pb2.Participant:
+        return wire.participant_to_proto(lane, self._participants.configured_address(lane.name))
 
     @answering
     async def ListBreakers(
@@ -155,6 +189,42 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             breakers=[
                 wire.breaker_to_proto(lane.name, lane.breaker) for lane in self._lanes.status()
             ]
+        )
+
+    # -- sagas by hand -------------------------------------------------------------------------
+
+    @answering
+    async def RetrySaga(
+        self, request: operator_pb2.RetrySagaRequest, context: Context
+    ) -> operator_pb2.RetrySagaResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        step = checks.step_name("step", request.step)
+        author, reason = checks.audit("audit", request.audit)
+        checks.passed()
+        view, answer = await self._supervisor.retry_saga(saga_id, step, author, reason)
+        if answer is not Answer.RETRIED:
+            raise not_retried(view, answer, step)
+        return operator_pb2.RetrySagaResponse(saga=wire.saga_to_proto(view))
+
+    @answering
+    async def AbandonSaga(
+        self, request: operator_pb2.AbandonSagaRequest, context: Context
+    ) -> operator_pb2.AbandonSagaResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        author, reason = checks.audit("audit", request.audit)
+        checks.passed()
+        view, answer = await self._supervisor.abandon_saga(
+            saga_id, author, reason, force=request.force
+        )
+        if answer not in (Answer.ABANDONED, Answer.ALREADY_ABANDONED):
+            raise not_abandoned(view, answer)
+        return operator_pb2.AbandonSagaResponse(
+            saga=wire.saga_to_proto(view),
+            remaining_steps=[
+                view.plan.steps[number].name for number in remaining_steps(view.plan, view.saga)
+            ],
         )
 
     # -- the runtime ---------------------------------------------------------------------------
@@ -177,17 +247,13 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
     # -- what comes later ----------------------------------------------------------------------
 
-    PutParticipant = not_available(_REGISTER)
-    RemoveParticipant = not_available(_REGISTER)
     SetBreaker = not_available(
         "breakers cannot be set by hand in this version: they close by themselves once the"
         " participant answers a probe"
     )
-    RetrySaga = not_available(_BY_HAND)
     SkipStep = not_available(_BY_HAND)
     ForceCompensation = not_available(_BY_HAND)
     PauseSaga = not_available(_BY_HAND)
     ResumeSaga = not_available(_BY_HAND)
-    AbandonSaga = not_available(_BY_HAND)
     ResolveStep = not_available(_BY_HAND)
     RunBulk = not_available(_BY_HAND)

@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+import grpc
 import grpc.aio
+import structlog
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -29,8 +31,10 @@ from amends_runtime.api.operator import OperatorService, RuntimeFacts
 from amends_runtime.api.service import SagaService
 from amends_runtime.clock import SystemClock
 from amends_runtime.dispatch.lanes import Lanes
+from amends_runtime.dispatch.participants import Participants
 from amends_runtime.errors import ConfigurationError
 from amends_runtime.ports import Store
+from amends_runtime.tls import ServerTls
 
 __all__ = ["ApiServer", "check_listen"]
 
@@ -57,13 +61,16 @@ SERVICES: Final = (
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
+_log = structlog.get_logger(__name__)
+
 
 class ApiServer:
     """Serves one runtime at `listen`, host:port or unix:path. Made inside the running loop.
 
-    Only loopback addresses and unix sockets are served: there is neither encryption nor
-    authentication yet, and whoever reaches the port can start and cancel sagas. `insecure` says
-    that the network around sees to both.
+    With `tls` every connection is encrypted, and where it has a client CA every client has proved
+    who it is before any service hears of it, health and reflection included. Otherwise whoever
+    reaches the port can start and cancel sagas, so that only loopback addresses and unix sockets
+    are served; `insecure` says that the network around lets nobody else in.
     """
 
     def __init__(
@@ -74,12 +81,15 @@ class ApiServer:
         definitions: Definitions,
         lanes: Lanes,
         *,
+        participants: Participants,
         max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
         insecure: bool = False,
+        tls: ServerTls | None = None,
     ) -> None:
         clock = SystemClock()
         self._listen = listen
         self._insecure = insecure
+        self._tls = tls
         self._door = Door()
         self._health = _Health(self._door)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -91,6 +101,7 @@ class ApiServer:
                 insights=store,
                 clock=clock,
                 door=self._door,
+                identity=store.identity,
                 max_payload_bytes=max_payload_bytes,
             ),
             self._server,
@@ -100,6 +111,7 @@ class ApiServer:
                 supervisor=supervisor,
                 definitions=definitions,
                 lanes=lanes,
+                participants=participants,
                 insights=store,
                 facts=facts,
                 door=self._door,
@@ -117,20 +129,35 @@ class ApiServer:
         Raises ConfigurationError if the address cannot be had, or should not.
         """
         _check_protobuf()
-        await check_listen(self._listen, insecure=self._insecure)
-        try:
-            port = self._server.add_insecure_port(self._listen)
-        except RuntimeError as error:  # lost the race for the port since it was checked
-            raise _cannot_listen(self._listen, "it cannot be bound") from error
+        is_open = await check_listen(self._listen, insecure=self._insecure, tls=self._tls)
+        port = self._bind()
         for service in ("", *SERVICES):
             await self._health.set(service, _NOT_SERVING)
         await self._server.start()
         for service in ("", *SERVICES):
             await self._health.set(service, _SERVING)
+        if is_open:
+            _log.warning(
+                "other machines reach this address, and no client has to prove who it is: whoever"
+                " does can start, cancel and operate sagas; see tls_client_ca",
+                listen=self._listen,
+                encrypted=self._tls is not None,
+            )
         if self._listen.startswith("unix:"):
             return self._listen
         host, _, _ = self._listen.rpartition(":")
         return f"{host}:{port}"
+
+    def _bind(self) -> int:
+        try:
+            if self._tls is None:
+                return self._server.add_insecure_port(self._listen)
+            return self._server.add_secure_port(self._listen, _credentials(self._tls))
+        except RuntimeError as error:  # lost the race for the port since it was checked
+            why = "it cannot be bound"
+            if self._tls is not None:  # all that we know to look at was looked at
+                why += ", or gRPC does not take tls_cert, tls_key or tls_client_ca"
+            raise _cannot_listen(self._listen, why) from error
 
     async def refuse_new(self) -> None:
         """Health to NOT_SERVING, starts refused with SHUTTING_DOWN, held replies sent."""
@@ -145,6 +172,14 @@ class ApiServer:
         await self.refuse_new()
         await self._server.stop(grace_s)
         await self._door.wait_empty()
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(tls.key, tls.cert)],
+        root_certificates=tls.client_ca,
+        require_client_auth=tls.client_ca is not None,
+    )
 
 
 class _Health(health.aio.HealthServicer):
@@ -163,18 +198,20 @@ class _Health(health.aio.HealthServicer):
 # -- addresses -------------------------------------------------------------------------------------
 
 
-async def check_listen(listen: str, *, insecure: bool) -> None:
+async def check_listen(listen: str, *, insecure: bool, tls: ServerTls | None = None) -> bool:
     """Finds what is wrong with an address before gRPC does, which says it less clearly.
 
     Nothing is opened for longer than the look takes, so it can be asked before anything else is
-    done. Raises ConfigurationError with the reason and what to do instead.
+    done. The answer: whether other machines reach it without having to prove who they are, which
+    encryption alone does not change. Raises ConfigurationError with the reason and what to do
+    instead, also if they do and `insecure` does not say that this is meant.
 
     gRPC is also content when one of a name's addresses can be bound; a client that takes another
     one would reach whoever holds that.
     """
     if listen.startswith("unix:"):
         _check_unix(listen)
-        return
+        return False
     host, _, port = listen.rpartition(":")
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -182,15 +219,27 @@ async def check_listen(listen: str, *, insecure: bool) -> None:
         )
     except OSError as error:
         raise _cannot_listen(listen, f"{host!r} is not known ({error.strerror})") from None
+    is_open = False
     for family, _, _, _, address in found:
-        if not insecure and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise ConfigurationError(
-                f"cannot listen on {listen}: it can be reached from other machines, and this"
-                " version has neither encryption nor authentication; listen on 127.0.0.1 or a unix"
-                " socket, or say --insecure (insecure = true under [server]) if the network, or a"
-                " proxy with TLS, sees to both"
-            )
+        host_ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        if not host_ip.is_loopback and (tls is None or tls.client_ca is None):
+            is_open = True
+            if not insecure:
+                raise ConfigurationError(_too_open(listen, tls))
         _try_to_bind(listen, family, address)
+    return is_open
+
+
+def _too_open(listen: str, tls: ServerTls | None) -> str:
+    if tls is None:
+        why = "there is neither encryption nor authentication: give tls_cert, tls_key and"
+    else:
+        why = "TLS without a client CA encrypts, but lets everybody in: give"
+    return (
+        f"cannot listen on {listen}: it can be reached from other machines, and {why} tls_client_ca"
+        " under [server], or listen on 127.0.0.1 or a unix socket, or say --insecure (insecure ="
+        " true) if the network, or a proxy, lets only those in who may start and cancel sagas"
+    )
 
 
 def _try_to_bind(

@@ -1,4 +1,4 @@
-"""SagaService: start sagas, ask for them, wait for them, cancel them.
+"""SagaService: start sagas, ask for them, wait for them, watch them, cancel them.
 
 A handler checks its request, asks the supervisor or the store, and translates the answer. No saga
 runs in a handler: one whose client leaves is cancelled, and what it asked for happens all the same.
@@ -23,12 +23,14 @@ from amends_runtime.actors.supervisor import SagaView, StartRequest, Supervisor
 from amends_runtime.api.awaiting import AwaitedSagas
 from amends_runtime.api.door import Context, Door, answering, error_for, not_available, streaming
 from amends_runtime.api.paging import fitting, question, token_for
+from amends_runtime.api.resuming import check_position
 from amends_runtime.api.status import ShuttingDown
 from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Checks
+from amends_runtime.api.watching import Watchers
 from amends_runtime.core.saga import Answer, Saga, StepStatus
 from amends_runtime.core.tracing import TRACEPARENT
 from amends_runtime.errors import NotFound, Unavailable, WrongState
-from amends_runtime.ports import Clock, Insights, LoadedSaga, Tombstone
+from amends_runtime.ports import Clock, Insights, LoadedSaga, StoreIdentity, Tombstone
 
 __all__ = ["SagaService"]
 
@@ -55,6 +57,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         insights: Insights,
         clock: Clock,
         door: Door,
+        identity: StoreIdentity,
         max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
     ) -> None:
         self.door = door
@@ -63,6 +66,8 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         self._insights = insights
         self._clock = clock
         self._max_payload_bytes = max_payload_bytes
+        self._identity = identity
+        self._watchers = Watchers(insights, definitions, identity)
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -280,11 +285,22 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
             return view, Answer.PAST_NO_RETURN
         return view, Answer.WAITS_FOR_PIVOT
 
+    # -- watching ------------------------------------------------------------------------------
+
+    @streaming
+    async def WatchSagas(self, request: saga_pb2.WatchSagasRequest, context: Context) -> None:
+        checks = Checks()
+        where = checks.filter("filter", request.filter)
+        position = checks.resume_token("resume_token", request.resume_token, self._identity)
+        checks.passed()
+        seq = self._insights.head_seq
+        if position is not None:
+            seq = check_position(self._identity, position, seq)
+        with self._watchers.another(), self.door.holding():
+            await self._watchers.watch(where, seq, context)
+
     # -- what comes later ----------------------------------------------------------------------
 
-    WatchSagas = not_available(
-        "watching is not available in this version: wait for a saga's end, or read its history"
-    )
     SignalSaga = not_available(
         "signals are not available in this version: definitions with signal waits are refused, too,"
         " so no saga waits for one"

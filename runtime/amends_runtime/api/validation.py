@@ -16,14 +16,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from amends.v1 import saga_pb2, types_pb2
+from amends.v1 import operator_pb2, saga_pb2, types_pb2
 from amends_runtime import wire
 from amends_runtime.api.paging import BadPageToken, Question, token_from
-from amends_runtime.core.definition import DEFINITION_NAME, MAX_DURATION_MS
+from amends_runtime.api.resuming import BadResumeToken, Position, position_from
+from amends_runtime.core.addresses import check_address, check_participant_name
+from amends_runtime.core.definition import DEFINITION_NAME, MAX_DURATION_MS, STEP_NAME
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import SagaState
 from amends_runtime.errors import FieldViolation, InvalidRequest
-from amends_runtime.ports import SagaFilter
+from amends_runtime.ports import SagaFilter, StoreIdentity
 
 __all__ = ["Checks"]
 
@@ -124,6 +126,45 @@ class Checks:
             self.refuse(field, f"{size} bytes, and {max_bytes} are the most: say it shorter")
         return value
 
+    def audit(self, field: str, message: operator_pb2.Audit) -> tuple[str, str]:
+        """Who does something by hand, and why: both are asked for."""
+        author = self.text(f"{field}.author", message.author, MAX_AUTHOR_BYTES)
+        reason = self.text(f"{field}.reason", message.reason, MAX_REASON_BYTES)
+        if not author.strip():
+            self.refuse(f"{field}.author", "it is missing: say who does it, it is written down")
+        if not reason.strip():
+            self.refuse(f"{field}.reason", "it is missing: say why, it is written down")
+        return author, reason
+
+    def step_name(self, field: str, value: str) -> str | None:
+        """The name of a step; empty is none. What the definition has is looked up elsewhere."""
+        if value and not STEP_NAME.fullmatch(value):
+            self.refuse(
+                field,
+                f"{_shown(value)} is not a step's name: those are a lower-case letter, then up to"
+                " 47 of a-z 0-9 _ -",
+            )
+        return value or None
+
+    def participant_name(self, field: str, value: str) -> str:
+        """The name of a participant."""
+        if not value:
+            self.refuse(field, "it is missing: say which participant")
+            return value
+        try:
+            return check_participant_name(value)
+        except ValueError as wrong:
+            self.refuse(field, f"{_shown(value)} {wrong}")
+            return value
+
+    def address(self, field: str, value: str) -> str:
+        """Where a participant is called."""
+        try:
+            return check_address(value)
+        except ValueError as wrong:
+            self.refuse(field, f"it {wrong}")
+            return value
+
     # -- numbers -------------------------------------------------------------------------------
 
     def duration_ms(self, field: str, value: int) -> int:
@@ -162,6 +203,16 @@ class Checks:
         try:
             return token_from(asked, token)
         except BadPageToken as bad:
+            self.refuse(field, str(bad))
+            return None
+
+    def resume_token(self, field: str, token: str, identity: StoreIdentity) -> Position | None:
+        """Where a watch goes on; None is from now."""
+        if not token:
+            return None
+        try:
+            return position_from(identity, token)
+        except BadResumeToken as bad:
             self.refuse(field, str(bad))
             return None
 

@@ -12,7 +12,17 @@ from typing import Final
 from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
-from amends_runtime.cli import definitions, observing, sagas, serving
+from amends_runtime.cli import (
+    completion,
+    definitions,
+    dev,
+    observing,
+    operating,
+    participants,
+    sagas,
+    serving,
+    watching,
+)
 from amends_runtime.cli.exits import Exit, ExitCode, debug_wanted, report
 
 __all__ = ["build_app", "run"]
@@ -21,6 +31,7 @@ HELP: Final = """Sagas that survive crashes: start them, follow them, run what c
 
 For example:
 
+  amends dev                                 try it out
   amends serve --config amends.toml          run a runtime
   amends definitions register order.toml     tell it what an order is
   amends start order --input '{"sku": "A"}' --wait
@@ -35,7 +46,27 @@ conflict; 5 unavailable or out of time; 6 the saga ended, and not as COMPLETED;
 130 Ctrl-C; 143 SIGTERM."""
 
 
-SHARED_OPTIONS: Final = {"--target": 1, "--output": 1, "-o": 1, "--debug": 0}  # name: values
+SHARED_OPTIONS: Final = {  # name: values
+    "--target": 1,
+    "--tls-ca": 1,
+    "--tls-cert": 1,
+    "--tls-key": 1,
+    "--tls-server-name": 1,
+    "--output": 1,
+    "-o": 1,
+    "--debug": 0,
+}
+
+
+EMPTY_IS_UNSET: Final = (
+    "AMENDS_CONFIG",
+    "AMENDS_DEBUG",
+    "AMENDS_TARGET",
+    "AMENDS_TLS_CA",
+    "AMENDS_TLS_CERT",
+    "AMENDS_TLS_KEY",
+    "AMENDS_TLS_SERVER_NAME",
+)
 
 
 def build_app() -> App:
@@ -51,23 +82,28 @@ def build_app() -> App:
     )
     runtime = Group("Runtime", sort_key=1)
     of_sagas = Group("Sagas", sort_key=2)
-    operating = Group("Definitions and participants", sort_key=3)
+    operators = Group("Definitions and participants", sort_key=3)
 
+    app.command(dev.dev, group=runtime)
     app.command(serving.serve, group=runtime)
     app.command(observing.runtime, group=runtime)
     app.command(observing.version, group=runtime)
+    app.command(completion.completion, group=runtime)
 
     app.command(sagas.start, group=of_sagas)
     app.command(sagas.get, group=of_sagas)
     app.command(sagas.list_, name="list", group=of_sagas)
     app.command(sagas.history, group=of_sagas)
     app.command(sagas.wait, group=of_sagas)
+    app.command(watching.watch, group=of_sagas)
     app.command(sagas.cancel, group=of_sagas)
+    app.command(operating.retry, group=of_sagas)
+    app.command(operating.abandon, group=of_sagas)
 
     of_definitions = App(
         name="definitions",
         help=definitions.HELP,
-        group=operating,
+        group=operators,
         group_commands=Group("Commands", sort_key=1),
         help_format="plaintext",
     )
@@ -75,9 +111,21 @@ def build_app() -> App:
     of_definitions.command(definitions.get)
     of_definitions.command(definitions.register)
     of_definitions.command(definitions.diff)
+    of_definitions.command(definitions.check)
     app.command(of_definitions)
-    app.command(observing.participants, group=operating)
-    app.command(observing.breakers, group=operating)
+    of_participants = App(
+        name="participants",
+        help=participants.HELP,
+        group=operators,
+        group_commands=Group("Commands", sort_key=1),
+        help_format="plaintext",
+    )
+    of_participants.default(participants.list_)
+    of_participants.command(participants.list_, name="list")
+    of_participants.command(participants.add)
+    of_participants.command(participants.remove)
+    app.command(of_participants)
+    app.command(observing.breakers, group=operators)
     return app
 
 
@@ -85,9 +133,13 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code. What goes wrong is said on standard error."""
     app = build_app()
     arguments = list(arguments)
-    for name in ("AMENDS_CONFIG", "AMENDS_DEBUG", "AMENDS_TARGET"):
+    for name in EMPTY_IS_UNSET:
         if os.environ.get(name) == "":  # a container's way of leaving a variable unset
             del os.environ[name]
+    if not (_runs_a_runtime(app, arguments) or debug_wanted(arguments)):
+        # gRPC reads it when it is imported. Of a handshake that fails it would write lines of its
+        # own, and what they say is in ours.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a letter is no reason to fail.
@@ -117,15 +169,23 @@ def run(arguments: Sequence[str]) -> int:
         _abandon_stdout()  # the reader has seen enough, as in `amends list | head`
         return ExitCode.OK
     except OSError as error:
-        if _command_path(app, arguments)[:1] == ["serve"]:
+        if _runs_a_runtime(app, arguments):
             return report(error, debug=debug_wanted(arguments))
         # Commands look after the files that they open: this is the output.
         _abandon_stdout()
         line = f"the answer cannot be written: {error.strerror}; it is lost, ask again"
         return report(Exit(ExitCode.INTERNAL, line), debug=debug_wanted(arguments))
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # no traceback reaches a user
+        if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is None:
+            _abandon_stdout()  # as above, out of a task
+            return ExitCode.OK
         return report(error, debug=debug_wanted(arguments))
     return ExitCode.OK if code is None else int(code)
+
+
+def _runs_a_runtime(app: App, arguments: list[str]) -> bool:
+    path = _command_path(app, _shared_options_last(app, arguments))
+    return path[:1] in (["serve"], ["dev"])
 
 
 def _abandon_stdout() -> None:

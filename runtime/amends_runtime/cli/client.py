@@ -26,12 +26,18 @@ async def connect(common: Common, *, patient: bool = False) -> AsyncIterator[ame
     for sagas: a restart of the runtime meanwhile is waited out.
     """
     try:
-        async with amends.Client(common.target, retry_unavailable=patient) as client:
+        tls = _tls(common)
+        async with amends.Client(common.target, tls=tls, retry_unavailable=patient) as client:
             yield client
     except errors.AmendsError as error:
         raise _exit(error, common.target) from error
     except ValueError as error:  # how the SDK refuses an argument that no request could be made of
         raise Exit(ExitCode.USAGE, str(error)) from error
+
+
+def _tls(common: Common) -> amends.ClientTls | None:
+    files = (common.tls_ca, common.tls_cert, common.tls_key, common.tls_server_name)
+    return amends.ClientTls(*files) if any(files) else None
 
 
 async def whole_hash(client: amends.Client, name: str, given: str, flag: str) -> str:
@@ -67,12 +73,14 @@ HASH_BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 def _exit(error: errors.AmendsError, target: str) -> Exit:
     match error:
+        case errors.InvalidTls():
+            return Exit(ExitCode.USAGE, _in_flags(str(error)))
         case errors.InvalidRequest() if error.violations:
             return Exit(ExitCode.USAGE, *map(str, error.violations))
         case errors.Unavailable():
             return Exit(
                 ExitCode.UNAVAILABLE,
-                f"{_sentence(error)}; --target or AMENDS_TARGET name another runtime",
+                f"{_in_flags(_sentence(error))}; --target or AMENDS_TARGET name another runtime",
             )
         case errors.StartUnknown():
             return Exit(
@@ -98,7 +106,8 @@ def _exit(error: errors.AmendsError, target: str) -> Exit:
             code, hint = _BY_STATUS.get(error.code, _BUG)
             # What the runtime itself says ends with what can be done, sometimes in the API's words.
             is_ours = error.reason != error.code.name
-            is_told = is_ours and (code is not ExitCode.NOT_FOUND or "amends " in str(error))
+            has_hint = error.reason.startswith(("UNKNOWN_SAGA", "UNKNOWN_DEFINITION"))
+            is_told = is_ours and (not has_hint or "amends " in str(error))
             if error.reason.startswith("UNKNOWN_DEFINITION"):
                 hint = "amends definitions list shows all"
             if is_told:
@@ -127,6 +136,22 @@ _BY_STATUS: Final = {
     grpc.StatusCode.UNAUTHENTICATED: (ExitCode.USAGE, "ask whoever runs it for access"),
     grpc.StatusCode.PERMISSION_DENIED: (ExitCode.USAGE, "ask whoever runs it for access"),
 }
+
+
+def _in_flags(text: str) -> str:
+    """What the SDK says of TLS to a program, for a person at the command line."""
+    for pattern, flag in _TLS_WORDS:
+        text = pattern.sub(flag, text)
+    return text
+
+
+_TLS_WORDS: Final = (
+    (re.compile(r"leave tls= out"), "leave --tls-ca, --tls-cert and --tls-key out"),
+    (re.compile(r"tls=amends\.ClientTls\(ca\)"), "--tls-ca (AMENDS_TLS_CA)"),
+    (re.compile(r"\bserver_name="), "--tls-server-name"),
+    (re.compile(r"\b(ca|cert|key)=(?=')"), r"--tls-\1 "),  # with the path that was given
+    (re.compile(r"\b(ca|cert|key)="), r"--tls-\1"),
+)
 
 
 def _sentence(error: Exception) -> str:

@@ -1,16 +1,26 @@
-"""Definition files: found by path or pattern, read with the SDK, checked before all else."""
+"""Definition files: found by path or pattern, read with the SDK, judged by the runtime's own rules.
+
+Two judge a file. The SDK says what a definition cannot be made of: wrong keys, types and names. The
+core says what the runtime would refuse: ranges, and the rules of the graph. A person hears of both
+at once, in the words of the file (seconds, names of steps) and with line and column; so where the
+SDK refuses, the core is asked about what is left. The graph is judged only if all that belongs to
+it could be read: a step whose `after` is misspelt has no known place in it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import glob
-import json
 import re
-import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import amends
+from amends.definition import MAX_STEPS_IN_FILE, definition_of, place_of
+from amends.definition_problems import MAX_PROBLEMS, DefinitionProblem, FieldPath
+from amends.definition_source import DefinitionSource, read_source
 from amends.errors import InvalidDefinition
 from amends_runtime import wire
 from amends_runtime.cli.exits import Exit, ExitCode
@@ -18,6 +28,8 @@ from amends_runtime.core.definition import Definition, violations
 from amends_runtime.errors import InvalidRequest
 
 __all__ = [
+    "ReadFile",
+    "check_files",
     "find_definitions",
     "in_seconds",
     "problem_line",
@@ -25,7 +37,14 @@ __all__ = [
     "read_definitions",
 ]
 
-MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # 128 steps with every field fill a twentieth of this
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A definition file that holds a definition."""
+
+    path: Path
+    source: DefinitionSource
+    definition: amends.Definition
 
 
 def find_definitions(patterns: Iterable[str], participants: Collection[str]) -> list[Definition]:
@@ -34,22 +53,11 @@ def find_definitions(patterns: Iterable[str], participants: Collection[str]) -> 
     Their steps may name these `participants`. Ends the command with a line for each thing that is
     wrong in any of them.
     """
-    found: dict[str, tuple[Path, Definition]] = {}
-    problems: list[str] = []
-    for path in dict.fromkeys(path for pattern in patterns for path in _matching(pattern)):
-        try:
-            definition = _to_core(path, read_definition(path), participants)
-        except Exit as wrong:
-            problems += wrong.lines
-            continue
-        other, _ = found.setdefault(definition.name, (path, definition))
-        if other != path:
-            problems.append(
-                f"{path}: {definition.name} is also defined in {other}; keep one of them"
-            )
+    paths = dict.fromkeys(path for pattern in patterns for path in _matching(pattern))
+    found, problems = check_files(paths, participants)
     if problems:
-        raise Exit(ExitCode.USAGE, *problems)
-    return [definition for _, definition in found.values()]
+        raise Exit(ExitCode.USAGE, *map(str, problems))
+    return [wire.definition_from_proto(each.definition.to_proto()) for each in found]
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -64,47 +72,55 @@ def _matching(pattern: str) -> list[Path]:
     return paths
 
 
-def read_definition(path: Path) -> amends.Definition:
-    """The definition in one TOML or JSON file. Ends the command if it is none."""
-    try:
-        return amends.Definition.from_dict(_read_table(path))
-    except InvalidDefinition as invalid:
-        raise Exit(
-            ExitCode.USAGE, *(f"{path}: {problem}" for problem in invalid.problems)
-        ) from None
+def check_files(
+    paths: Iterable[Path], participants: Collection[str] | None
+) -> tuple[list[ReadFile], list[DefinitionProblem]]:
+    """Read and judge files: those that are right, and everything that is wrong in the others.
 
-
-def read_definitions(paths: Iterable[Path]) -> list[amends.Definition]:
-    """The definitions in these files. Ends the command with everything that is wrong in any."""
-    found: list[amends.Definition] = []
-    problems: list[str] = []
+    With `participants` their steps may name these only; None: whichever they like.
+    """
+    found: dict[str, ReadFile] = {}
+    problems: list[DefinitionProblem] = []
     for path in paths:
-        try:
-            found.append(read_definition(path))
-        except Exit as wrong:
-            problems += wrong.lines
+        read, wrong = _judge(path, participants)
+        problems += wrong
+        if read is None or wrong:
+            continue
+        other = found.setdefault(read.definition.name, read)
+        if other.path != path:
+            message = f"{read.definition.name} is also defined in {other.path}; keep one of them"
+            problems.append(read.source.placed(DefinitionProblem(("name",), message)))
+    return list(found.values()), problems
+
+
+def read_definitions(paths: Iterable[Path]) -> list[ReadFile]:
+    """The definitions in these files. Ends the command with everything that is wrong in any.
+
+    Where one can be made, what is wrong with it is left to the runtime, which may be a newer one.
+    """
+    found: list[ReadFile] = []
+    problems: list[DefinitionProblem] = []
+    for path in paths:
+        read, wrong = _judge(path, None)
+        if read is None:
+            problems += wrong
+        else:
+            found.append(read)
     if problems:
-        raise Exit(ExitCode.USAGE, *problems)
+        raise Exit(ExitCode.USAGE, *map(str, problems))
     return found
 
 
-def problem_line(path: Path, definition: amends.Definition, field: str, message: str) -> str:
-    """A violation that the runtime found, in the words of the file: step names, and seconds."""
-    field = field.removeprefix("definition.")
-    numbered = OF_STEP.fullmatch(field)
-    step = ""
-    if numbered is not None and int(numbered[1]) < len(definition.steps):
-        step = f"step {definition.steps[int(numbered[1])].name!r}: "
-        field = numbered[2]
-    if field.endswith("_ms"):
-        message = in_seconds(message)
-    if field == "call.participant" and "is not registered" in message:
-        name = definition.steps[int(numbered[1])].participant if numbered else "NAME"
-        message = (
-            f"{message.removesuffix('; there are none')}; give it to amends serve as "
-            f"--participant {name}=HOST:PORT, or as [participants.{name}] in its configuration"
-        )
-    return f"{path}: {step}{field.removeprefix('call.').replace('_ms', '_s')}: {message}"
+def read_definition(path: Path) -> ReadFile:
+    """The definition in one file. Ends the command with everything that is wrong in it."""
+    (found,) = read_definitions([path])
+    return found
+
+
+def problem_line(read: ReadFile, violation: amends.Violation) -> str:
+    """A violation that the runtime found, in the words of the file and with its place there."""
+    found = _in_words_of_file(violation.field, violation.message, read.definition)
+    return str(read.source.placed(found))
 
 
 def in_seconds(text: str) -> str:
@@ -113,47 +129,146 @@ def in_seconds(text: str) -> str:
     return text.replace(" ms", " s").replace("_ms", "_s")
 
 
-OF_STEP: Final = re.compile(r"steps\[(\d+)\]\.(.+)")
+# -- one file ----------------------------------------------------------------------------------
 
 
-def _to_core(
-    path: Path, definition: amends.Definition, participants: Collection[str]
-) -> Definition:
+def _judge(
+    path: Path, participants: Collection[str] | None
+) -> tuple[ReadFile | None, list[DefinitionProblem]]:
+    """The file, if a definition can be made of it, and everything that is wrong in it."""
+    try:
+        source = _source(path)
+    except InvalidDefinition as invalid:
+        return None, list(invalid.details)
+    try:
+        definition = definition_of(source)
+    except InvalidDefinition as invalid:
+        problems = list(invalid.details)
+        if len(problems) <= MAX_PROBLEMS:  # else there are too many to read already
+            problems += map(source.placed, _refusals_of_rest(source, problems, participants))
+            problems.sort(key=place_of)
+        return None, problems
+    refused = map(source.placed, _refusals(definition, participants))
+    return ReadFile(path, source, definition), sorted(refused, key=place_of)
+
+
+def _source(path: Path) -> DefinitionSource:
+    try:
+        return read_source(path)
+    except FileNotFoundError:
+        what = "there is no such file; check the path"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    except ModuleNotFoundError as missing:
+        what = str(missing)
+    raise InvalidDefinition([DefinitionProblem((), what, file=str(path))])
+
+
+def _refusals(
+    definition: amends.Definition, participants: Collection[str] | None
+) -> list[DefinitionProblem]:
+    """What the runtime would refuse."""
     try:
         core = wire.definition_from_proto(definition.to_proto())
-        found = [(each.field, each.message) for each in violations(core, participants)]
     except InvalidRequest as invalid:
         found = [(each.field, each.message) for each in invalid.violations]
     else:
-        if not found:
-            return core
-    raise Exit(ExitCode.USAGE, *(problem_line(path, definition, *each) for each in found))
+        found = [(each.field, each.message) for each in violations(core, participants)]
+    return [_in_words_of_file(*each, definition) for each in found]
 
 
-def _read_table(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix not in (".toml", ".json"):
-        raise Exit(ExitCode.USAGE, f"{path}: is neither .toml nor .json; definition files are")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise Exit(ExitCode.USAGE, f"{path}: there is no such file; check the path") from None
-    except OSError as error:
-        raise Exit(ExitCode.USAGE, f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise Exit(
-            ExitCode.USAGE, f"{path}: is larger than {MAX_FILE_BYTES} bytes; is it the right file?"
-        )
-    kind = suffix[1:].upper()
-    try:
-        text = content.decode("utf-8")
-        return tomllib.loads(text) if suffix == ".toml" else json.loads(text)
-    except UnicodeDecodeError as error:
-        raise Exit(
-            ExitCode.USAGE, f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8"
-        ) from None
-    except ValueError as error:
-        raise Exit(ExitCode.USAGE, f"{path}: is not {kind}: {error}") from None
-    except RecursionError:
-        raise Exit(ExitCode.USAGE, f"{path}: is nested too deeply to be a definition") from None
+# -- what is left of a file that the SDK refuses -----------------------------------------------
+
+FIELDS: Final = frozenset(field.name for field in dataclasses.fields(amends.StepDefinition))
+IN_GRAPH: Final = frozenset({"name", "kind", "after", "uses"})
+"""What says where a step stands in the graph, and what may stand there."""
+STAND_INS: Final = {"participant": "unnamed", "action": "unnamed"}
+
+
+def _refusals_of_rest(
+    source: DefinitionSource,
+    problems: Sequence[DefinitionProblem],
+    participants: Collection[str] | None,
+) -> list[DefinitionProblem]:
+    """What the runtime would refuse of a file beside these problems, as far as can be said."""
+    content = source.content
+    tables = content.get("steps") if isinstance(content, Mapping) else None
+    if not isinstance(tables, list) or len(tables) > MAX_STEPS_IN_FILE:
+        return []
+    if not all(isinstance(table, Mapping) for table in tables):
+        return []
+    wrong = {each.path[:3] if each.path[:1] == ("steps",) else each.path for each in problems}
+    of_steps = {path for path in wrong if path[:1] == ("steps",)}
+    graph_is_known = all(
+        len(path) == 3 and path[2] in FIELDS and path[2] not in IN_GRAPH for path in of_steps
+    )
+    definition = amends.Definition.from_dict(
+        {
+            "name": "unnamed",
+            **{key: content[key] for key in TOP if key in content and (key,) not in wrong},
+            "steps": [
+                _rest_of_step(number, table, wrong, graph_is_known=graph_is_known)
+                for number, table in enumerate(tables)
+            ],
+        }
+    )
+    found = []
+    for refusal in _refusals(definition, participants):
+        path = refusal.path
+        if path[:3] in wrong or path == ("name",):
+            continue
+        if graph_is_known or path[:1] != ("steps",):
+            found.append(refusal)
+        elif len(path) > 2 and path[2] not in IN_GRAPH and isinstance(path[1], int):
+            name = tables[path[1]].get("name")  # the step was judged under another one
+            found.append(replace(refusal, step=name if isinstance(name, str) else ""))
+    return found
+
+
+TOP: Final = ("name", "mode", "deadline_s", "retention_s")
+
+
+def _rest_of_step(
+    number: int, table: Mapping[str, Any], wrong: Collection[FieldPath], *, graph_is_known: bool
+) -> dict[str, Any]:
+    """What is right in a step's table, and stand-ins for what it must have."""
+    rest = {
+        key: value
+        for key, value in table.items()
+        if key in FIELDS and ("steps", number, key) not in wrong
+    }
+    if not graph_is_known:
+        rest = {key: value for key, value in rest.items() if key not in IN_GRAPH}
+        rest["name"] = f"step-{number}"
+    return {**STAND_INS, **rest}
+
+
+# -- words -------------------------------------------------------------------------------------
+
+PART: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+def _in_words_of_file(field: str, message: str, definition: amends.Definition) -> DefinitionProblem:
+    """What the runtime says of a field, with the field's place in a file and its words."""
+    path: list[str | int] = [
+        int(number) if number else word
+        for word, number in PART.findall(field.removeprefix("definition."))
+    ]
+    is_duration = field.endswith("_ms")
+    if is_duration:
+        message = in_seconds(message)
+        path[-1] = str(path[-1]).removesuffix("_ms") + "_s"
+    match path:
+        case ["steps", int(number), *inside] if number < len(definition.steps):
+            step = definition.steps[number]
+            inside = inside[1:] if inside[:1] == ["call"] else inside
+            if inside == ["participant"] and "is not registered" in message:
+                message = (
+                    f"{message.removesuffix('; there are none')}; give it to amends serve as "
+                    f"--participant {step.participant}=HOST:PORT, as "
+                    f"[participants.{step.participant}] in its configuration, or while it runs "
+                    f"with amends participants add {step.participant}=HOST:PORT"
+                )
+            return DefinitionProblem(("steps", number, *inside), message, step.name)
+        case _:
+            return DefinitionProblem(tuple(path), message)

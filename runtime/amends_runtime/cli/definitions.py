@@ -1,24 +1,36 @@
-"""`amends definitions list`, `get`, `register` and `diff`."""
+"""`amends definitions list`, `get`, `register`, `diff` and `check`."""
 
 # ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
+from amends_runtime.cli import candidates
 from amends_runtime.cli.exits import Exit, ExitCode
-from amends_runtime.cli.options import COMMON, Common, Flag
+from amends_runtime.cli.options import COMMON, SHARED, Common, Debug, Flag
 
-__all__ = ["HELP", "diff", "get", "list_", "register"]
+__all__ = ["HELP", "check", "diff", "get", "list_", "register"]
 
-HELP: Final = """What sagas consist of: list, show, register and compare definitions.
+HELP: Final = """What sagas consist of: list, show, register, compare and check definitions.
 
-A definition file is TOML or JSON: name, and for each step name, participant and action."""
+A definition file is YAML, TOML or JSON: name, and for each step name, participant and
+action."""
 
-Name = Annotated[str, Parameter(name="NAME")]
+Output = Annotated[
+    Literal["table", "json", "jsonl"],
+    Parameter(
+        name=("--output", "-o"),
+        group=SHARED,
+        help="A table for people, one JSON document, or a JSON document a line.",
+    ),
+]
+"""`-o` of a command that talks to no runtime."""
+
+Name = Annotated[str, Parameter(name="NAME", completer=candidates.definitions)]
 
 
 async def list_(*, all_versions: Flag = False, common: Common = COMMON) -> None:
@@ -35,13 +47,13 @@ async def list_(*, all_versions: Flag = False, common: Common = COMMON) -> None:
         Also older versions.
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document
-    from amends_runtime.cli.tables import print_json, print_table, short_instant
+    from amends_runtime.cli.documents import print_list
+    from amends_runtime.cli.tables import print_table, short_instant
 
     async with connect(common) as client:
         found = await client.definitions(all_versions=all_versions)
-    if common.output == "json":
-        print_json({"definitions": document(found)})
+    if common.output != "table":
+        print_list("definitions", found, common.output)
         return
     print_table(
         ("NAME", "VERSION", "LATEST", "STEPS", "REGISTERED", "HASH"),
@@ -81,15 +93,15 @@ async def get(
         Content hash of the version wanted, or its first 8 or more characters.
     """
     from amends_runtime.cli.client import connect, whole_hash
-    from amends_runtime.cli.documents import document, instant
-    from amends_runtime.cli.tables import print_facts, print_json, print_line, print_table
+    from amends_runtime.cli.documents import document, instant, print_document
+    from amends_runtime.cli.tables import print_facts, print_line, print_table
 
     async with connect(common) as client:
         if definition_hash is not None:
             definition_hash = await whole_hash(client, name, definition_hash, "--hash")
         found = await client.definition(name, content_hash=definition_hash)
-    if common.output == "json":
-        print_json(document(found))
+    if common.output != "table":
+        print_document(document(found), common.output)
         return
     definition = found.definition
     print_facts(
@@ -141,33 +153,30 @@ async def register(
 
     For example:
 
-      amends definitions register order.toml
-      amends definitions register definitions/*.toml
+      amends definitions register order.yaml
+      amends definitions register definitions/*.yaml
 
     Parameters
     ----------
     files:
-        TOML or JSON.
+        YAML, TOML or JSON; one definition each.
     """
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.definition_files import problem_line, read_definitions
-    from amends_runtime.cli.documents import document
-    from amends_runtime.cli.tables import print_json, print_table
+    from amends_runtime.cli.documents import print_list
+    from amends_runtime.cli.tables import print_table
 
     read = read_definitions(files)
     problems: list[str] = []
     async with connect(common) as client:
-        for path, definition in zip(files, read, strict=True):
-            compared = await client.diff(definition)
-            problems += [
-                problem_line(path, definition, each.field, each.message)
-                for each in compared.violations
-            ]
+        for each in read:
+            compared = await client.diff(each.definition)
+            problems += [problem_line(each, violation) for violation in compared.violations]
         if problems:
             raise Exit(ExitCode.USAGE, *problems)
-        found = [await client.register(definition) for definition in read]
-    if common.output == "json":
-        print_json({"definitions": document(found)})
+        found = [await client.register(each.definition) for each in read]
+    if common.output != "table":
+        print_list("definitions", found, common.output)
         return
     print_table(
         ("NAME", "VERSION", "HASH", ""),
@@ -183,46 +192,128 @@ async def register(
     )
 
 
-async def diff(file: Annotated[Path, Parameter(name="FILE")], /, *, common: Common = COMMON) -> int:
+async def diff(
+    file: Annotated[Path, Parameter(name="FILE")],
+    /,
+    *,
+    exit_code: Flag = False,
+    common: Common = COMMON,
+) -> int:
     """Compare a definition file with the latest registered version, without registering it.
 
-    The exit code is 0 also where they differ, and 2 if registration would
-    refuse the file.
+    The exit code is 0 also where they differ (with --exit-code it is 4 then), and 2 if
+    registration would refuse the file.
 
     For example:
 
-      amends definitions diff order.toml
+      amends definitions diff order.yaml
+      amends definitions diff order.yaml --exit-code && echo up to date
 
     Parameters
     ----------
     file:
-        TOML or JSON.
+        YAML, TOML or JSON.
+    exit_code:
+        End with exit code 4 if they differ, or nothing of that name is registered.
     """
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.definition_files import in_seconds, problem_line, read_definition
-    from amends_runtime.cli.documents import document
-    from amends_runtime.cli.tables import print_json, print_line
+    from amends_runtime.cli.documents import document, print_document
+    from amends_runtime.cli.tables import print_line
 
-    definition = read_definition(file)
+    read = read_definition(file)
     async with connect(common) as client:
-        found = await client.diff(definition)
-    if common.output == "json":
-        print_json(document(found))
+        found = await client.diff(read.definition)
+    if common.output != "table":
+        print_document(document(found), common.output)
     elif found.same:
-        print_line(f"{definition.name}: the same content is registered")
+        print_line(f"{read.definition.name}: the same content is registered")
     else:
         for line in found.differences:
             # The values are the last part of a line; before them may be a step called pay2.
             head, changed, values = line.partition("_ms was ")
             print_line(f"{head}{in_seconds(changed + values)}" if changed else line)
     if found.violations:
-        raise Exit(
-            ExitCode.USAGE,
-            *(
-                problem_line(file, definition, each.field, each.message)
-                for each in found.violations
+        raise Exit(ExitCode.USAGE, *(problem_line(read, each) for each in found.violations))
+    return ExitCode.CONFLICT if exit_code and not found.same else ExitCode.OK
+
+
+def check(
+    files: Annotated[tuple[Path, ...], Parameter(name="FILE", negative="")],
+    /,
+    *,
+    participant: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
+    output: Output = "table",
+    debug: Debug = False,
+) -> int:
+    """Say everything that is wrong in definition files, with file and line.
+
+    No runtime is asked. Named is what registration would refuse, except
+    participants that are not registered: which there are only a runtime knows,
+    or --participant. Two files of one definition are wrong, too, as in the
+    configuration of a runtime. The exit code is 2 if anything is wrong.
+
+    For example:
+
+      amends definitions check definitions/*.yaml
+      amends definitions check order.yaml --participant payments
+
+    Parameters
+    ----------
+    files:
+        YAML, TOML or JSON; one definition each.
+    participant:
+        A participant that there is; may be repeated. With it every step must name one of them.
+    """
+    from amends_runtime import wire
+    from amends_runtime.cli.definition_files import check_files
+    from amends_runtime.cli.documents import print_document, print_each
+    from amends_runtime.cli.tables import print_table
+    from amends_runtime.core.definition import content_hash
+
+    # NAME=ADDRESS is what amends serve takes: whoever has that at hand may give it here.
+    names = [each.partition("=")[0] for each in participant]
+    found, problems = check_files(dict.fromkeys(files), names or None)
+    right = [
+        {
+            "file": str(each.path),
+            "name": each.definition.name,
+            "steps": len(each.definition.steps),
+            "content_hash": content_hash(wire.definition_from_proto(each.definition.to_proto())),
+        }
+        for each in found
+    ]
+    wrong = [
+        {
+            "file": each.file,
+            "line": each.line,
+            "column": each.column,
+            "step": each.step or None,
+            "field": each.field,
+            "message": each.message,
+        }
+        for each in problems
+    ]
+    if output == "json":
+        print_document({"definitions": right, "problems": wrong}, output)
+    elif output == "jsonl":
+        for each in (*right, *wrong):
+            print_each(each)
+    elif right:
+        print_table(
+            ("FILE", "NAME", "STEPS", "HASH"),
+            (
+                (
+                    str(each["file"]),
+                    str(each["name"]),
+                    str(each["steps"]),
+                    str(each["content_hash"])[:12],
+                )
+                for each in right
             ),
         )
+    if problems:
+        raise Exit(ExitCode.USAGE, *map(str, problems))
     return ExitCode.OK
 
 

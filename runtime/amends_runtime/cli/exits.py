@@ -5,13 +5,13 @@ Exit codes are part of the interface and never change their meaning:
     0     done
     1     internal: a bug in amends, or standard output could not be written
     2     usage: a flag, a file, an address or a request is wrong; nothing was done
-    3     not found: no such saga or definition
+    3     not found: no such saga, definition or participant
     4     wrong state or conflict: the saga's state forbids it, the id is taken, another runtime
-          owns the database
+          owns the database, a definition file differs (definitions diff --exit-code)
     5     unavailable: nothing answers, it does not answer in time, or the database cannot be used
     6     the saga ended, and not as COMPLETED
     130   interrupted with Ctrl-C
-    143   ended by SIGTERM while a saga was started or waited for
+    143   ended by SIGTERM while a saga was started, waited for or watched
 """
 
 from __future__ import annotations

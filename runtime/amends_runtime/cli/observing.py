@@ -1,4 +1,4 @@
-"""`amends runtime`, `participants`, `breakers` and `version`."""
+"""`amends runtime`, `breakers` and `version`."""
 
 # ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
 
@@ -8,7 +8,7 @@ from importlib import metadata
 
 from amends_runtime.cli.options import COMMON, Common
 
-__all__ = ["breakers", "installed_version", "participants", "runtime", "version"]
+__all__ = ["breakers", "installed_version", "runtime", "version"]
 
 
 def installed_version() -> str:
@@ -35,13 +35,13 @@ async def runtime(*, common: Common = COMMON) -> None:
       amends runtime -o json | jq .sagas.STUCK
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document, instant
-    from amends_runtime.cli.tables import print_facts, print_json
+    from amends_runtime.cli.documents import document, instant, print_document
+    from amends_runtime.cli.tables import print_facts
 
     async with connect(common) as client:
         found = await client.runtime()
-    if common.output == "json":
-        print_json(document(found))
+    if common.output != "table":
+        print_document(document(found), common.output)
         return
     print_facts(
         [
@@ -62,40 +62,6 @@ async def runtime(*, common: Common = COMMON) -> None:
     )
 
 
-async def participants(*, common: Common = COMMON) -> None:
-    """List participants, each with its lane and breaker.
-
-    For example:
-
-      amends participants
-    """
-    from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document
-    from amends_runtime.cli.tables import print_json, print_table
-
-    async with connect(common) as client:
-        found = await client.participants()
-    if common.output == "json":
-        print_json({"participants": document(found)})
-        return
-    print_table(
-        ("NAME", "ADDRESS", "BREAKER", "IN FLIGHT", "WAITING", "LIMIT", "TRANSPORT", "LAST ERROR"),
-        (
-            (
-                each.name,
-                each.address,
-                each.breaker.state,
-                str(each.calls_in_flight),
-                str(each.calls_waiting),
-                str(each.concurrency_limit),
-                each.transport,
-                each.last_error,
-            )
-            for each in found
-        ),
-    )
-
-
 async def breakers(*, common: Common = COMMON) -> None:
     """List circuit breakers.
 
@@ -107,13 +73,13 @@ async def breakers(*, common: Common = COMMON) -> None:
       amends breakers
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.documents import document
-    from amends_runtime.cli.tables import print_json, print_table, short_instant
+    from amends_runtime.cli.documents import print_list
+    from amends_runtime.cli.tables import print_table, short_instant
 
     async with connect(common) as client:
         found = await client.breakers()
-    if common.output == "json":
-        print_json({"breakers": document(found)})
+    if common.output != "table":
+        print_list("breakers", found, common.output)
         return
     print_table(
         ("PARTICIPANT", "STATE", "FAILURES", "SINCE", "NEXT PROBE", "HELD"),

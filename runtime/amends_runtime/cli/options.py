@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from cyclopts import Group, Parameter
@@ -43,10 +44,30 @@ class Common:
     target: Annotated[str, Parameter(env_var="AMENDS_TARGET", group=SHARED)] = "127.0.0.1:7233"
     """The runtime's address: host:port or unix:path."""
 
+    tls_ca: Annotated[
+        Path | None, Parameter(env_var="AMENDS_TLS_CA", group=SHARED, show_default=False)
+    ] = None
+    """Reach the runtime with TLS; its certificate must be signed by one in this PEM file."""
+
+    tls_cert: Annotated[
+        Path | None, Parameter(env_var="AMENDS_TLS_CERT", group=SHARED, show_default=False)
+    ] = None
+    """Your certificate, PEM, for a runtime that asks for one; with --tls-key."""
+
+    tls_key: Annotated[
+        Path | None, Parameter(env_var="AMENDS_TLS_KEY", group=SHARED, show_default=False)
+    ] = None
+    """Its private key, PEM, not encrypted."""
+
+    tls_server_name: Annotated[
+        str | None, Parameter(env_var="AMENDS_TLS_SERVER_NAME", group=SHARED, show_default=False)
+    ] = None
+    """The name that the runtime's certificate must have, if not the target's host."""
+
     output: Annotated[
-        Literal["table", "json"], Parameter(name=("--output", "-o"), group=SHARED)
+        Literal["table", "json", "jsonl"], Parameter(name=("--output", "-o"), group=SHARED)
     ] = "table"
-    """A table for people, or one JSON document."""
+    """A table for people, one JSON document, or a JSON document a line."""
 
     debug: Debug = False
 

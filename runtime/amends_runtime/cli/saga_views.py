@@ -1,31 +1,26 @@
-"""How sagas and their records look, for people and for programs."""
+"""How sagas look, for people and for programs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from amends.payload import Payload
-from amends.sagas import (
-    CancelDisposition,
-    CancelResult,
-    Failure,
-    Record,
-    Saga,
-    SagaState,
-    Step,
-)
-from amends_runtime.cli.documents import document, instant
+from amends.sagas import Abandoned, CancelDisposition, CancelResult, Saga, SagaState, Step
+from amends_runtime.cli.documents import document, instant, print_document
 from amends_runtime.cli.options import Common
-from amends_runtime.cli.tables import (
-    print_facts,
-    print_json,
-    print_line,
-    print_table,
-    short_instant,
-)
+from amends_runtime.cli.record_views import attempt_number, failure_text, payload_text
+from amends_runtime.cli.tables import print_facts, print_line, print_table, short_instant
 
-__all__ = ["print_cancelled", "print_records", "print_saga", "print_sagas", "why_stuck"]
+__all__ = [
+    "listed",
+    "print_abandoned",
+    "print_cancelled",
+    "print_retried",
+    "print_saga",
+    "print_saga_table",
+    "ways_out",
+    "why_stuck",
+]
 
 CANCELLED = {
     CancelDisposition.TURNED_BACK: "has turned back: what took effect is compensated",
@@ -36,8 +31,8 @@ CANCELLED = {
 
 def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
     """Prints one saga with its steps."""
-    if common.output == "json":
-        print_json(document(saga, payloads=payloads))
+    if common.output != "table":
+        print_document(document(saga, payloads=payloads), common.output)
         return
     print_facts(
         [
@@ -49,10 +44,10 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
             ("ended", _instant_or_nothing(saga.ended_at_ms)),
             ("deadline", _instant_or_nothing(saga.deadline_at_ms)),
             ("turned back", _turn(saga)),
-            ("stuck", _mend_of_stuck(saga) if saga.state is SagaState.STUCK else ""),
+            *_stuck_facts(saga),
             ("labels", _pairs(saga.labels)),
             ("parent", saga.parent_saga_id or ""),
-            ("input", _payload(saga.input, payloads=payloads)),
+            ("input", payload_text(saga.input, payloads=payloads)),
         ]
     )
     print_line()
@@ -62,9 +57,9 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
             (
                 step.name,
                 step.state,
-                f"{step.verb} {_number(step.round, step.attempt)}" if step.verb else "",
+                _attempt(step),
                 _next(step),
-                _payload(step.result, payloads=payloads),
+                payload_text(step.result, payloads=payloads),
                 str(step.last_error or ""),
             )
             for step in saga.steps
@@ -72,15 +67,17 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
     )
 
 
-def print_sagas(sagas: Sequence[Saga], common: Common, *, more: bool) -> None:
-    """Prints a list of sagas. `more`: there are further ones."""
-    if common.output == "json":
-        # Lists carry neither steps nor input; as empty fields they would look like facts.
-        found = [document(saga) for saga in sagas]
-        for each in found:
-            del each["steps"], each["input"]
-        print_json({"sagas": found, "more": more})
-        return
+def listed(saga: Saga) -> Any:
+    """The JSON form of a saga in a list."""
+    found = document(saga)
+    # Lists do not carry these; as empty fields they would look like facts.
+    for name in ("steps", "input", "turn"):
+        del found[name]
+    return found
+
+
+def print_saga_table(sagas: Sequence[Saga]) -> None:
+    """Prints a list of sagas for people."""
     print_table(
         ("ID", "DEFINITION", "STATE", "STARTED", "ENDED", "LABELS"),
         (
@@ -97,34 +94,10 @@ def print_sagas(sagas: Sequence[Saga], common: Common, *, more: bool) -> None:
     )
 
 
-def print_records(
-    saga_id: str, records: Sequence[Record], common: Common, *, payloads: bool
-) -> None:
-    """Prints a saga's history."""
-    if common.output == "json":
-        found = [document(record, payloads=payloads) for record in records]
-        print_json({"saga_id": saga_id, "records": found})
-        return
-    print_table(
-        ("AT", "VERSION", "RECORD", "STEP", "ATTEMPT", "DETAILS"),
-        (
-            (
-                short_instant(record.at_ms, with_ms=True),
-                str(record.version),
-                record.kind,
-                record.step,
-                _attempt(record),
-                _details(record, payloads=payloads),
-            )
-            for record in records
-        ),
-    )
-
-
 def print_cancelled(cancelled: CancelResult, common: Common) -> None:
     """Prints what became of a request to cancel."""
-    if common.output == "json":
-        print_json(document(cancelled))
+    if common.output != "table":
+        print_document(document(cancelled), common.output)
         return
     saga = cancelled.saga
     said = CANCELLED.get(cancelled.disposition, "has recorded the request")
@@ -133,6 +106,30 @@ def print_cancelled(cancelled: CancelResult, common: Common) -> None:
     else:
         then = "" if saga.ended else f"; amends wait {saga.saga_id} waits for its end"
     print_line(f"{saga.saga_id} {said}; it is {saga.state}{then}")
+
+
+def print_retried(saga: Saga, common: Common) -> None:
+    """Prints a saga whose stuck steps are tried again."""
+    if common.output != "table":
+        print_document(document(saga), common.output)
+        return
+    then = "" if saga.ended else f"; amends watch {saga.saga_id} follows it"
+    print_line(f"{saga.saga_id} is tried again; it is {saga.state}{then}")
+
+
+def print_abandoned(abandoned: Abandoned, common: Common) -> None:
+    """Prints a saga that was abandoned, and the steps whose effects may remain."""
+    if common.output != "table":
+        print_document(document(abandoned), common.output)
+        return
+    saga, steps = abandoned.saga, abandoned.remaining_steps
+    print_line(f"{saga.saga_id} has ended {saga.state}")
+    if not steps:
+        print_line("no step of it has left an effect")
+        return
+    print_line("steps that may have an effect, which nobody undoes now:")
+    for step in steps:
+        print_line(f"  {step}")
 
 
 def why_stuck(saga: Saga) -> str:
@@ -147,28 +144,40 @@ def why_stuck(saga: Saga) -> str:
         at = f" since {instant(stuck.stuck_since_ms or 0)} at step {stuck.name}"
         at += f" ({stuck.verb})" if stuck.verb else ""
         at += f": {stuck.last_error}".rstrip(".") if stuck.last_error else ""
-    return f"saga {saga.saga_id} is STUCK{at}; {_mend_of_stuck(saga)}"
+    can = ", ".join(f"{command} {does}" for command, does in ways_out(saga))
+    return f"saga {saga.saga_id} is STUCK{at}; {can}"
 
 
-def _mend_of_stuck(saga: Saga) -> str:
+def ways_out(saga: Saga) -> list[tuple[str, str]]:
+    """What can be done about a saga that is STUCK: commands, each with what it does."""
+    found = [(f"amends retry {saga.saga_id} --reason WHY", "tries again")]
     if saga.turn is None and not saga.past_no_return:
-        return f"amends cancel {saga.saga_id} --reason WHY turns it back"
-    return "an operator verb to retry or abandon it comes with a later version; nothing is lost"
+        found.append((f"amends cancel {saga.saga_id} --reason WHY", "turns it back"))
+    found.append((f"amends abandon {saga.saga_id} --reason WHY", "ends it as it is"))
+    return found
+
+
+def _stuck_facts(saga: Saga) -> list[tuple[str, str]]:
+    if saga.state is not SagaState.STUCK:
+        return []
+    ways = ways_out(saga)
+    longest = max(len(command) for command, _ in ways)
+    lines = [f"{command:<{longest}}   {does}" for command, does in ways]
+    return [("what can be done" if n == 0 else "", line) for n, line in enumerate(lines)]
 
 
 def _turn(saga: Saga) -> str:
     if saga.turn is None:
         return ""
     step = f" by {saga.turn.step}" if saga.turn.step else ""
-    why = _failure(saga.turn.failure, said=saga.turn.cause)
+    why = failure_text(saga.turn.failure, said=saga.turn.cause)
     return f"{instant(saga.turn.at_ms)} {saga.turn.cause}{step}{why and f': {why}'}"
 
 
-def _failure(failure: Failure | None, *, said: str) -> str:
-    """A failure's text, without its reason where the word before, `said`, says the same."""
-    if failure is None:
+def _attempt(step: Step) -> str:
+    if step.verb is None or not step.attempt:
         return ""
-    return failure.message if failure.reason.lower() == said.lower() else str(failure)
+    return f"{step.verb} {attempt_number(step.round, step.attempt)}"
 
 
 def _next(step: Step) -> str:
@@ -177,50 +186,6 @@ def _next(step: Step) -> str:
     if step.next_attempt_at_ms:
         return short_instant(step.next_attempt_at_ms)
     return "its call" if step.call_open else ""
-
-
-def _attempt(record: Record) -> str:
-    if record.verb is None:
-        return ""
-    if not record.attempt:
-        return record.verb
-    return f"{record.verb} {_number(record.round, record.attempt)}"
-
-
-def _number(round_: int, attempt: int) -> str:
-    return f"{attempt}" if round_ <= 1 else f"{attempt} of round {round_}"
-
-
-def _details(record: Record, *, payloads: bool) -> str:
-    turn, timing = record.turn, record.timing
-    status = timing.status if timing and timing.status != "OK" else ""
-    said = [
-        record.definition,
-        record.state or "",
-        f"by {record.author}" if record.author else "",
-        record.reason,
-        f"{turn.cause} {turn.step}".strip() if turn else "",
-        _failure(turn.failure, said=turn.cause) if turn else "",
-        record.detail,
-        status if not record.failure or record.failure.reason != status else "",
-        str(record.failure or ""),
-        f"retry at {short_instant(record.retry_at_ms)}" if record.retry_at_ms else "",
-        f"after {record.spent_s:g} s" if record.spent_s else "",
-        _payload(record.result, payloads=payloads),
-        _payload(record.input, payloads=payloads),
-    ]
-    return ", ".join(each for each in said if each)
-
-
-def _payload(payload: Payload | None, *, payloads: bool) -> str:
-    found = None if payload is None else document(payload, payloads=payloads)
-    if found is None:
-        return ""
-    if "json" in found:
-        return json.dumps(found["json"], ensure_ascii=False)
-    if "base64" in found:
-        return f"base64 {found['base64']}"
-    return f"{found['size']} bytes {found['content_type']}".strip()
 
 
 def _instant_or_nothing(at_ms: int | None) -> str:

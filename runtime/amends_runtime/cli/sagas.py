@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
-import enum
-import getpass
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter, validators
 
+from amends_runtime.cli import candidates
+from amends_runtime.cli.authorship import checked_reason, whoever
 from amends_runtime.cli.exits import Exit, ExitCode
+from amends_runtime.cli.filters import ALL, Filters
 from amends_runtime.cli.options import COMMON, Common, Flag, Labels, parse_pairs
 
 if TYPE_CHECKING:
@@ -27,24 +29,12 @@ MAX_INPUT_BYTES: Final = (
 )  # read at most so much of a file; the runtime has the word
 
 
-class StateName(enum.StrEnum):
-    """The states of `amends.SagaState`, which help must not wait for."""
-
-    RUNNING = "RUNNING"
-    COMPENSATING = "COMPENSATING"
-    STUCK = "STUCK"
-    COMPLETED = "COMPLETED"
-    COMPENSATED = "COMPENSATED"
-    ABANDONED = "ABANDONED"
-    MIXED = "MIXED"
-
-
-SagaId = Annotated[str, Parameter(name="ID")]
+SagaId = Annotated[str, Parameter(name="ID", completer=candidates.saga_ids())]
 Positive = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
 
 
 async def start(
-    definition: Annotated[str, Parameter(name="DEFINITION")],
+    definition: Annotated[str, Parameter(name="DEFINITION", completer=candidates.definitions)],
     /,
     *,
     input_: Annotated[
@@ -158,18 +148,7 @@ async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = CO
 
 async def list_(
     *,
-    state: Annotated[
-        tuple[StateName, ...],
-        Parameter(
-            name="--state",
-            name_transform=str.upper,  # any case, as people type it
-            negative="",
-            show_default=False,
-            consume_multiple=False,
-        ),
-    ] = (),
-    definition: str | None = None,
-    label: Labels = (),
+    filters: Filters = ALL,
     limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
     common: Common = COMMON,
 ) -> None:
@@ -178,41 +157,54 @@ async def list_(
     For example:
 
       amends list --state STUCK
-      amends list --definition order --label region=eu --limit 1000 -o json
+      amends list --definition order --label region=eu --started-from 2h
+      amends list --limit 100000 -o jsonl | jq -r .saga_id
 
     Parameters
     ----------
-    state:
-        Only those in this state; may be repeated.
-    definition:
-        Only those of this definition.
-    label:
-        Only those with this label, KEY=VALUE; may be repeated, then all must match.
     limit:
         At most so many.
     """
-    from amends.sagas import SagaState
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.saga_views import print_sagas
+    from amends_runtime.cli.documents import print_document, print_each
+    from amends_runtime.cli.saga_views import listed, print_saga_table
 
-    labels = parse_pairs(label, "--label", "KEY=VALUE")
+    matching = filters.matching()
     found: list[Saga] = []
+    printed = 0
     more = False
     async with connect(common) as client:
         # One more than asked for tells whether there are more.
-        async for saga in client.list(
-            state=[SagaState(name) for name in state] or None,
-            definition=definition,
-            labels=labels or None,
-            limit=limit + 1,
-        ):
-            if len(found) == limit:
+        async for saga in client.list(**matching, limit=limit + 1):
+            if len(found) + printed == limit:
                 more = True
                 break
-            found.append(saga)
-    print_sagas(found, common, more=more)
-    if more and common.output == "table":
+            if common.output == "jsonl":
+                print_each(listed(saga))
+                printed += 1
+            else:
+                found.append(saga)
+    if common.output == "json":
+        print_document({"sagas": [listed(saga) for saga in found], "more": more}, "json")
+        return
+    if common.output == "table":
+        print_saga_table(found)
+        _say_what_is_stuck(found)
+    if more:
         sys.stderr.write(f"amends: there are more; --limit {limit * 10} shows more of them\n")
+
+
+def _say_what_is_stuck(sagas: Sequence[Saga]) -> None:
+    """Says on standard error what can be done about sagas in a list that are STUCK."""
+    stuck = [saga.saga_id for saga in sagas if saga.state == "STUCK"]
+    if not stuck:
+        return
+    first = stuck[0]
+    what = f"{first} is STUCK" if len(stuck) == 1 else f"{len(stuck)} are STUCK, such as {first}"
+    sys.stderr.write(
+        f"amends: {what}: amends get {first} shows why and what can be done; "
+        f"amends retry {first} --reason WHY tries again\n"
+    )
 
 
 async def history(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = COMMON) -> None:
@@ -221,7 +213,7 @@ async def history(saga_id: SagaId, /, *, payloads: Flag = False, common: Common 
     For example:
 
       amends history order-1
-      amends history order-1 -o json | jq '.records[] | select(.kind == "AttemptFailed")'
+      amends history order-1 -o jsonl | jq 'select(.kind == "AttemptFailed")'
 
     Parameters
     ----------
@@ -231,11 +223,10 @@ async def history(saga_id: SagaId, /, *, payloads: Flag = False, common: Common 
         Also show the contents of input and results.
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.saga_views import print_records
+    from amends_runtime.cli.record_views import print_records
 
     async with connect(common) as client:
-        records = [record async for record in client.history(saga_id)]
-    print_records(saga_id, records, common, payloads=payloads)
+        await print_records(saga_id, client.history(saga_id), common, payloads=payloads)
 
 
 async def wait(
@@ -278,7 +269,9 @@ async def wait(
 
 
 async def cancel(
-    saga_id: SagaId,
+    saga_id: Annotated[
+        str, Parameter(name="ID", completer=candidates.saga_ids("RUNNING", "STUCK"))
+    ],
     /,
     *,
     reason: str,
@@ -307,10 +300,9 @@ async def cancel(
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.saga_views import print_cancelled
 
-    if not reason.strip():
-        raise Exit(ExitCode.USAGE, "--reason: is empty; say why, it lands in the history")
+    reason = checked_reason(reason, "history")
     async with connect(common) as client:
-        cancelled = await client.cancel(saga_id, reason=reason, author=author or _user_name())
+        cancelled = await client.cancel(saga_id, reason=reason, author=whoever(author))
     print_cancelled(cancelled, common)
 
 
@@ -361,13 +353,6 @@ def _read_source(given: str) -> bytes:
     if len(content) > MAX_INPUT_BYTES:
         raise Exit(ExitCode.USAGE, f"--input {given}: is larger than {MAX_INPUT_BYTES} bytes")
     return content
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has no name
-        return f"uid {os.getuid()}"
 
 
 def _code_of_end(saga: Saga) -> ExitCode:

@@ -10,22 +10,15 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import gc
-import json
 import os
-import signal
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from amends_runtime.cli.exits import Exit, ExitCode
+from amends_runtime.cli.exits import ExitCode
+from amends_runtime.cli.lifetime import ReadyFile, Signals
 from amends_runtime.cli.options import Debug, Flag, parse_pairs
 
 if TYPE_CHECKING:
@@ -42,6 +35,9 @@ def serve(
     ] = None,
     listen: str | None = None,
     insecure: Flag = False,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    tls_client_ca: str | None = None,
     database: str | None = None,
     participant: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     definition: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
@@ -73,13 +69,19 @@ def serve(
     listen:
         Address for clients: host:port (port 0: any free one) or unix:path. Default 127.0.0.1:7233.
     insecure:
-        Take a --listen that other machines reach, although there is no TLS.
+        Take a --listen that other machines reach, although clients need no certificate.
+    tls_cert:
+        The server's certificate, PEM: clients are served with TLS only; with --tls-key.
+    tls_key:
+        Its private key, PEM, not encrypted.
+    tls_client_ca:
+        Authorities, PEM: every client must show a certificate that one of them has signed.
     database:
         The SQLite file; made if it is missing. Default amends.db.
     participant:
         NAME=ADDRESS of a participant, such as payments=127.0.0.1:7001; may be repeated.
     definition:
-        Definition file (TOML or JSON) or pattern to register at start; may be repeated.
+        Definition file (YAML, TOML or JSON) or pattern to register at start; may be repeated.
     ready_file:
         Written when all is up, with {"pid", "address"} as JSON; removed at the end.
     until_stdin_closes:
@@ -97,6 +99,9 @@ def serve(
     flags = Flags(
         listen=listen,
         insecure=insecure or None,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         database=database,
         participants=parse_pairs(participant, "--participant", "NAME=ADDRESS"),
         definitions=definition,
@@ -105,9 +110,9 @@ def serve(
     )
     loaded = load(config, flags)
     definitions = find_definitions(loaded.definitions, loaded.participants)
-    ready = _ReadyFile(ready_file)
+    ready = ReadyFile(ready_file)
     configure_logging(loaded.log_format, loaded.log_level)
-    signals = _Signals(until_stdin_closes=until_stdin_closes, before_force=ready.discard)
+    signals = Signals(until_stdin_closes=until_stdin_closes, before_force=ready.discard)
     signals.install()
     # Live sagas are many small, long-lived objects that form no cycles; walking them at Python's
     # default pace took a tenth of the runtime's CPU under load (scripts/bench.py, 1,420 to 1,230 µs
@@ -119,7 +124,7 @@ def serve(
 
 
 async def _serve(
-    config: Config, definitions: list[Definition], ready: _ReadyFile, signals: _Signals
+    config: Config, definitions: list[Definition], ready: ReadyFile, signals: Signals
 ) -> None:
     import structlog  # noqa: PLC0415  # as above
 
@@ -137,6 +142,7 @@ async def _serve(
         log.info(
             "amends is up",
             address=engine.address,
+            security=_security(config),
             database=config.server.database,
             participants=sorted(config.participants),
             definitions=sorted({definition.name for definition in definitions}),
@@ -147,132 +153,11 @@ async def _serve(
     log.info("amends has stopped")
 
 
+def _security(config: Config) -> str:
+    """How the runtime listens."""
+    if config.server.tls_cert is None:
+        return "plain text"
+    return "TLS" if config.server.tls_client_ca is None else "mutual TLS"
+
+
 GC_THRESHOLDS: Final = (100_000, 50, 100)
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first asks, the second forces. To be installed by the main thread.
-
-    Plain handlers instead of the event loop's: they also run while the loop is busy, so that the
-    second signal always gets through.
-    """
-
-    def __init__(self, *, until_stdin_closes: bool, before_force: Callable[[], None]) -> None:
-        self._until_stdin_closes = until_stdin_closes
-        self._before_force = before_force
-        self._signalled = False
-        self._asked = False
-        self._stop: Callable[[], None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def install(self) -> None:
-        """From now on until the process ends."""
-        for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
-        # The interpreter puts the defaults back when it ends, and a late signal would then spoil
-        # the exit code. At exit means: after all threads have ended.
-        atexit.register(_ignore_signals)
-
-    def on_first(self, stop: Callable[[], None]) -> None:
-        """From now on the first signal calls `stop` in the running loop; at once if it has come."""
-        self._loop = asyncio.get_running_loop()
-        self._stop = stop
-        if self._asked:
-            stop()
-        if self._until_stdin_closes:
-            # A daemon: reading standard input cannot be interrupted, and must not hold up the exit.
-            threading.Thread(target=self._wait_for_stdin, name="stdin", daemon=True).start()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # The end of standard input does not count: a script that dies sends both.
-        if self._signalled:
-            self._before_force()
-            _force_exit(f"a second signal ({signal.Signals(number).name}): ending at once")
-        self._signalled = True
-        self._ask()
-
-    def _wait_for_stdin(self) -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        self._ask()
-
-    def _ask(self) -> None:
-        self._asked = True
-        if self._loop is not None and self._stop is not None:
-            # The loop may have ended in between: then there is nothing left to stop.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._stop)
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _force_exit(why: str) -> None:
-    # No buffered stream: the handler may have interrupted a write to it.
-    os.write(2, f"amends: {why}\n".encode())
-    os._exit(ExitCode.INTERNAL)
-
-
-class _ReadyFile:
-    """Says to scripts that all is up. `path` None: nobody asked for it."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = None if path is None else path.absolute()
-        if self._path is not None and not self._path.parent.is_dir():
-            raise Exit(
-                ExitCode.USAGE,
-                f"--ready-file {path}: there is no folder {self._path.parent}; make it first",
-            )
-
-    @contextlib.contextmanager
-    def absent(self) -> Iterator[None]:
-        """No file before and after, whatever happens: one of an earlier run would be a lie."""
-        self.remove()
-        try:
-            yield
-        finally:
-            self.remove()
-
-    def write(self, address: str) -> None:
-        """Writes the file as a whole: a reader sees all of it or nothing."""
-        if self._path is None:
-            return
-        content = json.dumps({"pid": os.getpid(), "address": address})
-        try:
-            handle, temporary = tempfile.mkstemp(
-                prefix=f".{self._path.name}.", dir=self._path.parent
-            )
-            try:
-                os.fchmod(handle, 0o644)  # who waits for it may be another user
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(content + "\n")
-                Path(temporary).replace(self._path)
-            except BaseException:
-                Path(temporary).unlink()
-                raise
-        except OSError as error:
-            raise self._failed("written", error) from None
-
-    def remove(self) -> None:
-        """Removes the file if it is there."""
-        if self._path is None:
-            return
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._failed("removed", error) from None
-
-    def discard(self) -> None:
-        """Removes the file as far as it can be, where there is nobody to complain to."""
-        with contextlib.suppress(Exit):
-            self.remove()
-
-    def _failed(self, what: str, error: OSError) -> Exit:
-        return Exit(
-            ExitCode.USAGE,
-            f"--ready-file {self._path}: cannot be {what} ({error.strerror}); choose another place",
-        )

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from amends_runtime.cli.documents import instant, to_json
+from amends_runtime.cli.documents import instant
 from amends_runtime.cli.exits import one_line
 
-__all__ = ["print_facts", "print_json", "print_line", "print_table", "short_instant"]
+__all__ = ["Columns", "print_facts", "print_line", "print_table", "short_instant"]
 
 STYLES: Final = {
     "COMPLETED": "green",
@@ -42,11 +43,63 @@ STYLES: Final = {
 WHOLE: Final = frozenset({"ID", "STATE", "HASH", "STARTED", "ENDED", "REGISTERED", "AT"})
 """Columns whose cells never wrap."""
 UNBOUNDED: Final = 1_000_000  # columns of a pipe, which has none
+COLUMN_GAP: Final = 2
+LEAST_ROOM: Final = 24  # narrower than this a column is not read but spelt
+INDENT: Final = "    "
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints rows under their columns' names."""
     _print(_table(columns, rows))
+
+
+class Columns:
+    """A table whose rows come one by one, each printed as it comes.
+
+    A column is as wide as its widest cell so far, and at least as the longest of `expected`, which
+    gives texts by column; the last takes the rest, and on a terminal goes on below itself where
+    there is no room.
+    """
+
+    def __init__(self, *names: str, expected: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._names = names
+        self._widths = [
+            max(len(name), *map(len, (expected or {}).get(name, ())), 0) for name in names[:-1]
+        ]
+        self._begun = False
+
+    def print(self, *cells: str) -> None:
+        """Prints a row, before the first one the columns' names."""
+        fixed = [one_line(cell) for cell in cells[:-1]]
+        self._widths = [max(*each) for each in zip(self._widths, map(cell_len, fixed), strict=True)]
+        if not self._begun:
+            self._begun = True
+            self._write([Text(name, style="bold") for name in self._names])
+        self._write([*(Text(cell, style=STYLES.get(cell, "")) for cell in fixed), _cell(cells[-1])])
+
+    def _write(self, cells: Sequence[Text]) -> None:
+        *fixed, last = cells
+        line = Text()
+        for cell, width in zip(fixed, self._widths, strict=True):
+            cell.pad_right(width - cell.cell_len + COLUMN_GAP)
+            line.append_text(cell)
+        console = _console()
+        room = console.width - line.cell_len
+        if last.cell_len <= room:
+            lines = [line.append_text(last)]
+        elif room >= LEAST_ROOM:
+            first, *more = last.wrap(console, room)
+            indent = " " * line.cell_len
+            lines = [line.append_text(first), *(Text(indent).append_text(each) for each in more)]
+        else:
+            below = last.wrap(console, max(console.width - len(INDENT), 1))
+            lines = [line, *(Text(INDENT).append_text(each) for each in below)]
+        with console.capture() as capture:
+            for each in lines:
+                each.rstrip()
+                console.print(each, no_wrap=True, overflow="ignore", crop=False)
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -77,11 +130,6 @@ def short_instant(at_ms: int, *, with_ms: bool = False) -> str:
 def print_line(text: str = "") -> None:
     """Prints one line of text."""
     sys.stdout.write(one_line(text) + "\n")
-
-
-def print_json(value: object) -> None:
-    """Prints one JSON document."""
-    sys.stdout.write(to_json(value) + "\n")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

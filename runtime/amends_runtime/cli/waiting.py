@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from amends.errors import DeadlineExceeded, Unavailable, WaitTimeout
@@ -52,8 +52,11 @@ async def wait_for_end(saga: Saga, common: Common, *, timeout_s: float | None) -
 
 
 @contextlib.contextmanager
-def interruptible(line: str) -> Iterator[None]:
-    """Ends the command with `line` if Ctrl-C or SIGTERM comes inside; inside a coroutine only."""
+def interruptible(line: str | Callable[[], str]) -> Iterator[None]:
+    """Ends the command with `line` if Ctrl-C or SIGTERM comes inside; inside a coroutine only.
+
+    A function gives the line as it is by then.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a command is a task"
     code = ExitCode.INTERRUPTED
@@ -67,6 +70,6 @@ def interruptible(line: str) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:  # nothing else cancels a command; asyncio does it at Ctrl-C
-        raise Exit(code, line) from None
+        raise Exit(code, line() if callable(line) else line) from None
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

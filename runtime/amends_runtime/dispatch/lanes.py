@@ -14,6 +14,10 @@ because of that:
    withdrawing it only brings it forward to the attempt's own deadline.
 5. A participant that is not registered (any more) has a lane without a transport: calls wait there,
    visibly, until somebody registers it.
+6. A lane that is moved elsewhere keeps its queue and its limit, and begins with a new breaker: what
+   was known of the old place says nothing about the new one. Calls on the wire get their answer by
+   the way they went, whose connection is closed after the last of them; they count for the old
+   place's limit, and no more for any breaker.
 
 Workers are tasks that take the next call when one ends, so that under load no task is made per
 call. The queue's bound is that of the live sagas: each has at most `MAX_PARALLEL` calls open.
@@ -66,8 +70,22 @@ class LaneStatus(msgspec.Struct, frozen=True):
     last_error: str
 
 
+class _Route:
+    """A way to the participant, and the calls on it: compensations, forward calls."""
+
+    __slots__ = ("in_flight", "transport")
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.in_flight = [0, 0]
+
+    @property
+    def calls(self) -> int:
+        return self.in_flight[0] + self.in_flight[1]
+
+
 class _Entry:
-    """One attempt in a lane. `sent_at_ms` is 0 until it was first sent."""
+    """One attempt in a lane. `sent_at_ms` is 0 until it was first sent, and `route` unset."""
 
     __slots__ = (
         "call",
@@ -78,6 +96,7 @@ class _Entry:
         "poll_timer",
         "polls",
         "queued",
+        "route",
         "sent_at_ms",
     )
 
@@ -86,6 +105,7 @@ class _Entry:
         self.order = order
         self.key = (call.saga_id, call.step, call.verb)
         self.generation = 0  # the breaker's, when it let the call through
+        self.route: _Route | None = None
         self.sent_at_ms = 0
         self.polls = 0
         self.queued = False
@@ -112,7 +132,8 @@ class Lane:
         tasks: TaskGroup,
     ) -> None:
         self.address = address
-        self._transport = transport
+        self._route = _Route(transport) if transport is not None else None
+        self._retired: list[_Route] = []  # left, with calls on them that still get their answers
         self._limit = limit
         self._forward_limit = max(1, limit - max(1, limit // COMPENSATION_SHARE))
         self._policy = policy
@@ -123,7 +144,6 @@ class Lane:
         self._breaker = Breaker()
         self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # compensations, forward calls
         self._waiting = 0
-        self._in_flight = [0, 0]
         self._entries: dict[tuple[str, int, Verb], _Entry] = {}
         self._idle: list[asyncio.Future[_Entry]] = []
         self._sequence = 0
@@ -189,31 +209,54 @@ class Lane:
             address=self.address.address,
             by_operator=self.address.by_operator,
             breaker=self._shown_breaker(),
-            in_flight=sum(self._in_flight),
+            in_flight=self.in_flight,
             waiting=self._waiting,
             limit=self._limit,
-            transport=self._transport.name if self._transport is not None else "",
+            transport=self._route.transport.name if self._route is not None else "",
             last_error=self._last_error,
         )
 
     @property
     def in_flight(self) -> int:
-        """Calls on the wire."""
-        return sum(self._in_flight)
+        """Calls on the wire, by whatever way."""
+        routes = self._retired if self._route is None else [self._route, *self._retired]
+        return sum(route.calls for route in routes)
+
+    @property
+    def is_gone(self) -> bool:
+        """Nobody has registered the participant (any more), and no call waits for it."""
+        return not self.address.address and not self._entries and not self.in_flight
+
+    def move(self, address: ParticipantAddress, transport: Transport | None) -> None:
+        """Points the lane elsewhere, or with None nowhere; see rules 5 and 6."""
+        old, self._route = self._route, _Route(transport) if transport is not None else None
+        self.address = address
+        self._last_error = ""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+        self._set_breaker(
+            Breaker(since_ms=self._elapsed_ms(), generation=self._breaker.generation + 1)
+        )
+        if old is not None and old.calls:
+            self._retired.append(old)
+        elif old is not None:
+            self._tasks.start_soon(old.transport.close, name=f"close {address.name}")
+        self._pump()
 
     def stop_sending(self) -> None:
         """Nothing leaves any more; what is on the wire still gets its answer."""
         self._stopped = True
 
     async def close(self) -> None:
-        """Closes the transport. The workers end with their task group."""
+        """Closes the transports. The workers end with their task group."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
         for entry in self._entries.values():
             if entry.poll_timer is not None:
                 entry.poll_timer.cancel()
-        if self._transport is not None:
-            await self._transport.close()
+        for route in [*self._retired, *([self._route] if self._route is not None else [])]:
+            await route.transport.close()
 
     # -- the queue -----------------------------------------------------------------------------
 
@@ -246,14 +289,15 @@ class Lane:
 
     def _next(self) -> _Entry | None:
         """The call that should leave now, or None when none may."""
-        if self._transport is None or self._stopped:
+        route = self._route
+        if route is None or self._stopped:
             return None
         for kind, queue in enumerate(self._queues):
             while queue and queue[0].gone:
                 heapq.heappop(queue)
-            if not queue or sum(self._in_flight) >= self._limit:
+            if not queue or route.calls >= self._limit:
                 continue
-            if kind == 1 and self._in_flight[1] >= self._forward_limit:
+            if kind == 1 and route.in_flight[1] >= self._forward_limit:
                 continue
             elapsed_ms = self._elapsed_ms()
             if not breakers.admits(self._breaker, self._policy, elapsed_ms):
@@ -262,7 +306,8 @@ class Lane:
             entry = heapq.heappop(queue)
             entry.queued = False
             self._waiting -= 1
-            self._in_flight[kind] += 1
+            route.in_flight[kind] += 1
+            entry.route = route
             self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
             entry.generation = self._breaker.generation
             return entry
@@ -290,20 +335,21 @@ class Lane:
             entry = await idle
 
     async def _carry(self, entry: _Entry) -> None:
-        assert self._transport is not None, "nothing leaves a lane without transport"
-        call, kind = entry.call, entry.order[0]
+        call, kind, route = entry.call, entry.order[0], entry.route
+        assert route is not None, "nothing leaves a lane without transport"
         asked_at_ms, began_s = self._clock.now_ms(), self._clock.monotonic_s()
         first_sent_at_ms = entry.sent_at_ms = entry.sent_at_ms or asked_at_ms
-        reply = await self._transport.call(call)
+        reply = await route.transport.call(call)
         # How long it took is monotonic: a wall clock that is set meanwhile must not use up the
         # time that a step has for its retries.
         answered_at_ms = asked_at_ms + round((self._clock.monotonic_s() - began_s) * 1000)
-        self._in_flight[kind] -= 1
+        route.in_flight[kind] -= 1
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
-        if isinstance(reply.outcome, Unknown):
-            self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
-        self._settle_breaker(healthy=reply.healthy, generation=entry.generation)
+        if route is self._route:
+            if isinstance(reply.outcome, Unknown):
+                self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
+            self._settle_breaker(healthy=reply.healthy, generation=entry.generation)
         self._deliver(
             call.saga_id,
             Answered(
@@ -318,6 +364,9 @@ class Lane:
                 outcome=reply.outcome,
             ),
         )
+        if route in self._retired and not route.calls:
+            self._retired.remove(route)
+            await route.transport.close()
 
     # -- breaker and timers --------------------------------------------------------------------
 
@@ -411,6 +460,7 @@ class Lanes:
         self._connect = connect
         self._limits = limits
         self._lanes: dict[str, Lane] = {}
+        self._stopped = False
         self._tasks: TaskGroup | None = None
         self._deliver: Deliver | None = None
 
@@ -420,6 +470,24 @@ class Lanes:
         self._deliver = deliver
         for address in addresses:
             self._lanes[address.name] = self._lane(address, self._connect(address))
+
+    def put(self, address: ParticipantAddress) -> None:
+        """The participant is there from now on; see rule 6.
+
+        Where it has been already, only who says so changes.
+        """
+        lane = self._lanes.get(address.name)
+        if lane is None:
+            self._lanes[address.name] = self._lane(address, self._connect(address))
+        elif lane.address.address == address.address:
+            lane.address = address
+        else:
+            lane.move(address, self._connect(address))
+
+    def remove(self, participant: str) -> None:
+        """The participant is not registered any more; see rule 5."""
+        if participant in self._lanes:
+            self._lanes[participant].move(ParticipantAddress(participant, ""), None)
 
     def names(self) -> list[str]:
         """The registered participants."""
@@ -435,17 +503,18 @@ class Lanes:
             _log.error(
                 "participant_not_registered",
                 participant=participant,
-                hint="its calls wait for it: add it to the configuration and restart",
+                hint=f"its calls wait for it: amends participants add {participant}=ADDRESS",
             )
             lane = self._lanes[participant] = self._lane(ParticipantAddress(participant, ""), None)
         return lane
 
     def status(self) -> list[LaneStatus]:
-        """All lanes, by name."""
-        return [self._lanes[name].status() for name in sorted(self._lanes)]
+        """All lanes, by name, but those of which nothing is left: not registered, and no calls."""
+        return [lane.status() for _, lane in sorted(self._lanes.items()) if not lane.is_gone]
 
     def stop_sending(self) -> None:
         """Nothing leaves any more; what is on the wire still gets its answer."""
+        self._stopped = True
         for lane in self._lanes.values():
             lane.stop_sending()
 
@@ -462,7 +531,7 @@ class Lanes:
     def _lane(self, address: ParticipantAddress, transport: Transport | None) -> Lane:
         assert self._tasks is not None, "open() comes first"
         assert self._deliver is not None, "open() comes first"
-        return Lane(
+        lane = Lane(
             address=address,
             transport=transport,
             limit=self._limits.get(address.name, DEFAULT_LIMIT),
@@ -472,3 +541,6 @@ class Lanes:
             observer=self._observer,
             tasks=self._tasks,
         )
+        if self._stopped:
+            lane.stop_sending()
+        return lane

@@ -13,8 +13,10 @@ from amends.v1 import participant_pb2, participant_pb2_grpc
 from amends_runtime import wire
 from amends_runtime.core.messages import Unknown
 from amends_runtime.core.records import Verb
+from amends_runtime.dispatch.handshakes import explain_handshake
 from amends_runtime.dispatch.status import reply_of
 from amends_runtime.ports import Call, Clock, Reply, StoreIdentity
+from amends_runtime.tls import ParticipantTls
 
 __all__ = ["CHANNEL_OPTIONS", "UnaryTransport"]
 
@@ -48,7 +50,10 @@ _log = structlog.get_logger(__name__)
 
 
 class UnaryTransport:
-    """Calls one participant by Prepare, Execute and Compensate. Made inside the running loop."""
+    """Calls one participant by Prepare, Execute and Compensate. Made inside the running loop.
+
+    With `tls` nothing ever leaves in plain text; without, everything does.
+    """
 
     name = "unary"
 
@@ -60,12 +65,14 @@ class UnaryTransport:
         *,
         max_result_bytes: int,
         oldest_open_ms: Callable[[], int],
+        tls: ParticipantTls | None = None,
     ) -> None:
         self._identity = identity
         self._max_result_bytes = max_result_bytes
         self._oldest_open_ms = oldest_open_ms
         self._clock = clock
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._tls = tls
+        self._channel = _channel(address, tls)
         stub = participant_pb2_grpc.ParticipantServiceStub(self._channel)
         self._verbs: dict[Verb, tuple[Callable[..., Awaitable[Any]], Callable[..., Any]]] = {
             Verb.PREPARE: (stub.Prepare, participant_pb2.PrepareRequest),
@@ -93,7 +100,10 @@ class UnaryTransport:
                 response.outcome, call.verb, max_result_bytes=self._max_result_bytes
             )
         except grpc.aio.AioRpcError as error:
-            return reply_of(error.code(), error.details())
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                details = explain_handshake(details, self._tls)
+            return reply_of(error.code(), details)
         except Exception as error:  # noqa: BLE001  # whatever it was, the outcome is unknown
             _log.exception("call_failed_inside", saga_id=call.saga_id, step=call.step_name)
             return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)
@@ -102,3 +112,13 @@ class UnaryTransport:
     async def close(self) -> None:
         """Closes the channel; calls under way end as cancelled."""
         await self._channel.close()
+
+
+def _channel(address: str, tls: ParticipantTls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS]
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+    return grpc.aio.secure_channel(address, credentials, options=options)

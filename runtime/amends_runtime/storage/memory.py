@@ -8,9 +8,10 @@ OwnershipLost.
 
 from __future__ import annotations
 
+import bisect
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio.lowlevel
@@ -20,8 +21,11 @@ from amends_runtime.core.definition import Definition, content_hash
 from amends_runtime.core.records import SagaState
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, VersionConflict
 from amends_runtime.ports import (
+    AuditEntry,
     LoadedSaga,
     OpenSaga,
+    OperatorWords,
+    ParticipantAddress,
     RegisteredDefinition,
     SagaFilter,
     SagaSummary,
@@ -29,11 +33,25 @@ from amends_runtime.ports import (
     StoreIdentity,
     Tombstone,
     Transition,
+    WatchedTurn,
+    WatchedTurns,
+    summary_after,
 )
+from amends_runtime.storage.read_model import AfterTurn
 
 __all__ = ["MemoryDisk", "MemoryStore", "open_memory_store"]
 
 OPEN_STATES = frozenset((SagaState.RUNNING, SagaState.COMPENSATING, SagaState.STUCK))
+
+
+class FedTurn(msgspec.Struct, frozen=True):
+    """A turn's place in the history of all sagas, and what the saga was after it."""
+
+    seq: int
+    saga_no: int
+    version: int
+    state: SagaState
+    past_no_return: bool
 
 
 class MemoryDisk:
@@ -49,6 +67,9 @@ class MemoryDisk:
         self.saga_nos: dict[str, int] = {}
         self.definitions: dict[str, RegisteredDefinition] = {}
         self.tombstones: dict[str, Tombstone] = {}
+        self.feed: list[FedTurn] = []  # by position
+        self.participants: dict[str, str] = {}
+        self.audit: list[AuditEntry] = []
         self._fault: bool | None = None
 
     def fail_next_commit(self, *, written: bool) -> None:
@@ -81,8 +102,10 @@ class MemoryStore:
         self.disk = disk
         self._identity = StoreIdentity(disk.store_id, disk.incarnation, disk.epoch)
         self._saga_no = max(disk.history, default=0)
+        self._encoder = msgspec.msgpack.Encoder()
         self._closed = False
         self._failed = False
+        self._moved = anyio.Event()  # something was committed, or the store is closed
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -115,6 +138,7 @@ class MemoryStore:
         fault = self.disk.take_fault()
         if fault is not False:
             self._append(transitions)
+            self._note_move()
         if fault is not None:
             self._failed = True
             raise CommitUnknown("a commit failed, as planned, and may or may not have happened")
@@ -144,6 +168,37 @@ class MemoryStore:
         self.disk.definitions[wanted] = registered
         return registered, known is not None
 
+    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+        """Registers a participant by hand, or points it elsewhere; with its audit entry."""
+        await anyio.lowlevel.checkpoint()
+        self._check_writable()
+        self._write(lambda: self._put_participant(name, address, words))
+
+    async def remove_participant(self, name: str, words: OperatorWords) -> bool:
+        """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
+        await anyio.lowlevel.checkpoint()
+        self._check_writable()
+        if name not in self.disk.participants:
+            return False
+        self._write(lambda: self._remove_participant(name, words))
+        return True
+
+    def _put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+        self.disk.participants[name] = address
+        self.disk.audit.append(AuditEntry("put_participant", name, f"at {address}", words))
+
+    def _remove_participant(self, name: str, words: OperatorWords) -> None:
+        was = f"was at {self.disk.participants.pop(name)}"
+        self.disk.audit.append(AuditEntry("remove_participant", name, was, words))
+
+    def _write(self, change: Callable[[], None]) -> None:
+        """A write that fails as planned leaves the store usable: SQLite's reopens by itself."""
+        fault = self.disk.take_fault()
+        if fault is not False:
+            change()
+        if fault is not None:
+            raise CommitUnknown("a commit failed, as planned, and may or may not have happened")
+
     def _conflicts(self, transitions: Sequence[Transition]) -> list[int]:
         """The sagas whose transition does not follow what is stored, or whose id is taken."""
         versions: dict[int, int] = {}
@@ -170,6 +225,15 @@ class MemoryStore:
             self.disk.seq += 1
             turn = StoredTurn(self.disk.seq, transition.version, transition.records)
             self.disk.history.setdefault(transition.saga_no, []).append(turn)
+            self.disk.feed.append(
+                FedTurn(
+                    turn.seq,
+                    transition.saga_no,
+                    turn.version,
+                    transition.state,
+                    transition.past_no_return,
+                )
+            )
             if transition.summary is not None:
                 self._put_summary(transition.summary)
 
@@ -226,6 +290,70 @@ class MemoryStore:
             key=lambda registered: (registered.definition.name, registered.version),
         )
 
+    async def participants(self) -> list[ParticipantAddress]:
+        await self._check_readable()
+        return [
+            ParticipantAddress(name, address, by_operator=True)
+            for name, address in sorted(self.disk.participants.items())
+        ]
+
+    async def audit(self, limit: int) -> list[AuditEntry]:
+        await self._check_readable()
+        return self.disk.audit[::-1][:limit]
+
+    # -- watching ------------------------------------------------------------------------------
+
+    @property
+    def head_seq(self) -> int:
+        return self.disk.seq
+
+    async def turns_after(
+        self, after_seq: int, where: SagaFilter, *, turns: int, looked_at: int, size: int
+    ) -> WatchedTurns:
+        await self._check_readable()
+        begin = bisect.bisect_right(self.disk.feed, after_seq, key=lambda fed: fed.seq)
+        stretch = self.disk.feed[begin : begin + looked_at]
+        told: list[WatchedTurn] = []
+        last_seq, last_nth, size_before = after_seq, 0, 0
+        through_seq, seen = max(self.disk.seq, after_seq), len(stretch)
+        if seen == looked_at:
+            through_seq = stretch[-1].seq
+        for nth, fed in enumerate(stretch, start=1):
+            records = self.disk.history[fed.saga_no][fed.version - 1].records
+            saga = summary_after(
+                self.disk.sagas[fed.saga_no],
+                fed.version,
+                records,
+                fed.state,
+                past_no_return=fed.past_no_return,
+            )
+            if not _matches(where, saga):
+                continue
+            if len(told) == turns or size_before >= size:
+                through_seq, seen = last_seq, last_nth
+                break
+            size_before += len(self._encoder.encode(records))
+            told.append(
+                WatchedTurn(
+                    fed.seq, saga, records, purged_before=(fed.seq - last_seq) - (nth - last_nth)
+                )
+            )
+            last_seq, last_nth = fed.seq, nth
+        purged_after = (through_seq - last_seq) - (seen - last_nth)
+        return WatchedTurns(tuple(told), through_seq, self.disk.seq, purged_after)
+
+    async def wait_beyond(self, seq: int) -> None:
+        while self.disk.seq <= seq:
+            if self._closed:
+                raise StoreError("the store is closed")
+            await self._moved.wait()
+
+    def _note_move(self) -> None:
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    # -- the read model, for its proof ---------------------------------------------------------
+
     async def saga_numbers(self, after_no: int, limit: int) -> list[int]:
         """A page of the numbers of all sagas that have a history or a row, or only one of them."""
         await self._check_readable()
@@ -242,6 +370,16 @@ class MemoryStore:
             {saga_no: tuple(history[saga_no]) for saga_no in saga_nos if saga_no in history},
             {saga_no: sagas[saga_no] for saga_no in saga_nos if saga_no in sagas},
         )
+
+    async def after_turns(self, saga_nos: Sequence[int]) -> dict[int, tuple[AfterTurn, ...]]:
+        """What is kept beside the turns of these sagas, by version."""
+        await self._check_readable()
+        kept: dict[int, tuple[AfterTurn, ...]] = dict.fromkeys(saga_nos, ())
+        for fed in self.disk.feed:
+            if fed.saga_no in kept:
+                after = AfterTurn(fed.version, fed.state, fed.past_no_return)
+                kept[fed.saga_no] = (*kept[fed.saga_no], after)
+        return kept
 
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
         """The read model becomes these rows, all at once."""
@@ -266,6 +404,7 @@ class MemoryStore:
 
     async def close(self) -> None:
         self._closed = True
+        self._note_move()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,23 +2,24 @@
 
 A saga's row was true at the version that it names, and what it shows has not changed since. Both
 halves are checked: the fold of the history up to that version gives exactly the row, and the fold
-of all of it shows the same state, point of no return and end.
+of all of it shows the same state, point of no return and end. So is what is kept beside each turn
+for watchers: the fold up to it has that state and that point of no return.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from amends_runtime.core.definition import Plan
-from amends_runtime.core.records import SagaStarted
-from amends_runtime.core.saga import Saga, fold
+from amends_runtime.core.records import SagaStarted, SagaState
+from amends_runtime.core.saga import Saga, evolve, fold
 from amends_runtime.errors import IllegalRecord, StoreError
 from amends_runtime.ports import RegisteredDefinition, SagaSummary, StoredTurn, summarise
 
-__all__ = ["Difference", "Rebuildable", "rebuild_read_model", "verify_read_model"]
+__all__ = ["AfterTurn", "Difference", "Rebuildable", "rebuild_read_model", "verify_read_model"]
 
 PAGE = 256  # sagas read at once: bounds what lies in memory
 
@@ -34,6 +35,14 @@ class Difference(msgspec.Struct, frozen=True):
     field: str
     row: object
     history: object
+
+
+class AfterTurn(NamedTuple):
+    """What is kept beside a turn: the saga after it. State None: the turn is older than that."""
+
+    version: int
+    state: SagaState | None
+    past_no_return: bool
 
 
 class Rebuildable(Protocol):
@@ -53,6 +62,10 @@ class Rebuildable(Protocol):
         """Histories and read-model rows of these sagas, as of one moment."""
         ...
 
+    async def after_turns(self, saga_nos: Sequence[int]) -> dict[int, tuple[AfterTurn, ...]]:
+        """What is kept beside the turns of these sagas, by version."""
+        ...
+
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
         """The read model becomes these rows, all at once."""
         ...
@@ -68,6 +81,9 @@ async def verify_read_model(store: Rebuildable) -> list[Difference]:
     async for histories, rows in _pages(store):
         for saga_no in sorted(histories.keys() | rows.keys()):
             found += _compare(plans, saga_no, histories.get(saga_no, ()), rows.get(saga_no))
+        for saga_no, kept in (await store.after_turns(sorted(histories))).items():
+            turns = {turn.version: turn for turn in histories.get(saga_no, ())}
+            found += _compare_turns(plans, saga_no, turns, kept)
     return found
 
 
@@ -116,6 +132,30 @@ def _compare(
     for field in fields:
         expected = now if field in SHOWN else written
         yield Difference(saga_no, saga_id, field, getattr(row, field), getattr(expected, field))
+
+
+def _compare_turns(
+    plans: dict[str, Plan],
+    saga_no: int,
+    turns: dict[int, StoredTurn],
+    kept: Sequence[AfterTurn],
+) -> Iterator[Difference]:
+    """What is wrong beside the turns. A history that cannot be folded is told with its row."""
+    begin = turns[1].records[0] if 1 in turns else None
+    plan = plans.get(begin.definition_hash) if isinstance(begin, SagaStarted) else None
+    saga: Saga | None = None
+    for after in kept:
+        if plan is None or after.version not in turns:
+            return  # or it came after the histories were read, and so did all that follow it
+        try:
+            for record in turns[after.version].records:
+                saga = evolve(plan, saga, record)
+        except IllegalRecord:
+            return
+        assert saga is not None, "a turn has at least one record"
+        expected = AfterTurn(after.version, saga.state, saga.past_no_return)
+        if after.state is not None and after != expected:
+            yield Difference(saga_no, saga.saga_id, "turn", after, expected)
 
 
 def _differs(one: SagaSummary, other: SagaSummary, field: str) -> bool:

@@ -16,10 +16,10 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 import anyio
@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from amends_runtime.core.definition import Definition, content_hash
-from amends_runtime.core.records import SagaState
+from amends_runtime.core.records import Record, SagaState
 from amends_runtime.errors import (
     CommitUnknown,
     OwnershipLost,
@@ -37,8 +37,11 @@ from amends_runtime.errors import (
     VersionConflict,
 )
 from amends_runtime.ports import (
+    AuditEntry,
     LoadedSaga,
     OpenSaga,
+    OperatorWords,
+    ParticipantAddress,
     RegisteredDefinition,
     SagaFilter,
     SagaSummary,
@@ -46,6 +49,9 @@ from amends_runtime.ports import (
     StoreIdentity,
     Tombstone,
     Transition,
+    WatchedTurn,
+    WatchedTurns,
+    summary_after,
 )
 from amends_runtime.storage.codec import (
     RECORDS,
@@ -70,6 +76,7 @@ from amends_runtime.storage.connection import (
 from amends_runtime.storage.migrations import migrate, schema_version
 from amends_runtime.storage.ownership import LockNote, Ownership, usable_path
 from amends_runtime.storage.queries import read_queries
+from amends_runtime.storage.read_model import AfterTurn
 
 __all__ = ["SqliteStore", "open_sqlite_store"]
 
@@ -77,13 +84,17 @@ _log = structlog.get_logger(__name__)
 
 # Batches are filled up to one of these sizes, so that few statements are prepared and kept.
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-MAX_ROWS = BATCH_SIZES[-1]  # 14 variables a row: half of what SQLite allows by default
+MAX_ROWS = BATCH_SIZES[-1]  # 16 variables a row: half of what SQLite allows by default
 MAX_WAL_BYTES = 64 * 1024 * 1024  # four checkpoints' worth: a reader is holding it back
 ABOVE_ALL = 2**63 - 1  # for conditions that hold always; a NULL would keep SQLite from its index
+_TEMPORARY = (
+    *("turn_view", "turn_trigger", "turn_labels_trigger"),
+    *("participant_view", "participant_trigger"),
+)
 LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
 
 _SQL = read_queries("sqlite")
-_COLUMNS = 14
+_COLUMNS = 16
 _ROW = f"({', '.join('?' * _COLUMNS)})"
 _APPEND = {size: _SQL["append"].replace("{rows}", ", ".join([_ROW] * size)) for size in BATCH_SIZES}
 
@@ -91,6 +102,8 @@ _APPEND = {size: _SQL["append"].replace("{rows}", ", ".join([_ROW] * size)) for 
 # else, None, bytes and enums too, which takes ten times as long and holds the interpreter lock.
 _NO_ROW = (0,) * _COLUMNS
 _NO_SUMMARY = ("", 0, 0, 0, 0, 0, 0, 0, 0, "")
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -123,6 +136,7 @@ class SqliteStore:
         self._failed = ""  # why nothing but `reopen` and `close` may be called
         self._closed = False
         self._wal_tried_bytes = 0
+        self._moved = anyio.Event()  # something was committed, or the store is closed
         self._definitions: dict[int, RegisteredDefinition] = {}
         self._definition_nos: dict[str, int] = {}
         self.restored = False
@@ -196,7 +210,29 @@ class SqliteStore:
         """
         async with self._write_lock:
             writer = self._usable_writer()
-            return await to_the_end(self._put_or_reopen(writer, definition, now_ms))
+            return await to_the_end(
+                self._or_reopen(lambda: self._put_definition(writer, definition, now_ms))
+            )
+
+    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+        """Registers a participant by hand, or points it elsewhere; with its audit entry.
+
+        After CommitUnknown the store has reopened itself if it could, as for a definition; asking
+        once more is safe.
+        """
+        async with self._write_lock:
+            writer = self._usable_writer()
+            await to_the_end(
+                self._or_reopen(lambda: self._change_participant(writer, name, address, words))
+            )
+
+    async def remove_participant(self, name: str, words: OperatorWords) -> bool:
+        """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
+        async with self._write_lock:
+            writer = self._usable_writer()
+            return await to_the_end(
+                self._or_reopen(lambda: self._change_participant(writer, name, "", words))
+            )
 
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
         """The read model becomes these rows, in one transaction.
@@ -227,6 +263,7 @@ class SqliteStore:
         except Exception as error:
             raise self._unknown(error) from error
         self._seq += len(rows)
+        self._note_move()
         await self._watch_log(writer)
 
     async def _insert(self, writer: aiosqlite.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -248,6 +285,8 @@ class SqliteStore:
                     transition.saga_no,
                     transition.version,
                     bytearray(self._codec.encode(transition.records)),
+                    int(transition.state),
+                    int(transition.past_no_return),
                     *(_NO_SUMMARY if summary is None else self._summary_row(summary)),
                 )
             )
@@ -321,11 +360,9 @@ class SqliteStore:
             " the store must be reopened and read before anything else"
         )
 
-    async def _put_or_reopen(
-        self, writer: aiosqlite.Connection, definition: Definition, now_ms: int
-    ) -> tuple[RegisteredDefinition, bool]:
+    async def _or_reopen(self, write: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._put_definition(writer, definition, now_ms)
+            return await write()
         except CommitUnknown:
             try:
                 await self._reopen()
@@ -362,6 +399,25 @@ class SqliteStore:
             await self._check_epoch(writer)
         await self._read_definitions(writer)
         return self._definitions[self._definition_nos[wanted]], known is not None
+
+    async def _change_participant(
+        self, writer: aiosqlite.Connection, name: str, address: str, words: OperatorWords
+    ) -> bool:
+        """Whether there was a row before. An empty address removes it."""
+        parameters = {"epoch": self._identity.epoch, "name": name, "address": address}
+        parameters |= msgspec.structs.asdict(words)
+        try:
+            rows = await writer.execute_fetchall(_SQL["participants"])
+            existed = name in {row[0] for row in rows}
+            if not address and not existed:
+                return False
+            await writer.execute_fetchall(_SQL["change_participant"], parameters)
+        except sqlite3.IntegrityError as error:
+            await self._check_epoch(writer)  # the only thing that the statement refuses
+            raise self._unknown(error) from error
+        except Exception as error:
+            raise self._unknown(error) from error
+        return existed
 
     async def _replace_read_model(
         self, writer: aiosqlite.Connection, pages: AsyncIterator[Sequence[SagaSummary]]
@@ -474,6 +530,98 @@ class SqliteStore:
                 key=lambda registered: (registered.definition.name, registered.version),
             )
 
+    async def participants(self) -> list[ParticipantAddress]:
+        return [
+            ParticipantAddress(name, address, by_operator=True)
+            for name, address in await self._read("participants", {})
+        ]
+
+    async def audit(self, limit: int) -> list[AuditEntry]:
+        return [
+            AuditEntry(verb, subject, details, OperatorWords(author, reason, at_ms))
+            for verb, subject, details, author, reason, at_ms in await self._read(
+                "audit", {"limit": limit}
+            )
+        ]
+
+    # -- watching ------------------------------------------------------------------------------
+
+    @property
+    def head_seq(self) -> int:
+        return self._seq
+
+    async def turns_after(
+        self, after_seq: int, where: SagaFilter, *, turns: int, looked_at: int, size: int
+    ) -> WatchedTurns:
+        # Not what another connection may see already: what is told must have been acknowledged, or
+        # a watcher could come back with a position that this store does not know yet.
+        head_seq = self._seq
+        parameters: dict[str, Any] = {
+            "after_seq": after_seq,
+            "head_seq": head_seq,
+            "turns": turns,
+            "looked_at": looked_at,
+            "size": size,
+            "states": _json(where.states) if where.states else None,
+            "labels": encode_labels(where.labels) or None,
+            "before_no": ABOVE_ALL,
+            "definition_name": where.definition_name or None,
+            "started_from_ms": where.started_from_ms,
+            "started_before_ms": where.started_before_ms or ABOVE_ALL,
+        }
+        rows = await self._read("turns_after", parameters)
+        [(through_seq, seen, matches)] = [row[:3] for row in rows if row[2] is not None]
+        found = sorted((row for row in rows if row[2] is None), key=lambda row: row[0])
+        if len(found) < matches:  # a limit has cut them short: the stretch ends with the last
+            through_seq, seen = found[-1][0], found[-1][1]
+        elif seen < looked_at:  # there is nothing more up to the head
+            through_seq = max(head_seq, after_seq)
+        told: list[WatchedTurn] = []
+        last_seq, last_nth = after_seq, 0
+        for seq, nth, _, state, past, version, row_format, data, *columns in found:
+            row = self._summary(columns)
+            records = self._readable(row_format, data, row.saga_id, version)
+            told.append(
+                WatchedTurn(
+                    seq,
+                    summary_after(
+                        row,
+                        version,
+                        records,
+                        SagaState(state) if state else row.state,
+                        past_no_return=bool(past) if state else row.past_no_return,
+                    ),
+                    records,
+                    purged_before=(seq - last_seq) - (nth - last_nth),
+                )
+            )
+            last_seq, last_nth = seq, nth
+        purged_after = (through_seq - last_seq) - (seen - last_nth)
+        return WatchedTurns(tuple(told), through_seq, head_seq, purged_after)
+
+    async def wait_beyond(self, seq: int) -> None:
+        while self._seq <= seq:
+            if self._closed:
+                raise self._not_usable()
+            await self._moved.wait()
+
+    def _note_move(self) -> None:
+        """Wakes whoever waits for the next commit: one event for all of them."""
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    def _readable(
+        self, row_format: int, data: bytes, saga_id: str, version: int
+    ) -> tuple[Record, ...]:
+        """The records of a turn; none where its row is damaged, for whoever watches goes on."""
+        try:
+            return self._codec.decode(row_format, data, saga_id, version)
+        except UnreadableSaga as error:
+            _log.error("turn_cannot_be_read", saga_id=saga_id, version=version, error=str(error))
+            return ()
+
+    # -- the read model, for its proof ---------------------------------------------------------
+
     async def saga_numbers(self, after_no: int, limit: int) -> list[int]:
         """A page of the numbers of all sagas that have a history or a row, or only one of them."""
         rows = await self._read("saga_numbers", {"after_no": after_no, "limit": limit})
@@ -494,6 +642,16 @@ class SqliteStore:
                 )
                 summaries |= {row[0]: self._summary(row) for row in rows}
         return histories, summaries
+
+    async def after_turns(self, saga_nos: Sequence[int]) -> dict[int, tuple[AfterTurn, ...]]:
+        """What is kept beside the turns of these sagas, by version."""
+        kept: dict[int, list[AfterTurn]] = {}
+        for saga_no, version, state, past in await self._read(
+            "after_turns", {"saga_nos": _json(saga_nos)}
+        ):
+            after = AfterTurn(version, SagaState(state) if state else None, bool(past))
+            kept.setdefault(saga_no, []).append(after)
+        return {saga_no: tuple(found) for saga_no, found in kept.items()}
 
     async def _turns(
         self, reader: aiosqlite.Connection, saga_nos: Sequence[int]
@@ -653,10 +811,11 @@ class SqliteStore:
 
     async def _make_ready(self, writer: aiosqlite.Connection) -> None:
         """What every connection to the file begins with, at the first opening and later."""
-        for name in ("turn_view", "turn_trigger", "turn_labels_trigger"):
+        for name in _TEMPORARY:
             await writer.execute_fetchall(_SQL[name])
         rows = list(await writer.execute_fetchall(_SQL["highest_numbers"]))
         self._seq = rows[0][0]
+        self._note_move()  # a commit whose outcome was unknown may have happened
         self._saga_no = max(self._saga_no, rows[0][1])
         await self._read_definitions(writer)
         self._readers = await Readers.open(self._path)
@@ -714,6 +873,7 @@ class SqliteStore:
                 _log.warning("checkpoint_failed", path=str(self._path), error=_named(error))
         await self._disconnect()
         self._closed = True
+        self._note_move()
         self._ownership.release()
 
     async def _disconnect(self) -> None:

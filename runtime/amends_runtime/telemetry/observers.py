@@ -9,6 +9,7 @@ import structlog
 from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.records import (
     AttemptFailed,
+    OperatorActed,
     Record,
     SagaEnded,
     SagaStarted,
@@ -86,6 +87,14 @@ class HistoryLog:
                     step=None if record.step is None else steps[record.step],
                     reason=record.failure.reason,
                 )
+            elif isinstance(record, OperatorActed):
+                self._log.info(
+                    "operator_acted",
+                    saga_id=saga_id,
+                    action=record.action.name,
+                    step=None if record.step is None else steps[record.step],
+                    author=record.author,
+                )
             elif isinstance(record, AttemptFailed):
                 self._log.debug(
                     "attempt_failed",
@@ -110,7 +119,7 @@ class HistoryLog:
 def _hint(saga_id: str, verb: Verb) -> str:
     """What whoever reads the log can do about a stuck step."""
     shows = f"amends get {saga_id} shows why"
-    later = "an operator verb to retry or abandon it comes with a later version; nothing is lost"
+    retries = f"amends retry {saga_id} tries again"
     if verb is Verb.COMPENSATE:
-        return f"{shows}; {later}"
-    return f"{shows}, and amends cancel {saga_id} turns it back before its pivot; else {later}"
+        return f"{shows}; {retries}"
+    return f"{shows}; {retries}, and amends cancel {saga_id} turns it back before its pivot"

@@ -3,11 +3,11 @@
 -- of any kind is one statement and its own transaction: it cannot be left half-way, and beside a busy event loop
 -- it waits for the interpreter lock once. Temporary, so that it changes with the program and needs no migration.
 CREATE TEMP VIEW turn (
-    epoch, format, seq, saga_no, version, records,
+    epoch, format, seq, saga_no, version, records, state_after, past_after,
     saga_id, definition_no, state, started_at_ms, updated_at_ms, ended_at_ms, deadline_at_ms, wake_at_ms,
     past_no_return, labels
 ) AS
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 WHERE FALSE;
 
 -- name: turn_trigger
@@ -17,8 +17,8 @@ BEGIN
     SELECT RAISE (ABORT, 'the epoch has moved on') FROM meta WHERE epoch <> NEW.epoch;
     SELECT RAISE (ABORT, 'the id is a purged saga''s')
     FROM tombstones WHERE NEW.version = 1 AND saga_id = NEW.saga_id;
-    INSERT INTO history (seq, saga_no, version, format, records)
-    VALUES (NEW.seq, NEW.saga_no, NEW.version, NEW.format, NEW.records);
+    INSERT INTO history (seq, saga_no, version, format, records, state, past_no_return)
+    VALUES (NEW.seq, NEW.saga_no, NEW.version, NEW.format, NEW.records, NEW.state_after, NEW.past_after);
     INSERT INTO sagas (
         saga_no, saga_id, definition_no, state, version, started_at_ms, updated_at_ms, ended_at_ms,
         deadline_at_ms, wake_at_ms, past_no_return, labels
@@ -53,7 +53,7 @@ END;
 INSERT INTO turn
 SELECT
     ?1, ?2, column1, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11,
-    column12, column13, column14
+    column12, column13, column14, column15, column16
 FROM (VALUES {rows})
 WHERE column1 <> 0;
 

@@ -13,6 +13,13 @@ FROM json_each (:saga_nos) AS wanted
 CROSS JOIN sagas AS s ON s.saga_no = wanted.value
 ORDER BY s.saga_no;
 
+-- name: after_turns
+-- What is kept beside the turns of these sagas, for its proof.
+SELECT h.saga_no, h.version, h.state, h.past_no_return
+FROM json_each (:saga_nos) AS wanted
+CROSS JOIN history AS h ON h.saga_no = wanted.value
+ORDER BY h.saga_no, h.version;
+
 -- name: clear_sagas
 -- The first of the four steps of a rebuild, all in one transaction.
 DELETE FROM sagas;

@@ -1,0 +1,89 @@
+"""Why an operator's verb was refused, in words: what the saga does now, and what helps instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from amends_runtime.actors.supervisor import SagaView
+from amends_runtime.core.records import SagaState
+from amends_runtime.core.saga import Answer, StepStatus
+from amends_runtime.errors import WrongState
+
+__all__ = ["not_abandoned", "not_retried"]
+
+
+def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
+    """The refusal of a retry; `step` is the one that was named, if one was."""
+    if answer is Answer.ENDED:
+        return _ended(view, "nothing of it is tried again")
+    saga_id, stuck = view.saga.saga_id, list(_stuck(view))
+    metadata = {"saga_id": saga_id, "state": view.saga.state.name, "stuck": ", ".join(stuck)}
+    if step is None:
+        return WrongState(
+            "NOTHING_STUCK",
+            f"no step of saga {saga_id!r} is stuck, so there is nothing to try again:"
+            f" {_doing(view)}",
+            metadata,
+        )
+    status = view.saga.steps[view.plan.number_of[step]].status
+    mend = f"stuck is {', '.join(stuck)}: retry that" if stuck else _doing(view)
+    return WrongState(
+        "NOTHING_STUCK",
+        f"step {step!r} of saga {saga_id!r} is not stuck but {status.name}, and was left alone:"
+        f" {mend}",
+        {**metadata, "step": step},
+    )
+
+
+def not_abandoned(view: SagaView, answer: Answer) -> WrongState:
+    """The refusal to abandon."""
+    if answer is Answer.ENDED:
+        return _ended(view, "its end stays what it is")
+    saga_id = view.saga.saga_id
+    return WrongState(
+        "NOT_STUCK",
+        f"saga {saga_id!r} is not stuck, and was left alone: {_doing(view)}. To turn it back,"
+        " cancel it; to end it as it is all the same, with effects that nobody undoes, use force",
+        {"saga_id": saga_id, "state": view.saga.state.name},
+    )
+
+
+def _ended(view: SagaView, so: str) -> WrongState:
+    saga = view.saga
+    if saga.state is SagaState.COMPLETED:
+        mend = "to reverse what it did, start a saga that does the opposite"
+    else:
+        mend = "start a new one, with another id"
+    return WrongState(
+        "SAGA_ENDED",
+        f"saga {saga.saga_id!r} has ended {saga.state.name}, and {so}: {mend}",
+        {"saga_id": saga.saga_id, "state": saga.state.name},
+    )
+
+
+def _stuck(view: SagaView) -> Iterator[str]:
+    for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
+        if state.status is StepStatus.STUCK:
+            yield step.name
+
+
+def _doing(view: SagaView) -> str:
+    """What it is at, and until when nothing can be expected of it."""
+    under_way = list(_under_way(view))
+    state = view.saga.state.name
+    return f"it is {state}, and at {'; '.join(under_way)}" if under_way else f"it is {state}"
+
+
+def _under_way(view: SagaView) -> Iterator[str]:
+    for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
+        if state.status not in (StepStatus.EXECUTING, StepStatus.COMPENSATING):
+            continue
+        attempt = f"{step.name} ({state.status.name}, attempt {state.attempt}"
+        if state.open:
+            yield f"{attempt} is under way)"
+        elif state.retry_at_ms:
+            due = datetime.fromtimestamp(state.retry_at_ms / 1000, UTC)
+            yield f"{attempt} is over, the next is due {due:%Y-%m-%d %H:%M:%S} UTC)"
+        else:
+            yield f"{attempt} is over)"
