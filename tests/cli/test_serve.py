@@ -223,6 +223,33 @@ def test_a_definition_that_the_runtime_refuses_is_said(serve: Serve, tmp_path: P
     assert not (tmp_path / "ready.json").exists()
 
 
+def test_a_definition_may_name_a_participant_that_an_operator_added(
+    serve: Serve, tmp_path: Path, payments: str
+) -> None:
+    """It stands in the database; one that nobody added is refused, with its place in the file."""
+    (tmp_path / "order.json").write_text(json.dumps(ORDER), encoding="utf-8")
+    first = serve("--listen", "unix:amends.sock")
+    first.wait_for("amends is up")
+    target = {"AMENDS_TARGET": f"unix:{tmp_path}/amends.sock"}
+    code, line = refusal(serve("--definition", "order.json", "--database", "other.db"))
+    assert (code, "participant 'payments' is not registered" in line) == (2, True)
+    added = amends("participants", "add", f"payments={payments}", "--reason", "test", **target)
+    assert added.returncode == 0, added.stderr
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait_ended() == 0
+    second = serve("--listen", "unix:amends.sock", "--definition", "order.json")
+    up = second.wait_for("amends is up")
+    assert (up["participants"], up["definitions"]) == (["payments"], ["order"])
+    removed = amends("participants", "remove", "payments", "--reason", "test", **target)
+    assert removed.returncode == 0, removed.stderr
+    second.process.send_signal(signal.SIGTERM)
+    assert second.wait_ended() == 0
+    code, line = refusal(serve("--definition", "order.json"))
+    assert code == 2
+    assert line.startswith("order.json:1:")
+    assert "participant 'payments' is not registered" in line
+
+
 def test_an_install_without_the_runtime_says_how_to_get_it() -> None:
     """`pip install amends` has the command, but not what it needs: one line and exit code 2."""
     import subprocess  # noqa: PLC0415  # for a fresh interpreter that lacks a package

@@ -35,6 +35,7 @@ __all__ = [
     "problem_line",
     "read_definition",
     "read_definitions",
+    "strangers",
 ]
 
 
@@ -47,17 +48,28 @@ class ReadFile:
     definition: amends.Definition
 
 
-def find_definitions(patterns: Iterable[str], participants: Collection[str]) -> list[Definition]:
+def find_definitions(patterns: Iterable[str]) -> list[Definition]:
     """The definitions in all files that match, as the engine takes them.
 
-    Their steps may name these `participants`. Ends the command with a line for each thing that is
-    wrong in any of them.
+    Their steps may name any participant; see `strangers`. Ends the command with a line for each
+    thing that is wrong in any of them.
     """
-    paths = dict.fromkeys(path for pattern in patterns for path in _matching(pattern))
-    found, problems = check_files(paths, participants)
+    found, problems = check_files(_paths(patterns), None)
     if problems:
         raise Exit(ExitCode.USAGE, *map(str, problems))
     return [wire.definition_from_proto(each.definition.to_proto()) for each in found]
+
+
+def strangers(patterns: Iterable[str], participants: Collection[str]) -> list[str]:
+    """A line for each step in the files that names none of these participants.
+
+    They may be registered all the same, by an operator: that stands in the database.
+    """
+    return [str(problem) for problem in check_files(_paths(patterns), participants)[1]]
+
+
+def _paths(patterns: Iterable[str]) -> list[Path]:
+    return list(dict.fromkeys(path for pattern in patterns for path in _matching(pattern)))
 
 
 def _matching(pattern: str) -> list[Path]:

@@ -136,7 +136,7 @@ def _configured(
             f"--listen {listen}: other machines reach it, and amends dev is for this one only; "
             "use 127.0.0.1, or amends serve",
         )
-    return config, find_definitions(config.definitions, {*config.participants, NAME})
+    return config, find_definitions(config.definitions)
 
 
 def _free_address() -> str:

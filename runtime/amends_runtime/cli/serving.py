@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from amends_runtime.cli.exits import ExitCode
+from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.lifetime import ReadyFile, Signals
 from amends_runtime.cli.options import Debug, Flag, parse_pairs
+from amends_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from amends_runtime.config import Config
@@ -92,7 +93,10 @@ def serve(
         The least that is logged. Default info.
     """
     # Heavy, and of no use to any other command.
-    from amends_runtime.cli.definition_files import find_definitions  # noqa: PLC0415
+    from amends_runtime.cli.definition_files import (  # noqa: PLC0415
+        find_definitions,
+        strangers,
+    )
     from amends_runtime.config import Flags, load  # noqa: PLC0415
     from amends_runtime.telemetry.logging import configure_logging  # noqa: PLC0415
 
@@ -109,7 +113,10 @@ def serve(
         log_level=log_level,
     )
     loaded = load(config, flags)
-    definitions = find_definitions(loaded.definitions, loaded.participants)
+    definitions = find_definitions(loaded.definitions)
+    doubts = strangers(loaded.definitions, loaded.participants)
+    if doubts and not Path(loaded.server.database).exists():
+        raise Exit(ExitCode.USAGE, *doubts)  # a new database knows no participants of its own
     ready = ReadyFile(ready_file)
     configure_logging(loaded.log_format, loaded.log_level)
     signals = Signals(until_stdin_closes=until_stdin_closes, before_force=ready.discard)
@@ -119,7 +126,10 @@ def serve(
     # a saga).
     gc.set_threshold(*GC_THRESHOLDS)
     with ready.absent():
-        asyncio.run(_serve(loaded, definitions, ready, signals))
+        try:
+            asyncio.run(_serve(loaded, definitions, ready, signals))
+        except InvalidRequest as refused:
+            raise Exit(ExitCode.USAGE, *(doubts or str(refused).splitlines())) from refused
     return ExitCode.OK
 
 
@@ -144,7 +154,7 @@ async def _serve(
             address=engine.address,
             security=_security(config),
             database=config.server.database,
-            participants=sorted(config.participants),
+            participants=sorted(engine.lanes.names()),
             definitions=sorted({definition.name for definition in definitions}),
             pid=os.getpid(),
         )
