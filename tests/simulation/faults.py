@@ -1,0 +1,206 @@
+"""What can go wrong, how often it does, and how often it did.
+
+Every schedule has a weather of its own: each kind of fault is absent, rare or frequent in it, so
+that faults meet in ever other combinations, and also strike alone (swarm testing: A. Groce and
+others, "Swarm Testing", 2012). Whether one strikes is drawn even where its kind is switched off or
+the storm is over: so a schedule takes the same course up to the first difference.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+__all__ = ["INCIDENTS", "OBSERVED", "RATES", "Fault", "Faults", "draw_weather"]
+
+T = TypeVar("T")
+
+
+class Fault(enum.Enum):
+    """Kinds of faults, in the words of the report."""
+
+    # Between the runtime and its participants.
+    DELAY = "message delayed"
+    LOSE_REQUEST = "request lost"
+    REFUSE = "connection refused"
+    LOSE_REPLY = "reply lost after the effect"
+    DUPLICATE = "request delivered twice"
+    LATE = "request delivered after its deadline"
+    LATE_COPY = "copy delivered seconds later"
+    REORDER = "message overtook another"
+    CUT_REPLY = "reply cut: error status though done"
+    EMPTY_REPLY = "reply without an outcome though done"
+
+    # At a participant.
+    FAIL = "handler failed before its commit"
+    SLOW_HANDLER = "handler outlived its caller's deadline"
+    PARTICIPANT_CRASH = "participant crashed"
+    CRASH_IN_HANDLER = "participant crashed inside a transaction"
+    PARTICIPANT_DOWN = "participant down for a while"
+    IN_PROGRESS = "InProgress answered"
+    HELD = "call found its step held"
+    REJECT = "Rejected answered"
+    BROKEN = "Broken answered"
+    MISCONFIGURED = "misconfigured endpoint"
+    REJECT_COMPENSATION = "compensation Rejected, against the contract"
+    FENCED = "late call met the fence"
+    BREAKER_OPEN = "breaker opened"
+
+    # The runtime.
+    CRASH_BEFORE_COMMIT = "runtime killed before a commit"
+    CRASH_AFTER_WRITE = "runtime killed between a commit's write and its answer"
+    CRASH_AFTER_COMMIT = "runtime killed after a commit, before any effect"
+    CRASH_AMONG_EFFECTS = "runtime killed among the effects of a commit"
+    CRASH_BEFORE_CALL = "runtime killed before a call left"
+    CRASH_AFTER_REPLY = "runtime killed when a reply arrived"
+    CRASH_ANYWHERE = "runtime killed at any instant"
+    CRASH_IN_RECOVERY = "runtime killed during recovery"
+    PAUSE = "runtime paused"
+    TAKEOVER = "second runtime took a paused one's store"
+    TAKEOVER_ALIVE = "second runtime took a living one's store"
+    OWNERSHIP_LOST = "runtime ended: it had lost its store"
+    CLOCK_FORWARD = "wall clock set forward"
+    CLOCK_BACK = "wall clock set back"
+
+    # The store.
+    SLOW_COMMIT = "slow commit"
+    COMMIT_FAILED_WRITTEN = "commit failed although written"
+    COMMIT_FAILED = "commit failed and not written"
+    REOPEN_FAILED = "reopening failed"
+    READ_FAILED = "read failed"
+
+    # Clients.
+    CLIENT_REQUEST_LOST = "client's request lost"
+    CLIENT_REPLY_LOST = "client's reply lost"
+    START_REPEATED = "StartSaga repeated"
+    START_OTHER_CONTENT = "StartSaga repeated with other content"
+    CANCEL = "CancelSaga"
+    RETRY = "RetrySaga that tried something again"
+    ABANDON = "AbandonSaga that ended a saga"
+    MOVE = "participant moved by an operator"
+    OVERLOADED = "start refused, too many sagas"
+
+
+RATES: Mapping[Fault, float] = {
+    Fault.DELAY: 0.15,
+    Fault.LOSE_REQUEST: 0.06,
+    Fault.REFUSE: 0.06,
+    Fault.LOSE_REPLY: 0.08,
+    Fault.DUPLICATE: 0.08,
+    Fault.LATE: 0.05,
+    Fault.LATE_COPY: 0.06,
+    Fault.CUT_REPLY: 0.08,
+    Fault.EMPTY_REPLY: 0.03,
+    Fault.FAIL: 0.08,
+    Fault.SLOW_HANDLER: 0.04,
+    Fault.IN_PROGRESS: 0.08,
+    Fault.REJECT: 0.05,
+    Fault.BROKEN: 0.01,
+    Fault.MISCONFIGURED: 0.02,
+    Fault.REJECT_COMPENSATION: 0.03,
+    Fault.CRASH_IN_HANDLER: 0.02,
+    Fault.CRASH_BEFORE_COMMIT: 0.02,
+    Fault.CRASH_AFTER_WRITE: 0.02,
+    Fault.CRASH_AFTER_COMMIT: 0.02,
+    Fault.CRASH_AMONG_EFFECTS: 0.02,
+    Fault.CRASH_BEFORE_CALL: 0.02,
+    Fault.CRASH_AFTER_REPLY: 0.02,
+    Fault.CRASH_IN_RECOVERY: 0.15,
+    Fault.SLOW_COMMIT: 0.05,
+    Fault.COMMIT_FAILED_WRITTEN: 0.03,
+    Fault.COMMIT_FAILED: 0.03,
+    Fault.REOPEN_FAILED: 0.3,
+    Fault.READ_FAILED: 0.1,
+    Fault.CLIENT_REQUEST_LOST: 0.15,
+    Fault.CLIENT_REPLY_LOST: 0.15,
+}
+"""How often a kind strikes, each time that it can, in the middling weather."""
+
+INCIDENTS: Sequence[Fault] = (
+    Fault.PARTICIPANT_CRASH,
+    Fault.PARTICIPANT_DOWN,
+    Fault.CRASH_ANYWHERE,
+    Fault.PAUSE,
+    Fault.TAKEOVER,
+    Fault.TAKEOVER_ALIVE,
+    Fault.CLOCK_FORWARD,
+    Fault.CLOCK_BACK,
+    Fault.MOVE,
+)
+"""Kinds that a schedule plans for an instant of their own."""
+
+OBSERVED: Sequence[Fault] = (
+    Fault.REORDER,
+    Fault.HELD,
+    Fault.FENCED,
+    Fault.BREAKER_OPEN,
+    Fault.OWNERSHIP_LOST,
+    Fault.RETRY,
+    Fault.ABANDON,
+    Fault.OVERLOADED,
+)
+"""Kinds that nobody plans: they come of the others, and are counted when they are seen."""
+
+ABSENT = 0.4
+"""How probable it is that a kind is absent from a schedule's weather."""
+
+INTENSITIES = (0.4, 1.0, 1.0, 3.0)
+
+
+def draw_weather(chance: random.Random) -> dict[Fault, float]:
+    """Draw for each kind how often it strikes in one schedule."""
+    weather = {}
+    for fault, rate in RATES.items():
+        absent, intensity = chance.random() < ABSENT, chance.choice(INTENSITIES)
+        weather[fault] = 0.0 if absent else rate * intensity
+    return weather
+
+
+class Faults:
+    """The one source of chance while a schedule runs, and the count of what struck.
+
+    `off` names kinds that never strike. A test that wants certain faults at certain points makes a
+    subclass: the world asks `strikes` at every such point, in a fixed order, and `between` for
+    every duration. `where` names the point, for people and for such tests.
+    """
+
+    def __init__(
+        self,
+        chance: random.Random,
+        weather: Mapping[Fault, float] | None = None,
+        off: Collection[Fault] = (),
+    ) -> None:
+        self.chance = chance
+        self.weather = dict(weather or {})
+        self.off = frozenset(off)
+        self.fired: Counter[Fault] = Counter()
+        self.is_calm = False
+        self.tell: Callable[[Fault, str], None] = _nobody
+
+    def strikes(self, fault: Fault, where: str = "") -> bool:
+        """Say whether a fault strikes here and now; it is counted if it does."""
+        drawn = self.chance.random() < self.weather.get(fault, 0.0)
+        if not drawn or self.is_calm or fault in self.off:
+            return False
+        self.count(fault, where)
+        return True
+
+    def count(self, fault: Fault, where: str = "") -> None:
+        """Count a fault that has struck."""
+        self.fired[fault] += 1
+        self.tell(fault, where)
+
+    def between(self, low: float, high: float) -> float:
+        """Draw a duration, in seconds."""
+        return low + (high - low) * self.chance.random()
+
+    def pick(self, what: Sequence[T]) -> T:
+        """Draw one of several."""
+        return what[int(self.chance.random() * len(what))]
+
+
+def _nobody(fault: Fault, where: str) -> None:
+    """Nobody is told."""

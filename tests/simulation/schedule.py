@@ -1,0 +1,173 @@
+"""A schedule: everything that is decided before the world begins, as a value.
+
+It is drawn from a seed, or made by hand by a test. What happens *while* it runs is the business of
+`faults.Faults`, whose chance is drawn last, so that a schedule from which something was taken out
+meets the same dice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+
+import msgspec
+
+from amends_runtime.actors.supervisor import Limits
+from amends_runtime.core.definition import Plan
+from tests.simulation.faults import INCIDENTS, Fault, Faults, draw_weather
+from tests.simulation.flows import flows
+
+__all__ = ["Incident", "SagaScript", "Schedule", "draw"]
+
+
+class SagaScript(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client does with one saga. Instants are seconds of virtual time.
+
+    patient         it asks until its start is answered; otherwise it asks once
+    cancel_at_s     when it cancels; None: never
+    repeat_at_s     when somebody repeats its start
+    other_at_s      when somebody starts the same id with other content
+    looks_at_s      when it looks at the saga
+    waits           it waits for the end once the start is acknowledged
+    retry_at_s      when an operator tries what is stuck again
+    abandon_at_s    when an operator abandons it, `by_force` even if it is not stuck
+    """
+
+    saga_id: str
+    plan: Plan
+    start_at_s: float = 0.0
+    deadline_ms: int = 0
+    patient: bool = True
+    cancel_at_s: float | None = None
+    repeat_at_s: float | None = None
+    other_at_s: float | None = None
+    looks_at_s: tuple[float, ...] = ()
+    waits: bool = False
+    retry_at_s: float | None = None
+    abandon_at_s: float | None = None
+    by_force: bool = False
+
+    def __str__(self) -> str:
+        """The saga and what is done with it, as a trace begins with it."""
+        steps = "; ".join(
+            f"{step.name} {step.kind.name} at {step.participant} after"
+            f" {', '.join(step.after or ()) or 'nothing'}, {step.timeout_ms} ms"
+            for step in self.plan.steps
+        )
+        plan = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if name not in ("saga_id", "plan") and getattr(self, name) not in (None, ())
+        }
+        said = ", ".join(f"{name}={value}" for name, value in plan.items())
+        return f"saga {self.saga_id}, {self.plan.definition.name} [{steps}]: {said}"
+
+
+class Incident(msgspec.Struct, frozen=True):
+    """A fault that is planned for an instant. `lasts_s` for those that last."""
+
+    at_s: float
+    fault: Fault
+    target: str = ""
+    lasts_s: float = 0.0
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """Sagas and incidents, and when the faults stop.
+
+    everything_again    all that was ever sent arrives once more at the end
+    abandons            the operator abandons what is stuck in the calm, instead of retrying it
+    limits              the runtime's, with which it was configured
+    page                how much it takes at once where it goes in pages and slices; None: as in
+                        life, where a page is more than a schedule has
+    """
+
+    sagas: tuple[SagaScript, ...]
+    incidents: tuple[Incident, ...] = ()
+    calm_at_s: float = 1.0
+    everything_again: bool = True
+    abandons: bool = False
+    limits: Limits = Limits()
+    page: int | None = None
+
+    def without(self, sagas: Collection[int], incidents: Collection[int]) -> Schedule:
+        """The schedule without some of its sagas and incidents, by number."""
+        return msgspec.structs.replace(
+            self,
+            sagas=tuple(saga for n, saga in enumerate(self.sagas) if n not in sagas),
+            incidents=tuple(one for n, one in enumerate(self.incidents) if n not in incidents),
+        )
+
+
+def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
+    """Draw a schedule, and its faults without those that are `off`, from a seed."""
+    chance = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
+    calm_at_s = chance.choice((0.1, 0.3, 0.3, 1.0, 1.0, 1.0, 3.0, 3.0, 10.0))
+    count = chance.choice((1, 1, 1, 2, 2, 3, 4, 6))
+    sagas = [_saga(f"s{number}", calm_at_s, chance) for number in range(count)]
+    incidents = []
+    for fault in INCIDENTS:
+        # Drawn in any case, so that every kind has its own place in the stream.
+        times, gate = chance.choice((1, 1, 2, 3)), chance.random()
+        planned = [_incident(fault, calm_at_s, chance) for _ in range(times)]
+        if gate < INCIDENT_CHANCE:
+            incidents += planned
+    incidents.sort(key=lambda incident: incident.at_s)
+    schedule = Schedule(
+        sagas=tuple(sagas),
+        incidents=tuple(incidents),
+        calm_at_s=calm_at_s,
+        everything_again=chance.random() < 0.5,
+        abandons=chance.random() < 0.2,
+        limits=Limits(
+            commit_batch=chance.choice((1, 2, 512, 512)),
+            live_sagas=chance.choice((1, 2, 100, 100, 100, 100)),
+        ),
+        page=chance.choice((1, 2, None)),
+    )
+    weather = draw_weather(chance)
+    dice = random.Random(chance.getrandbits(64))  # noqa: S311  # to be repeated
+    return schedule, Faults(dice, weather, off)
+
+
+INCIDENT_CHANCE = 0.15
+"""How probable it is that a schedule has incidents of one kind."""
+
+
+def _saga(saga_id: str, calm_at_s: float, chance: random.Random) -> SagaScript:
+    start_at_s = chance.random() * calm_at_s * 0.7
+
+    def soon() -> float:
+        return start_at_s + chance.random() * chance.choice((0.05, 0.3, calm_at_s))
+
+    plans = flows()
+    plan = plans[chance.randrange(9)] if chance.random() < 0.3 else chance.choice(plans)
+    cancel_at_s, repeat_at_s, other_at_s = soon(), soon(), soon()
+    looks = tuple(sorted(soon() for _ in range(2)))
+    cancels, repeats, others = chance.random(), chance.random(), chance.random()
+    retry_at_s, abandon_at_s = soon(), soon()
+    retries, abandons = chance.random(), chance.random()
+    return SagaScript(
+        saga_id=saga_id,
+        plan=plan,
+        start_at_s=start_at_s,
+        deadline_ms=chance.choice((0, 0, 0, 0, 0, 30, 200, 1_000, 20_000)),
+        patient=chance.random() < 0.85,
+        cancel_at_s=cancel_at_s if cancels < 0.2 else None,
+        repeat_at_s=repeat_at_s if repeats < 0.15 else None,
+        other_at_s=other_at_s if others < 0.08 else None,
+        looks_at_s=looks[: chance.choice((0, 0, 1, 2))],
+        waits=chance.random() < 0.3,
+        retry_at_s=retry_at_s if retries < 0.1 else None,
+        abandon_at_s=abandon_at_s if abandons < 0.06 else None,
+        by_force=chance.random() < 0.7,
+    )
+
+
+def _incident(fault: Fault, calm_at_s: float, chance: random.Random) -> Incident:
+    at_s = chance.random() * calm_at_s
+    target = chance.choice(("alpha", "beta", "gamma"))
+    lasts_s = chance.choice((0.05, 0.3, 1.0)) * (0.5 + chance.random())
+    if fault in (Fault.CLOCK_FORWARD, Fault.CLOCK_BACK):
+        lasts_s = chance.choice((0.05, 1.0, 30.0))  # how far the clock is set
+    return Incident(at_s, fault, target, lasts_s)

@@ -1,0 +1,414 @@
+"""The world of one schedule: everything in it, and its course.
+
+    storm     sagas start, faults strike, incidents happen
+    calm      nothing goes wrong any more; everybody who has not ended gets the time to
+    audit     `rules.py` looks at the ledgers, the journals, and the disk
+
+One event loop, one source of chance, no clock but the loop's: the same schedule and the same dice
+take the same course.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+import msgspec
+
+from amends_runtime.core.records import SagaState
+from amends_runtime.ports import RegisteredDefinition
+from amends_runtime.storage.memory import MemoryDisk
+from amends_runtime.testing.virtual_time import START_MS, Stalled
+from tests.simulation import rules
+from tests.simulation.client import Client
+from tests.simulation.faults import Fault, Faults
+from tests.simulation.flows import PARTICIPANTS
+from tests.simulation.loop import Livelock, SimulatedLoop
+from tests.simulation.network import Network
+from tests.simulation.operators import Operators
+from tests.simulation.participants import Effect, Participant
+from tests.simulation.runtime import Deployment, Process, pages_of
+from tests.simulation.schedule import Incident, Schedule
+from tests.simulation.trace import Trace, logs_into
+
+__all__ = ["Course", "Facts", "Violation", "World", "run"]
+
+CALM_S = 400.0  # the longest backoffs, deadlines and breakers, one after the other
+OPERATOR_ROUNDS = 4  # a saga may go from one stuck step to the next
+LOOK_S = 0.25  # how often it is asked whether all is over, and whether anybody was forgotten
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """Something that must not be: the rule in words, and what broke it."""
+
+    rule: str
+    what: str
+
+
+class Facts(msgspec.Struct):
+    """What the world did to steps, by saga and step: the excuses for what is stuck."""
+
+    rejected: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    broken: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    misread: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    misconfigured: dict[tuple[str, str], float] = msgspec.field(default_factory=dict)
+    """Until when, in seconds of virtual time."""
+
+
+class Course(msgspec.Struct, frozen=True):
+    """What came of a schedule."""
+
+    violations: tuple[Violation, ...]
+    fired: dict[Fault, int]
+    ends: dict[str, int]
+    operations: dict[str, int]
+    trace: Trace
+
+
+class World:
+    """Everything there is."""
+
+    def __init__(self, schedule: Schedule, faults: Faults, loop: SimulatedLoop) -> None:
+        self.schedule = schedule
+        self.faults = faults
+        self.loop = loop
+        self.context = contextvars.copy_context()
+        self.trace = Trace(loop.time)
+        self.violations: list[Violation] = []
+        self.facts = Facts()
+        self.ledger: list[Effect] = []
+        self.commits = 0
+        self.is_over = False
+        self.disk = _disk(schedule)
+        self.plans = {script.plan.content_hash: script.plan for script in schedule.sagas}
+        self.participants = {name: Participant(self, name) for name in PARTICIPANTS}
+        self.network = Network(self)
+        self.deployment = Deployment(self)
+        self.operators = Operators(self)
+        self.clients = [Client(self, script) for script in schedule.sagas]
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._planned = 0  # things that clients have yet to begin
+        faults.tell = lambda fault, where: self.trace.add("! {} ({})", fault.value, where)
+
+    # -- for everybody in it ---------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """Seconds since the beginning."""
+        return self.loop.time()
+
+    def later(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> None:
+        """Let something happen, whatever becomes of whoever asked for it."""
+        self.loop.call_later(delay_s, callback, *arguments, context=self.context)
+
+    def at(self, at_s: float, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a task at an instant. The schedule is not over before it has ended."""
+        self._planned += 1
+        self.later(max(0.0, at_s - self.now_s()), self._begin, function)
+
+    def _begin(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._planned -= 1
+        task = self.loop.create_task(function(), context=self.context)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended, context=self.context)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.violation(
+                "a client is told one of the errors that the API knows",
+                f"{type(error).__name__}: {error}",
+            )
+
+    def raised(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something raised where nobody could catch it."""
+        error = context.get("exception")
+        self.violation(
+            "nothing raises into the event loop",
+            f"{context['message']}: {type(error).__name__}: {error}",
+        )
+
+    def violation(self, rule: str, what: str) -> None:
+        """A rule does not hold."""
+        self.violations.append(Violation(rule, what))
+        self.trace.add("VIOLATION {}: {}", rule, what)
+
+    def wrote(self, process: Process, what: object) -> None:
+        """This is on the disk, whoever learns of it."""
+        self.commits += 1
+        self.trace.add("{} wrote {}", process.name, what)
+
+    def ledger_of(self, saga_id: str, step: str) -> list[Effect]:
+        """The effects and fences of one step."""
+        return [e for e in self.ledger if e.saga_id == saga_id and e.step == step]
+
+    # -- its course ------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Storm, calm, audit."""
+        await self._storm()
+        self._calm_down()
+        await self._wait_until_over()
+        await self._settle_stuck()
+        if not self.violations:
+            await rules.audit(self)
+            if self.schedule.everything_again:
+                self._everything_again()
+
+    async def _storm(self) -> None:
+        for script in self.schedule.sagas:
+            self.trace.add("{}", script)
+        self.deployment.start()
+        for client in self.clients:
+            client.begin()
+        for incident in self.schedule.incidents:
+            self.later(incident.at_s, self._happen, incident)
+        while self.now_s() < self.schedule.calm_at_s:
+            await anyio.sleep(min(LOOK_S, self.schedule.calm_at_s - self.now_s()) + 0.0001)
+            self._look()
+
+    def _calm_down(self) -> None:
+        self.trace.add("calm")
+        self.faults.is_calm = True
+        for participant in self.participants.values():
+            participant.is_down = False
+        for process in self.deployment.living():
+            process.resume()
+
+    async def _settle_stuck(self) -> None:
+        """The faults are gone; an operator takes care of what they left behind."""
+        for _ in range(OPERATOR_ROUNDS):
+            stuck = self._stuck()
+            if self.violations or not stuck:
+                return
+            rules.check_stuck(self)
+            for client in stuck:
+                client.reconnect()
+                self.at(0.0, client.abandon if self.schedule.abandons else client.retry)
+            await self._wait_until_over()
+        if not self.violations and self._stuck():
+            self.violation(
+                "an operator's retry, after the fault is gone, ends a stuck saga",
+                self._who_has_not_ended(),
+            )
+
+    def _stuck(self) -> list[Client]:
+        """Those whose sagas are stuck."""
+        stuck = {row.saga_id for row in self.disk.sagas.values() if not row.ended_at_ms}
+        return [client for client in self.clients if client.journal.script.saga_id in stuck]
+
+    async def _wait_until_over(self) -> None:
+        give_up_at_s = self.now_s() + CALM_S
+        while not self._is_quiet():
+            await anyio.sleep(LOOK_S)
+            self._look()
+            if self.violations:
+                return
+            if self.now_s() > give_up_at_s:
+                self._too_late()
+                return
+
+    def _is_quiet(self) -> bool:
+        current = self.deployment.current
+        if current is None or not current.is_serving:
+            return False
+        if self._planned or self._tasks or self.network.under_way:
+            return False
+        counts = current.supervisor.counts()
+        if counts.backlog or counts.arriving or self._unanswered():
+            return False
+        return all(_is_at_rest(self, saga_no) for saga_no in self.disk.sagas)
+
+    def _unanswered(self) -> int:
+        """Requests that living runtimes have taken in and not answered yet."""
+        return sum(process.unanswered for process in self.deployment.living())
+
+    def _too_late(self) -> None:
+        """It has been calm for long enough, and something is still open."""
+        if all(_is_at_rest(self, saga_no) for saga_no in self.disk.sagas) and self._unanswered():
+            self.violation(
+                "a runtime that lives answers every request", f"{self._unanswered()} are open"
+            )
+        else:
+            self.violation("every saga ends, or is stuck and says so", self._who_has_not_ended())
+
+    def _who_has_not_ended(self) -> str:
+        rows = [
+            f"{row.saga_id} is {row.state.name}"
+            for row in self.disk.sagas.values()
+            if not row.ended_at_ms
+        ]
+        return ", ".join(rows) or f"clients: {self._planned + len(self._tasks)} still wait"
+
+    def _look(self) -> None:
+        """Whether anybody was forgotten."""
+        for process in self.deployment.living():
+            if process.is_serving and not process.is_paused:
+                counts = process.supervisor.counts()
+                if counts.without_wake_up:
+                    self.violation(
+                        "a saga that has not ended has something that wakes it",
+                        f"{process.name}: {counts}",
+                    )
+
+    def _everything_again(self) -> None:
+        """Copies of all that was ever sent arrive once more: nothing comes of them."""
+        ended = {
+            row.saga_id
+            for row in self.disk.sagas.values()
+            if row.state in (SagaState.COMPLETED, SagaState.COMPENSATED)
+        }
+        before = len(self.ledger)
+        for participant, message in self.network.sent:
+            if message.saga_id in ended:
+                participant.deliver_again(message)
+        for effect in self.ledger[before:]:
+            self.violation(
+                "a copy of an old call has no effect",
+                f"{effect.saga_id}: {effect.step} {effect.verb}, after the saga's end",
+            )
+
+    # -- incidents -------------------------------------------------------------------------------
+
+    def _happen(self, incident: Incident) -> None:
+        if self.faults.is_calm or incident.fault in self.faults.off:
+            return
+        fault, current = incident.fault, self.deployment.current
+        if fault is Fault.PARTICIPANT_CRASH:
+            self._count(incident)
+            self.participants[incident.target].crash()
+        elif fault is Fault.PARTICIPANT_DOWN:
+            self._count(incident)
+            self.participants[incident.target].crash()
+            self.participants[incident.target].is_down = True
+            self.later(incident.lasts_s, self._up_again, incident.target)
+            if self.faults.pick((True, False)):
+                moved = Incident(0.0, Fault.MOVE, incident.target)
+                self.later(incident.lasts_s / 2, self._happen, moved)
+        elif fault in (Fault.CLOCK_FORWARD, Fault.CLOCK_BACK):
+            self._count(incident)
+            sign = 1 if fault is Fault.CLOCK_FORWARD else -1
+            clock = self.faults.pick(self.deployment.clocks)
+            clock.jump(sign * round(incident.lasts_s * 1000))
+        elif current is None or current.is_paused:
+            return
+        elif fault is Fault.MOVE:
+            self._count(incident)
+            self.operators.move(current, incident.target)
+        else:
+            self._strike(incident, current)
+
+    def _strike(self, incident: Incident, process: Process) -> None:
+        """What happens to the runtime."""
+        if incident.fault is Fault.CRASH_ANYWHERE:
+            self._count(incident)
+            process.die()
+            return
+        if incident.fault is not Fault.TAKEOVER_ALIVE:
+            self.faults.count(Fault.PAUSE, process.name)
+            process.pause()
+            self.later(incident.lasts_s, process.resume)
+        if incident.fault is not Fault.PAUSE:
+            early = 0.0 if incident.fault is Fault.TAKEOVER_ALIVE else incident.lasts_s / 2
+            self.later(early, self._take_over, incident, process)
+
+    def _take_over(self, incident: Incident, process: Process) -> None:
+        """Somebody takes a process for dead, and starts another one on its store."""
+        if process is self.deployment.current and not self.faults.is_calm:
+            self._count(incident)
+            self.deployment.start(elsewhere=True)
+
+    def _up_again(self, name: str) -> None:
+        self.participants[name].is_down = False
+
+    def _count(self, incident: Incident) -> None:
+        self.faults.count(incident.fault, incident.target)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Nothing of it goes on."""
+        self.is_over = True
+        for process in self.deployment.living():
+            process.die()
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:  # noqa: ASYNC110  # a few rounds of the loop
+            await asyncio.sleep(0)
+        for process in self.deployment.processes:
+            await process.bury()
+
+
+def run(schedule: Schedule, faults: Faults) -> Course:
+    """Run one schedule to its end and give its course. Raises nothing for what goes wrong in it."""
+    loop = SimulatedLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        world = World(schedule, faults, loop)
+        loop.set_exception_handler(world.raised)
+        with (
+            logs_into(world.trace, lambda what: world.violation("deciding never crashes", what)),
+            pages_of(schedule.page),
+        ):
+            try:
+                loop.run_until_complete(world.live())
+            except (Stalled, Livelock) as error:
+                world.violation("nothing hangs", str(error))
+            virtual_s = loop.time()
+            loop.run_until_complete(world.end())
+        return _course(world, virtual_s)
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _course(world: World, virtual_s: float) -> Course:
+    ends: dict[str, int] = {}
+    for row in world.disk.sagas.values():
+        ends[row.state.name] = ends.get(row.state.name, 0) + 1
+    journals = [client.journal for client in world.clients]
+    return Course(
+        violations=tuple(world.violations),
+        fired=dict(world.faults.fired),
+        ends=ends,
+        operations={
+            "callbacks": world.loop.steps,
+            "commits": world.commits,
+            "calls": len(world.network.sent),
+            "effects": sum(not effect.is_fence for effect in world.ledger),
+            "fences": sum(effect.is_fence for effect in world.ledger),
+            "runtimes": len(world.deployment.processes),
+            "starts acknowledged": sum(journal.acknowledged for journal in journals),
+            "answers to cancellations and operators": sum(
+                len(journal.answers) for journal in journals
+            ),
+            "views checked": sum(len(journal.views) for journal in journals),
+            "virtual seconds": round(virtual_s),
+        },
+        trace=world.trace,
+    )
+
+
+def _disk(schedule: Schedule) -> MemoryDisk:
+    """A disk on which the definitions are registered already, as by an earlier life."""
+    disk = MemoryDisk()
+    disk.store_id, disk.incarnation = "store", "incarnation"  # else every run had other ones
+    for number, script in enumerate(schedule.sagas, 1):
+        plan = script.plan
+        disk.definitions.setdefault(
+            plan.content_hash,
+            RegisteredDefinition(plan.definition, plan.content_hash, 1, START_MS, number),
+        )
+    return disk
+
+
+def _is_at_rest(world: World, saga_no: int) -> bool:
+    """Whether a saga has ended, or is stuck for good: a deadline ahead would still turn it back."""
+    row = world.disk.sagas[saga_no]
+    if row.ended_at_ms:
+        return True
+    if row.state is not SagaState.STUCK:
+        return False
+    return not rules.deadline_is_ahead(rules.state_of(world, saga_no))
