@@ -47,6 +47,9 @@ MAX_SAID: Final = 10_000
 """Ids in one message, some 1.3 MB at most."""
 MAX_ID_BYTES: Final = 128
 """A longer id is no saga's, and would only make a message too large for all others in it."""
+ODD_ENDS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+MAX_ODD_ENDS: Final = 5
+"""How often running a stream may end like this, as proxies do when they lose a connection."""
 REPLY_GRACE_S: Final = 2.0
 """How long a reply that is due at the end of a wait may take to arrive."""
 MAX_PAUSE_S: Final = 0.2
@@ -284,7 +287,7 @@ class _Line:
                 await self._something_to_say.wait()
             error = await self._one_stream()
             failed = 1 if self._is_answered else failed + 1
-            wait_s = self._connection.backoff_s(_as_unavailable(error), failed)
+            wait_s = self._connection.backoff_s(_as_unavailable(error, failed), failed)
             if error.code is grpc.StatusCode.UNIMPLEMENTED:
                 self._is_missing = True
                 self.fail(_AskAloneError)
@@ -374,9 +377,10 @@ def _time_is_over(ended: Ended) -> None:
         ended.set_exception(TimeoutError())
 
 
-def _as_unavailable(error: ApiError) -> ApiError:
-    """Take a time limit for a broken stream: it has none, so it is somebody's in between."""
-    if isinstance(error, DeadlineExceeded):
+def _as_unavailable(error: ApiError, failed: int) -> ApiError:
+    """Give `Unavailable` for what may be no more than a broken stream, `failed` times running."""
+    # A stream has no time limit of its own: it is somebody's in between.
+    if isinstance(error, DeadlineExceeded) or (error.code in ODD_ENDS and failed < MAX_ODD_ENDS):
         return Unavailable(error.message, reason=error.reason, code=error.code)
     return error
 

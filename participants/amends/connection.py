@@ -241,12 +241,16 @@ class Stream(Generic[Request, Response]):
         self._call = call
         self._answer = answer
         self._error_for = error_for
+        self._is_broken = False  # seen by a write
 
     async def read(self) -> Response:
         """Give the next message. Raises `ApiError` when the stream is over, however it ended."""
         try:
             message: Response = await self._answer(self._call.read())
         except grpc.aio.AioRpcError as error:
+            if self._is_broken and error.code() is grpc.StatusCode.INTERNAL:
+                # What gRPC says where a write was the first to find the connection gone.
+                raise self._error_for(None) from None
             raise self._error_for(error) from None
         if message is grpc.aio.EOF:
             raise self._error_for(None)
@@ -254,8 +258,10 @@ class Stream(Generic[Request, Response]):
 
     async def write(self, message: Request) -> None:
         """Send a message; on a stream that is over nothing happens, for the reader is told."""
-        with contextlib.suppress(*_OVER):
+        try:
             await self._answer(self._call.write(message))
+        except _OVER:
+            self._is_broken = True
 
     async def finish(self) -> None:
         """Say that there will be no further message."""

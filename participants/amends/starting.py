@@ -158,15 +158,17 @@ class Starts:
 
     def _next_batch(self) -> list[_Start]:
         batch: list[_Start] = []
+        over: list[_Start] = []  # their callers are about to leave
         room = MAX_BYTES
         for start in self._waiting:
             if start.answer.done():
-                continue  # its time is over, and its caller about to leave
+                over.append(start)
+                continue
             room -= start.size
             if len(batch) == MAX_STARTS or (batch and room < 0):
                 break
             batch.append(start)
-        for start in batch:
+        for start in (*batch, *over):
             del self._waiting[start]
         return batch
 

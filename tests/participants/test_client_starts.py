@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -448,6 +449,22 @@ async def test_a_start_that_leaves_takes_nobody_with_it(
     assert stays.result().saga_id == "stays"
     assert leaves.cancelled()
     assert batches(runtime) == [["stays", "leaves"], ["g-1"]]
+
+
+async def test_a_start_whose_time_is_over_holds_up_nobody(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """Also in the moment before its caller has left: it is not sent, and not looked at for ever."""
+    assert client._open is not None
+    starts = client._open.starts
+    async with Company(runtime, client):
+        over = starting._Start(saga_pb2.StartSagaRequest(saga_id="over"), time.monotonic() + 60)
+        over.answer.cancel()
+        starts._waiting[over] = None
+        starts._something_waits.set()
+        await client.start("order", saga_id="good")
+    assert batches(runtime) == [["good"]]
+    assert starts._waiting == {}
 
 
 async def test_a_scope_recognises_its_own_cancellation(

@@ -473,6 +473,69 @@ async def test_an_error_that_does_not_pass_is_told_to_all(
     assert (await client.wait("a")).completed
 
 
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.UNKNOWN, Code.DEADLINE_EXCEEDED])
+async def test_a_stream_that_ends_oddly_is_opened_again(
+    runtime: ScriptedRuntime, client: amends.Client, code: grpc.StatusCode
+) -> None:
+    """Proxies end streams like this, and nothing was lost."""
+
+    async def odd(talk: Talk) -> None:
+        await talk.hear()
+        raise Hangup(Refusal(code))
+
+    runtime.converse("AwaitSagas", odd, odd, end_all)
+    assert (await client.wait("order-1")).completed
+    assert runtime.streams == 3
+
+
+async def test_a_stream_that_ends_oddly_again_and_again_is_told(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """Nobody waits for ever for a runtime that has a bug."""
+
+    async def odd(talk: Talk) -> None:
+        await talk.hear()
+        raise Hangup(Refusal(Code.INTERNAL, "a bug"))
+
+    runtime.converse("AwaitSagas", odd)
+    with pytest.raises(amends.ApiError, match="a bug"):
+        await client.wait("order-1")
+    assert runtime.streams == awaiting.MAX_ODD_ENDS
+
+
+async def test_waits_outlive_a_connection_that_breaks_while_they_speak(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """Ids come and go all the time, the runtime dies again and again: who stays sees no error."""
+    over = anyio.Event()
+
+    async def come_and_go(name: str) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            wait = asyncio.create_task(client.wait(f"{name}-{number}"))
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+            wait.cancel()
+            await asyncio.wait([wait])
+
+    streams = [Held() for _ in range(5)]
+    followers: list[Conversation] = [*streams[1:], end_all]
+    runtime.converse("AwaitSagas", streams[0])
+    async with asyncio.TaskGroup() as tasks:
+        stays = tasks.create_task(client.wait("stays"))
+        for n in range(20):
+            tasks.create_task(come_and_go(f"{n}"))
+        for held, following in zip(streams, followers, strict=True):
+            await held.wait_until(lambda held=held: len(held.removed) > 20)  # type: ignore[misc]
+            runtime.converse("AwaitSagas", following)
+            await runtime.die()
+            await runtime.start()
+        await stays
+        over.set()
+    assert stays.result().completed
+
+
 async def test_an_impatient_client_is_told_at_once(runtime: ScriptedRuntime) -> None:
     """With `retry_unavailable=False` a stream that breaks is not opened again."""
     runtime.converse("AwaitSagas", hang_up)
