@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sqlite3
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,34 @@ def a_module_of_the_readme(name: str, folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+async def test_the_client_of_its_page_orders_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred tasks over one client: each has its saga's end, and each charge took place once."""
+    monkeypatch.chdir(tmp_path)
+    payments = a_module_of_the_readme("payments", tmp_path)
+    start = a_module_of_the_readme("start", tmp_path)
+    page = (README.parent / "docs" / "clients.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/clients.md", "exec"), names)  # noqa: S102  # it is our own page
+    assert isinstance(names["secure_client"](), amends.Client)
+    async with amends.serve(payments.payments, listen="127.0.0.1:0") as server:
+        config = Config(
+            server=Server(listen="127.0.0.1:0", database=str(tmp_path / "amends.db")),
+            participants={"payments": Participant(address=server.address)},
+        )
+        async with run_engine(config) as engine:
+            async with amends.Client(engine.address) as client:
+                await client.register(start.order)
+            sagas = await names["order_all"](engine.address, 100)
+    assert [saga.state for saga in sagas] == [amends.SagaState.COMPLETED] * 100
+    with sqlite3.connect(tmp_path / "payments.db") as database:
+        charged = database.execute("SELECT order_id, count(*) FROM charges GROUP BY 1").fetchall()
+    database.close()
+    assert dict(charged) == {f"A-{number}": 1 for number in range(100)}
 
 
 async def test_the_participant_and_the_start_of_the_readme(
