@@ -13,6 +13,11 @@ import amends
 from amends_runtime import engine as engine_module
 from amends_runtime.clock import SystemClock
 from amends_runtime.core.breaker import BreakerState
+from amends_runtime.core.messages import Done, Unknown
+from amends_runtime.core.records import SagaState
+from amends_runtime.ports import Call, Reply
+from amends_runtime.storage.memory import MemoryDisk, MemoryStore
+from amends_runtime.testing.virtual_time import VirtualClock, VirtualLoop
 from tests.actors.runtimes import (
     NOWHERE,
     ONE_STEP,
@@ -21,6 +26,8 @@ from tests.actors.runtimes import (
     a_runtime,
     a_runtime_with,
 )
+from tests.actors.virtual import Shop, in_virtual_time, start
+from tests.actors.virtual import a_runtime as a_virtual_runtime
 
 HOUR_MS = 3_600_000
 
@@ -111,3 +118,35 @@ async def test_an_open_breaker_probes_although_the_clock_was_set_back(tmp_path: 
         first = await opened_anew(-1)
         SetClock.off_ms = -HOUR_MS
         await opened_anew(first)
+
+
+class FailsFirst(Shop):
+    """A shop whose first answer is none."""
+
+    async def call(self, call: Call) -> Reply:
+        """No outcome at the first attempt, Done at any other."""
+        if call.attempt == 1:
+            return Reply(Unknown("UNAVAILABLE"), "UNAVAILABLE", healthy=None)
+        return Reply(Done(), "OK", healthy=True)
+
+
+@pytest.mark.parametrize("deadline_ms", [0, 4 * HOUR_MS])
+def test_a_clock_set_back_while_the_runtime_is_down_holds_no_retry_up(deadline_ms: int) -> None:
+    """A retry that was a moment away is at most a backoff away after it, not an hour."""
+    disk = MemoryDisk()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        async with a_virtual_runtime(MemoryStore(disk), FailsFirst(), clock=clock) as engine:
+            await start(engine, "s", deadline_ms=deadline_ms)
+            await engine.supervisor.wait("s", 30, lambda saga: saga.steps[0].retry_at_ms > 0)
+        clock.jump(-HOUR_MS)
+        began_s = loop.time()
+        async with a_virtual_runtime(MemoryStore(disk), FailsFirst(), clock=clock) as engine:
+            view = await engine.supervisor.wait("s", 24 * 3600)
+        assert view.saga.state is SagaState.COMPLETED
+        assert loop.time() - began_s <= 30  # of virtual time: the longest backoff
+
+    in_virtual_time(main)

@@ -61,10 +61,12 @@ class FailingStore(MemoryStore):
 
 
 @asynccontextmanager
-async def a_runtime(store: MemoryStore, shop: Shop, limit: int = 256) -> AsyncIterator[Engine]:
+async def a_runtime(
+    store: MemoryStore, shop: Shop, limit: int = 256, clock: VirtualClock | None = None
+) -> AsyncIterator[Engine]:
     """A runtime whose only participant is the shop; it is killed at the end of the block.
 
-    `limit` is how many calls the shop gets at once.
+    `limit` is how many calls the shop gets at once, `clock` its machine's (by default a new one).
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
@@ -75,7 +77,7 @@ async def a_runtime(store: MemoryStore, shop: Shop, limit: int = 256) -> AsyncIt
 
     engine = Engine(
         store,
-        clock=VirtualClock(loop),
+        clock=clock or VirtualClock(loop),
         observer=Observers([]),
         connect=connect,
         concurrency={"shop": limit},
@@ -88,7 +90,7 @@ async def a_runtime(store: MemoryStore, shop: Shop, limit: int = 256) -> AsyncIt
         tasks.cancel_scope.cancel()
 
 
-async def start(engine: Engine, *saga_ids: str) -> list[bool]:
+async def start(engine: Engine, *saga_ids: str, deadline_ms: int = 0) -> list[bool]:
     """Starts sagas of one step; whether each existed before."""
     await engine.definitions.register(
         Definition(name="one", steps=(Step(name="a", participant="shop", action="do"),))
@@ -96,7 +98,11 @@ async def start(engine: Engine, *saga_ids: str) -> list[bool]:
     existed = []
     for saga_id in saga_ids:
         request = StartRequest(
-            saga_id=saga_id, definition_name="one", content_hash="c", input=Payload(b"")
+            saga_id=saga_id,
+            definition_name="one",
+            content_hash="c",
+            input=Payload(b""),
+            deadline_ms=deadline_ms,
         )
         existed.append((await engine.supervisor.start_saga(request))[1])
     return existed

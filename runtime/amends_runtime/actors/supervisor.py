@@ -593,7 +593,9 @@ class Supervisor:
                 call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
                 self._outbox.submit(call, saga.started_at_ms)
             elif isinstance(effect, WakeAt):
-                actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms))
+                is_deadline = effect.at_ms == saga.deadline_at_ms
+                within_ms = None if is_deadline else actor.plan.longest_wait_ms
+                actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
             elif isinstance(effect, PollParticipant):
                 call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
                 self._outbox.poll(call, saga.started_at_ms, effect)

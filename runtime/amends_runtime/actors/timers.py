@@ -44,7 +44,7 @@ class Timer:
 class Timers:
     """All wake-ups.
 
-    `wake` is called with a saga's id, never earlier than asked, never not at all.
+    `wake` is called with a saga's id and the instant, never earlier than asked, never not at all.
     """
 
     def __init__(
@@ -60,9 +60,14 @@ class Timers:
         self._dead = 0
         self._changed = anyio.Event()
 
-    def set(self, saga_id: str, at_ms: int) -> Timer:
-        """Wakes the saga at `at_ms`. The answer is what `forget` takes."""
-        ahead_s = max(0, at_ms - self._clock.now_ms()) / 1000
+    def set(self, saga_id: str, at_ms: int, within_ms: int | None = None) -> Timer:
+        """Wakes the saga at `at_ms`. The answer is what `forget` takes.
+
+        An instant that was written down before the clock was set back seems further away than it
+        can be: `within_ms` is how far that is.
+        """
+        ahead_ms = max(0, at_ms - self._clock.now_ms())
+        ahead_s = (ahead_ms if within_ms is None else min(ahead_ms, within_ms)) / 1000
         timer = Timer(at_ms, self._clock.monotonic_s() + ahead_s, saga_id)
         heapq.heappush(self._heap, timer)
         if self._heap[0] is timer:

@@ -513,6 +513,8 @@ class Plan:
     uses[n]                    steps whose results n is handed
     roots                      steps that wait for nothing
     pivot                      number of the pivot, or None
+    longest_wait_ms            what a step may have to wait for its next attempt: a backoff, or the
+                               time-out of one that was lost
     """
 
     __slots__ = (
@@ -520,6 +522,7 @@ class Plan:
         "definition",
         "dependents",
         "descendants",
+        "longest_wait_ms",
         "number_of",
         "pivot",
         "roots",
@@ -537,6 +540,7 @@ class Plan:
         self.steps = steps
         self.step_names = tuple(step.name for step in steps)
         self.number_of = {step.name: number for number, step in enumerate(steps)}
+        self.longest_wait_ms = max(map(_longest_wait_ms, steps))
         self.pivot = next((n for n, step in enumerate(steps) if step.kind is Kind.PIVOT), None)
         waits_for = [
             tuple(sorted({self.number_of[name] for name in names}))
@@ -559,3 +563,8 @@ class Plan:
                 found |= 1 << other
                 stack.extend(self.dependents[other])
         return found
+
+
+def _longest_wait_ms(step: Step) -> int:
+    policies = (step.retry, step.compensation_retry)
+    return max(step.timeout_ms, *(policy.max_ms for policy in policies if policy is not None))
