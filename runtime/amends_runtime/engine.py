@@ -114,6 +114,7 @@ class Engine:
             self.supervisor.run_recovery,
             self._oldest_open.run,
             self.participants.run,
+            self.store.wait_lost,
         ):
             tasks.start_soon(_guarded, self, part, name=part.__qualname__)
 

@@ -351,6 +351,10 @@ class Store(Insights, Protocol):
         """
         ...
 
+    async def wait_lost(self) -> None:
+        """Returns never. Raises StoreError once it has failed and could not reopen itself."""
+        ...
+
     async def reopen(self) -> None:
         """After CommitUnknown.
 

@@ -246,7 +246,8 @@ class Ledger:
         if record.step is None:
             return
         account = self.accounts[record.step]
-        rule("only a stuck step is retried", holds=account.stuck is not None)
+        waits = account.open is None and not account.compensated
+        rule("only a step that is stuck or waits is retried", holds=waits)
         anew = account.refused and account.stuck is Verb.EXECUTE
         rule(
             "a new round follows a refusal, and nothing else",

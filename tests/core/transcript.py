@@ -27,10 +27,11 @@ A step may name its kind (COMPENSATABLE where none is named), `after=a,b` (`afte
     start [deadline T]                      start again [with other content]
     answered [compensate] STEP#N OUTCOME    not sent [compensate] STEP#N
     wake      restarted      cancel AUTHOR: REASON
-    retry [STEP ]AUTHOR: REASON             abandon [by force ]AUTHOR: REASON
+    retry [STEP ]AUTHOR: REASON [(REQUEST)] abandon [by force ]AUTHOR: REASON
 
 where OUTCOME is `Done [SIZE bytes]`, `Rejected REASON`, `InProgress poll after T`, `Broken REASON`
-or `Unknown REASON [misconfigured]`, each followed by `sent at T` if the call waited in its lane.
+or `Unknown REASON [misconfigured | probe]`, each followed by `sent at T` if the call waited in its
+lane.
 Every message may be preceded by `at T`; when a file is updated, `at ?` becomes the next due time.
 """
 
@@ -215,9 +216,10 @@ class Player:
             return RuntimeRestarted()
         if cancel := re.fullmatch(r"cancel ([a-z]+): (.+)", words):
             return CancelSaga(author=cancel[1], reason=cancel[2])
-        if retry := re.fullmatch(r"retry ([a-z-]+ )?([a-z]+): (.+)", words):
+        if retry := re.fullmatch(r"retry ([a-z-]+ )?([a-z]+): (.+?)(?: \((\w+)\))?", words):
             number = self.plan.number_of[retry[1].strip()] if retry[1] else None
-            return RetrySaga(step=number, author=retry[2], reason=retry[3])
+            author, reason, request_id = retry[2], retry[3], retry[4] or ""
+            return RetrySaga(step=number, author=author, reason=reason, request_id=request_id)
         if abandon := re.fullmatch(r"abandon (by force )?([a-z]+): (.+)", words):
             return AbandonSaga(author=abandon[2], reason=abandon[3], force=bool(abandon[1]))
         about = re.fullmatch(
@@ -242,6 +244,7 @@ class Player:
             status=outcome.reason if isinstance(outcome, Unknown) else "OK",
             polls=self.polls.get(key, 0),
             outcome=outcome,
+            probe=what.endswith(" probe"),
         )
 
     # -- showing -----------------------------------------------------------------------------------
@@ -302,6 +305,7 @@ class Player:
         if isinstance(record, AttemptFailed):
             retry = f", retry at {_instant(record.retry_at_ms)}" if record.retry_at_ms else ""
             misconfigured = ", misconfigured" if record.misconfigured else ""
+            misconfigured += ", probe" if record.probe else ""
             return f"{attempt} {record.failure.reason}{misconfigured}{retry}"
         return attempt
 

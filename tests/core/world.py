@@ -57,7 +57,7 @@ class Attempt(msgspec.Struct):
     poll_at_ms: int = 0
     withdrawn: bool = False
 
-    def answered(self, outcome: Outcome, now_ms: int) -> Answered:
+    def answered(self, outcome: Outcome, now_ms: int, *, probe: bool = False) -> Answered:
         """The message that tells of its end."""
         return Answered(
             step=self.step,
@@ -69,6 +69,7 @@ class Attempt(msgspec.Struct):
             status=outcome.reason if isinstance(outcome, Unknown) else "OK",
             polls=self.polls,
             outcome=outcome,
+            probe=probe and isinstance(outcome, Unknown) and not outcome.misconfigured,
         )
 
 
@@ -146,7 +147,8 @@ class World:
 
     def answer(self, attempt: Attempt, outcome: Outcome) -> None:
         """The attempt ends, or is in progress, with this outcome."""
-        message = attempt.answered(outcome, self.now_ms)
+        probe = self.choose([False, False, True])
+        message = attempt.answered(outcome, self.now_ms, probe=probe)
         self.echoes.append(message)
         if not isinstance(outcome, InProgress):
             self.lane.remove(attempt)
@@ -214,7 +216,8 @@ class World:
         elif action == "retry":
             step = self.choose([None, None, *range(len(self.plan.steps))])
             revived = self.choose([False] * 7 + [True])
-            self.tell(RetrySaga(step=step, author="ann", reason="it is mended", revived=revived))
+            by = {"author": "ann", "reason": "mended", "request_id": self.choose(["", "1", "2"])}
+            self.tell(RetrySaga(step=step, revived=revived, **by))
         elif action == "abandon":
             force = self.choose([False] * 7 + [True])
             self.tell(AbandonSaga(author="ann", reason="done by hand", force=force))

@@ -45,7 +45,10 @@ from amends_runtime.storage.codec import (
 )
 from tests.storage.samples import NOW_MS, ORDER
 
-GOLDEN = Path(__file__).with_name("records_format_1.txt")
+GOLDEN = [
+    Path(__file__).with_name(f"records_format_{number}.txt")
+    for number in range(1, RECORDS.format + 1)
+]
 
 TIMING = Timing(NOW_MS + 1, NOW_MS + 4, "UNAVAILABLE", 2)
 FAILURE = Failure("card_declined", "no funds, größter Betrag 5 €")
@@ -75,7 +78,7 @@ ONE_OF_EACH: tuple[Record, ...] = (
     CancelRequested(NOW_MS, "ops@example.org", "duplicate"),
     SagaTurnedBack(NOW_MS, TurnCause.DEADLINE, None, FAILURE),
     SagaEnded(NOW_MS, SagaState.COMPENSATED),
-    OperatorActed(NOW_MS, OperatorAction.RETRY, 3, "ops@example.org", "mended", 2),
+    OperatorActed(NOW_MS, OperatorAction.RETRY, 3, "ops@example.org", "mended", 2, "r-1"),
 )
 
 
@@ -90,18 +93,21 @@ def test_records_come_back_as_they_were() -> None:
     assert RECORDS.decode(RECORDS.format, data, "s", 1) == ONE_OF_EACH
 
 
-def test_what_was_written_once_is_readable_for_ever() -> None:
-    """The bytes of format 1 are fixed: a database of any age opens.
+@pytest.mark.parametrize("row_format", range(1, RECORDS.format + 1))
+def test_what_was_written_once_is_readable_for_ever(row_format: int) -> None:
+    """The bytes of every format are fixed: a database of any age opens.
 
     If this fails because a record has changed its shape: the new shape is a new format, with an
     upcast. The file of a format is never changed once a version of amends has written it.
     """
-    stored = dict(row.split() for row in GOLDEN.read_text().splitlines())
-    assert stored.keys() == {type(record).__name__ for record in ONE_OF_EACH}
-    for record in ONE_OF_EACH:
-        data = bytes.fromhex(stored[type(record).__name__])
-        assert RECORDS.decode(1, data, "s", 1) == (record,)
-        if RECORDS.format == 1:
+    by_name = {type(record).__name__: record for record in ONE_OF_EACH}
+    stored = dict(row.split() for row in GOLDEN[row_format - 1].read_text().splitlines())
+    is_newest = row_format == RECORDS.format
+    assert stored.keys() == by_name.keys() if is_newest else stored.keys() <= by_name.keys()
+    for name, written in stored.items():
+        data, record = bytes.fromhex(written), by_name[name]
+        assert RECORDS.decode(row_format, data, "s", 1) == (record,)
+        if is_newest:
             assert RECORDS.encode((record,)) == data
 
 

@@ -224,22 +224,36 @@ class Supervisor:
         return _answered(await self._ask(saga_id, CancelSaga(author=author, reason=reason)))
 
     async def retry_saga(
-        self, saga_id: str, step_name: str | None, author: str, reason: str
+        self,
+        saga_id: str,
+        step_name: str | None,
+        author: str,
+        reason: str,
+        *,
+        request_id: str = "",
     ) -> tuple[SagaView, Answer]:
-        """Tries a stuck step again, or all that are; a quarantined saga is read anew first.
+        """Tries a step now that is stuck or waits, or all; a quarantined saga is read anew first.
 
-        The answer is RETRIED, NOTHING_STUCK or ENDED, and durable. Raises NotFound (saga, step),
-        Overloaded, Unavailable.
+        A repeat of the last one, by its `request_id`, does nothing. The answer is RETRIED,
+        NOTHING_STUCK or ENDED, and durable. Raises NotFound (saga, step), Overloaded, Unavailable.
         """
         self._check_accepting()
         view = await self.view(saga_id)
         step = None if step_name is None else _step_number(view, step_name)
         revived = self._revive(saga_id)
-        message = RetrySaga(step=step, author=author, reason=reason, revived=revived)
+        message = RetrySaga(
+            step=step, author=author, reason=reason, revived=revived, request_id=request_id
+        )
         return _answered(await self._ask(saga_id, message))
 
     async def abandon_saga(
-        self, saga_id: str, author: str, reason: str, *, force: bool = False
+        self,
+        saga_id: str,
+        author: str,
+        reason: str,
+        *,
+        force: bool = False,
+        request_id: str = "",
     ) -> tuple[SagaView, Answer]:
         """Ends a stuck saga as it is, by `force` any that has not ended.
 
@@ -249,7 +263,7 @@ class Supervisor:
         self._check_accepting()
         # A saga whose deciding fails is shown as stuck, and cannot become so by itself.
         force = self._revive(saga_id) or force
-        message = AbandonSaga(author=author, reason=reason, force=force)
+        message = AbandonSaga(author=author, reason=reason, force=force, request_id=request_id)
         return _answered(await self._ask(saga_id, message))
 
     async def view(self, saga_id: str) -> SagaView:
@@ -602,6 +616,9 @@ class Supervisor:
             else:
                 participant = actor.plan.steps[effect.step].participant
                 self._outbox.withdraw(participant, actor.saga_id, effect)
+        if saga.abandoned and saga.ended:
+            # Nobody asks for it any more, not even a poll that waits for its time.
+            self._forget_calls(actor)
         if saga.ended and not actor.mailbox:
             self._leave(actor)
 
@@ -611,12 +628,16 @@ class Supervisor:
             del self._actors[actor.saga_id]
         self._timers.forget(actor.timers)
 
+    def _forget_calls(self, actor: SagaActor) -> None:
+        """What it asked for and has not left yet is not to leave any more."""
+        for participant in {step.participant for step in actor.plan.steps}:
+            self._outbox.forget(participant, actor.saga_id, len(actor.plan.steps))
+
     def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
         """These actors' state is not to be believed: forget it, and let each arrive anew."""
         for actor in actors:
             self._leave(actor)
-            for participant in {step.participant for step in actor.plan.steps}:
-                self._outbox.forget(participant, actor.saga_id, len(actor.plan.steps))
+            self._forget_calls(actor)
             arrival = self._arrival(actor.saga_id, predecessor=actor)
             arrival.envelopes += actor.mailbox.drain()
             if actor.saga is None:
@@ -698,7 +719,9 @@ class Supervisor:
     def _will_wake(self, actor: SagaActor) -> bool:
         """Rule 8: what has not ended always has something that wakes it, or is visibly stuck."""
         saga = actor.saga
-        if saga is None or saga.ended or actor.busy or actor.mailbox or actor.quarantined:
+        if actor.quarantined:
+            return False  # an operator could, and there is a bug
+        if saga is None or saga.ended or actor.busy or actor.mailbox:
             return True
         if saga.deadline_at_ms and saga.phase is core.Phase.FORWARD and not saga.past_no_return:
             return True

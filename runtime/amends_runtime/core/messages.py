@@ -82,7 +82,10 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time."""
+    """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time.
+
+    `probe` marks one that was sent to see whether the participant is back, and it is not.
+    """
 
     step: int
     verb: Verb
@@ -93,6 +96,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     polls: int
     outcome: Outcome
+    probe: bool = False
 
 
 class NotSent(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,15 +127,17 @@ class CancelSaga(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetrySaga(msgspec.Struct, frozen=True, kw_only=True):
-    """Try a stuck step again, or without `step` all that are stuck.
+    """Try a step now that is stuck or waits for its next attempt, or without `step` all of them.
 
     `revived` tells that deciding had failed before and works again: that alone is worth recording.
+    A repeat has the same `request_id`, and does nothing; an empty one is nobody's.
     """
 
     step: int | None = None
     author: str
     reason: str
     revived: bool = False
+    request_id: str = ""
 
 
 class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +146,7 @@ class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True):
     author: str
     reason: str
     force: bool = False
+    request_id: str = ""
 
 
 class RuntimeRestarted(msgspec.Struct, frozen=True):

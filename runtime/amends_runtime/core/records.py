@@ -160,7 +160,10 @@ class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
 
 
 class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
-    """An attempt ended and nobody knows its outcome. `retry_at_ms` 0: none follows by itself."""
+    """An attempt ended and nobody knows its outcome. `retry_at_ms` 0: none follows by itself.
+
+    A failed `probe` of an open breaker uses up no retry.
+    """
 
     step: int
     verb: Verb
@@ -170,6 +173,7 @@ class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
     failure: Failure
     misconfigured: bool = False
     retry_at_ms: int = 0
+    probe: bool = False
 
 
 class AttemptLost(_Record, frozen=True, array_like=True, tag=7):
@@ -239,6 +243,7 @@ class OperatorActed(_Record, frozen=True, array_like=True, tag=14):
     author: str
     reason: str
     round: int = 0
+    request_id: str = ""
 
 
 Record = (

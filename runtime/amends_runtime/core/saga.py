@@ -37,12 +37,13 @@ The rules:
    once the attempt's own deadline has passed, it counts as unknown.
 10. The give-up clock is the sum of what the records say: time on the wire, at most an attempt's
     time-out each, and the waits between attempts. A lost attempt adds nothing to it and never gives
-    up by itself.
+    up by itself. Nor does a failed probe of an open breaker: its lane paces it, and a participant
+    that is down is waited for, however long.
 11. Terminal stays terminal.
-12. An operator's retry gives a stuck step a fresh give-up clock: under the same key, or, where a
-    refusal ended its round, under the next round's. A compensation stays in the round that it
-    undoes. A stuck saga can be abandoned, and any other one by force: what is open is withdrawn or
-    left to itself, and nobody undoes it.
+12. An operator's retry gives a step that is stuck, or waits, a fresh give-up clock: under the same
+    key, or, where a refusal ended its round, under the next round's. A compensation stays in the
+    round that it undoes. A stuck saga can be abandoned, and any other one by force: what is open is
+    withdrawn or left to itself, and nobody undoes it.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ class Saga(msgspec.Struct, frozen=True):
     past_no_return: bool = False
     cancel_requested: bool = False
     abandoned: bool = False
+    operator_request: str = ""
     turn: SagaTurnedBack | None = None
     payload_bytes: int = 0
     ended_at_ms: int = 0
@@ -412,24 +414,27 @@ _PIVOT_OPEN = (StepStatus.EXECUTING, StepStatus.STUCK)
 
 
 def _on_retry(turn: _Turn, message: RetrySaga) -> None:
-    saga, by = turn.saga, (message.author, message.reason)
+    saga = turn.saga
+    if message.request_id and message.request_id == saga.operator_request:
+        turn.answer = Answer.RETRIED  # and what came of it is what the sender is shown
+        return
     if saga.ended:
         turn.answer = Answer.ENDED
         return
-    stuck = [
+    found = [
         number
         for number, step in enumerate(saga.steps)
-        if step.status is StepStatus.STUCK and message.step in (None, number)
+        if message.step in (None, number) and _can_be_retried(step)
     ]
-    if not stuck and not message.revived:
+    if not found and not message.revived:
         turn.answer = Answer.NOTHING_STUCK
         return
-    for number in stuck:
+    for number in found:
         step = saga.steps[number]
-        round_ = step.round + 1 if step.refused and step.verb is Verb.EXECUTE else step.round
-        turn.record(OperatorActed(turn.now_ms, OperatorAction.RETRY, number, *by, round_))
-    if not stuck:
-        turn.record(OperatorActed(turn.now_ms, OperatorAction.RETRY, None, *by))
+        anew = step.refused and step.verb is Verb.EXECUTE
+        turn.record(_operated(turn, message, OperatorAction.RETRY, number, step.round + anew))
+    if not found:
+        turn.record(_operated(turn, message, OperatorAction.RETRY))
     turn.answer = Answer.RETRIED
     _advance(turn)
 
@@ -446,10 +451,20 @@ def _on_abandon(turn: _Turn, message: AbandonSaga) -> None:
         for number, step in enumerate(saga.steps):
             if step.open:
                 turn.extra.append(WithdrawCall(number, step.verb, step.round, step.attempt))
-        by = (message.author, message.reason)
-        turn.record(OperatorActed(turn.now_ms, OperatorAction.ABANDON, None, *by))
+        turn.record(_operated(turn, message, OperatorAction.ABANDON))
         turn.record(SagaEnded(turn.now_ms, SagaState.ABANDONED))
         turn.answer = Answer.ABANDONED
+
+
+def _operated(
+    turn: _Turn,
+    message: RetrySaga | AbandonSaga,
+    action: OperatorAction,
+    step: int | None = None,
+    round_: int = 0,
+) -> OperatorActed:
+    by = (message.author, message.reason)
+    return OperatorActed(turn.now_ms, action, step, *by, round_, message.request_id)
 
 
 def _on_not_sent(turn: _Turn, message: NotSent) -> None:
@@ -562,6 +577,9 @@ def _retried(turn: _Turn, message: Answered, outcome: Unknown, policy: RetryPoli
     """
     number = message.step
     step = turn.saga.steps[number]
+    if message.probe:
+        _attempt_failed(turn, message, outcome, retry_at_ms=turn.now_ms)
+        return True
     wait_ms = backoff_ms(
         policy, step.failures + 1, turn.saga.saga_id, number, step.verb, step.round, step.attempt
     )
@@ -596,6 +614,7 @@ def _attempt_failed(
             Failure(outcome.reason, outcome.message),
             isinstance(outcome, Unknown) and outcome.misconfigured,
             retry_at_ms,
+            message.probe,
         )
     )
 
@@ -867,19 +886,30 @@ def _forward_over(step: StepState) -> StepState:
 def _evolve_operated(saga: Saga, record: OperatorActed) -> Saga:
     number, steps = record.step, saga.steps
     if record.action is OperatorAction.RETRY and number is not None:
-        if steps[number].status is not StepStatus.STUCK:
+        if not _can_be_retried(steps[number]):
             raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(RETRY)")
         steps = (*steps[:number], _step_retried(steps[number], record), *steps[number + 1 :])
     return _replace(
         saga,
         steps=steps,
         abandoned=record.action is OperatorAction.ABANDON,
+        operator_request=record.request_id,
         updated_at_ms=record.at_ms,
     )
 
 
+def _can_be_retried(step: StepState) -> bool:
+    """Whether it is stuck, or waits for its next attempt.
+
+    One whose lost attempt may still be running waits for that, and must.
+    """
+    if step.status in (StepStatus.EXECUTING, StepStatus.COMPENSATING):
+        return not step.open
+    return step.status is StepStatus.STUCK
+
+
 def _step_retried(step: StepState, record: OperatorActed) -> StepState:
-    """A stuck step that is tried again: its attempt is due, and its give-up clock starts anew."""
+    """A step that is tried now: its attempt is due, and its give-up clock starts anew."""
     executing = step.verb is Verb.EXECUTE
     return _replace(
         step,
@@ -1007,14 +1037,13 @@ def _step_failed(
     timing = record.timing
     wait_ms = max(0, record.retry_at_ms - record.at_ms) if record.retry_at_ms else 0
     since_ms = step.misconfigured_since_ms if step.misconfigured else timing.answered_at_ms
+    took_ms = _took_ms(plan, record.step, timing, record.failure.reason)
     step = _replace(
         step,
         open=False,
         unknown=step.unknown or executing,
-        failures=step.failures + 1,
-        spent_ms=step.spent_ms
-        + _took_ms(plan, record.step, timing, record.failure.reason)
-        + wait_ms,
+        failures=step.failures + (not record.probe),
+        spent_ms=step.spent_ms + (0 if record.probe else took_ms + wait_ms),
         retry_at_ms=record.retry_at_ms,
         misconfigured=step.misconfigured + 1 if record.misconfigured else 0,
         misconfigured_since_ms=since_ms,

@@ -9,7 +9,8 @@ because of that:
    than 1,000 half done.
 2. At most `limit` calls on the wire, of which forward calls may hold all but a share, so that slow
    forward calls never shut out the compensations.
-3. While the breaker is open nothing leaves. Its probes are the first in the queue.
+3. While the breaker is open nothing leaves. Its probes are the first in the queue. One that fails
+   is told as such: the lane paces it, and it uses up no retry.
 4. A poll waits for its time and then queues like a call. It belongs to an attempt that was sent, so
    withdrawing it only brings it forward to the attempt's own deadline.
 5. A participant that is not registered (any more) has a lane without a transport: calls wait there,
@@ -53,6 +54,7 @@ Deliver = Callable[[str, Answered | NotSent], None]
 """Hands a saga (by id) what became of its call. Must not block."""
 
 DEFAULT_LIMIT = 256  # keeps one HTTP/2 connection busy without burying a small service
+POLL_GRACE_S = 0.1  # a last poll that can be sent is on the wire by then
 COMPENSATION_SHARE = 8  # one in so many places is never given to a forward call
 
 
@@ -95,6 +97,7 @@ class _Entry:
         "order",
         "poll_timer",
         "polls",
+        "probe",
         "queued",
         "route",
         "sent_at_ms",
@@ -106,6 +109,7 @@ class _Entry:
         self.key = (call.saga_id, call.step, call.verb)
         self.generation = 0  # the breaker's, when it let the call through
         self.route: _Route | None = None
+        self.probe = False  # it is on the wire to see whether the participant is back
         self.sent_at_ms = 0
         self.polls = 0
         self.queued = False
@@ -179,7 +183,11 @@ class Lane:
             self._deliver(
                 saga_id, NotSent(step=step, verb=verb, round=call.round, attempt=call.attempt)
             )
-        elif entry.poll_timer is not None:
+        elif entry.poll_timer is not None or entry.queued:
+            # A poll that cannot be sent, because nobody is there, tells no more than its deadline.
+            left_s = max(0, entry.sent_at_ms + entry.call.timeout_ms - self._clock.now_ms()) / 1000
+            asyncio.get_running_loop().call_later(left_s + POLL_GRACE_S, self._give_poll_up, entry)
+        if entry.poll_timer is not None:
             deadline_at_ms = entry.sent_at_ms + entry.call.timeout_ms
             remaining_s = entry.poll_timer.when() - asyncio.get_running_loop().time()
             planned_at_ms = self._clock.now_ms() + int(remaining_s * 1000)
@@ -310,6 +318,7 @@ class Lane:
             entry.route = route
             self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
             entry.generation = self._breaker.generation
+            entry.probe = self._breaker.state is BreakerState.HALF_OPEN
             return entry
         return None
 
@@ -346,7 +355,8 @@ class Lane:
         route.in_flight[kind] -= 1
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
-        if route is self._route:
+        is_current = route is self._route
+        if is_current:
             if isinstance(reply.outcome, Unknown):
                 self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
             self._settle_breaker(healthy=reply.healthy, generation=entry.generation)
@@ -362,6 +372,7 @@ class Lane:
                 status=reply.status,
                 polls=entry.polls,
                 outcome=reply.outcome,
+                probe=entry.probe and is_current and reply.healthy is False,
             ),
         )
         if route in self._retired and not route.calls:
@@ -435,6 +446,28 @@ class Lane:
             entry.poll_timer.cancel()
         delay_s = max(0, at_ms - self._clock.now_ms()) / 1000
         entry.poll_timer = asyncio.get_running_loop().call_later(delay_s, self._poll_now, entry)
+
+    def _give_poll_up(self, entry: _Entry) -> None:
+        """It was withdrawn, and its attempt's time is over: what is not on the wire is unknown."""
+        if entry.gone or not (entry.queued or entry.poll_timer is not None):
+            return
+        self._remove(entry)
+        call = entry.call
+        why = "it was in progress when it was asked last, and could not be asked again"
+        self._deliver(
+            call.saga_id,
+            Answered(
+                step=call.step,
+                verb=call.verb,
+                round=call.round,
+                attempt=call.attempt,
+                sent_at_ms=entry.sent_at_ms,
+                answered_at_ms=self._clock.now_ms(),
+                status="OK",
+                polls=entry.polls,
+                outcome=Unknown("IN_PROGRESS", why),
+            ),
+        )
 
     def _poll_now(self, entry: _Entry) -> None:
         entry.poll_timer = None

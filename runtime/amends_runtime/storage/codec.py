@@ -34,7 +34,14 @@ __all__ = [
 
 Upcast = Callable[[list[Any]], list[Any]]
 
-UPCASTS: tuple[Upcast, ...] = ()
+
+def _probe(turn: list[Any]) -> list[Any]:
+    """Format 1 to 2: a failed attempt says whether it was a probe, which none was."""
+    attempt_failed = 6
+    return [[*record, False] if record[0] == attempt_failed else record for record in turn]
+
+
+UPCASTS: tuple[Upcast, ...] = (_probe,)
 
 
 class RecordCodec:

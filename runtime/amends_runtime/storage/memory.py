@@ -168,6 +168,10 @@ class MemoryStore:
         self.disk.definitions[wanted] = registered
         return registered, known is not None
 
+    async def wait_lost(self) -> None:
+        """Memory is not lost."""
+        await anyio.sleep_forever()
+
     async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
         """Registers a participant by hand, or points it elsewhere; with its audit entry."""
         await anyio.lowlevel.checkpoint()

@@ -140,6 +140,7 @@ class SqliteStore:
         self._definitions: dict[int, RegisteredDefinition] = {}
         self._definition_nos: dict[str, int] = {}
         self.restored = False
+        self._lost = anyio.Event()
 
     @classmethod
     async def open(
@@ -366,7 +367,8 @@ class SqliteStore:
         except CommitUnknown:
             try:
                 await self._reopen()
-            except StoreError as error:  # the next commit meets it, and its caller reopens or ends
+            except StoreError as error:  # and without it nothing goes on: see `wait_lost`
+                self._lost.set()
                 _log.error("store_not_reopened", path=str(self._path), error=str(error))
             raise
 
@@ -712,6 +714,11 @@ class SqliteStore:
     async def reopen(self) -> None:
         async with self._write_lock:
             await to_the_end(self._reopen())
+
+    async def wait_lost(self) -> None:
+        """Returns never. Raises StoreError once it has failed and could not reopen itself."""
+        await self._lost.wait()
+        raise StoreError(f"{self._path} could not be reopened after a failed commit")
 
     async def close(self) -> None:
         async with self._write_lock:

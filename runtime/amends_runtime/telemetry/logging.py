@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -54,7 +54,8 @@ def configure_logging(
     below that they log what they carry, aiosqlite for one the parameters of every statement.
     `stream` defaults to standard error.
     """
-    stream = sys.stderr if stream is None else stream
+    # All that structlog and logging use of a stream.
+    stream = cast("TextIO", _Forgiving(sys.stderr if stream is None else stream))
     level = LEVELS[log_level]
     if log_format == "auto":
         log_format = "console" if stream.isatty() else "json"
@@ -81,6 +82,23 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
+
+
+class _Forgiving:
+    """A stream whose full disk or closed pipe is nobody's failure: a line is lost, and no saga."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.isatty = stream.isatty
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _may_colour(stream: TextIO) -> bool:

@@ -1,0 +1,38 @@
+"""A participant that is down: its calls wait, and nothing is undone or stuck for it."""
+
+from __future__ import annotations
+
+import pytest
+
+import amends
+from amends_runtime.testing import SagaTest
+
+DEFINITION = amends.Definition("two").step("a", "here", "do").step("b", "away", "do")
+DAY_S = 24 * 3600
+
+
+@pytest.mark.parametrize("sagas", [1, 20])
+@pytest.mark.parametrize("outage_s", [600, DAY_S])
+def test_however_long_it_is_away_its_sagas_complete(sagas: int, outage_s: int) -> None:
+    """Longer than every step's give-up time: the probes of an open breaker use up no retry."""
+    with SagaTest(DEFINITION) as test:
+        test.participant("away").down(for_s=outage_s)
+        started = [test.start() for _ in range(sagas)]
+        test.finish()
+        assert [saga.get().state for saga in started] == [amends.SagaState.COMPLETED] * sagas
+        assert test.effects == ["a", "b"] if sagas == 1 else len(test.effects) == 2 * sagas
+
+
+def test_a_compensation_waits_for_its_participant_too() -> None:
+    """Three days: longer than the give-up time of any compensation."""
+    with SagaTest(DEFINITION) as test:
+
+        @test.participant("away").execute("do")
+        def do(call: amends.Call) -> None:
+            test.participant("here").down(for_s=3 * DAY_S)
+            raise amends.Rejected("no")
+
+        saga = test.start()
+        test.finish()
+        assert saga.get().state is amends.SagaState.COMPENSATED
+        assert test.effects == []
