@@ -56,7 +56,7 @@ async def participant(ready_file: Path) -> None:
     """Serves three actions that count their effects, and `report`, which answers the count."""
     effects: Counter[str] = Counter()
     undone: Counter[str] = Counter()
-    bench = amends.Participant("bench")
+    bench = amends.Participant("bench", barrier=None)
 
     async def act(call: amends.Call) -> bytes:
         effects[f"{call.saga_id}/{call.action}"] += 1

@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE_BY = "<!-- Made by scripts/gen_cli_docs.py; edit the code that it names, not this file. -->"
 
 CLI_INTRODUCTION = """\
-`amends` and `python -m amends_runtime` are the same command; it comes with
-`pip install 'amends[runtime]'`. `amends dev` is the way to begin: it runs a runtime with a
-participant and a saga to look at, and names the commands to try next.
+`amends` and `python -m amends_runtime` are the same command. In a clone `make setup` puts it into
+`.venv` (`. .venv/bin/activate`); into an environment of your own it comes with
+`pip install '/path/to/clone[runtime]'`. `amends dev` is the way to begin: it runs a runtime
+with a participant and a saga to look at, and names the commands to try next.
 
 Commands talk to a running runtime, unless they say otherwise: the one that `--target` names, else
 the one that `AMENDS_TARGET` names, else the one at 127.0.0.1:7233; over TLS if there is a

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 import sqlite3
 import tomllib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,34 @@ def a_module_of_the_readme(name: str, folder: Path) -> ModuleType:
     return module
 
 
+class SeenWatching(amends.Client):
+    """A client of which can be seen that its watch has begun."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.begun = asyncio.Event()
+
+    async def watch(self, **conditions: Any) -> AsyncIterator[amends.WatchEvent]:
+        """The first event says that from now on everything is told."""
+        async for event in super().watch(**conditions):
+            self.begun.set()
+            yield event
+
+    async def run(self, page: Any, tell: Callable[[str], None]) -> None:
+        """Runs the page's function with this client."""
+        async with self:
+            await page(self, tell)
+
+
+def names_of_the_clients_page() -> dict[str, Any]:
+    """Runs all code blocks of docs/clients.md, one after the other, and gives what they define."""
+    page = (README.parent / "docs" / "clients.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/clients.md", "exec"), names)  # noqa: S102  # it is our own page
+    return names
+
+
 async def test_the_client_of_its_page_orders_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,10 +72,7 @@ async def test_the_client_of_its_page_orders_many(
     monkeypatch.chdir(tmp_path)
     payments = a_module_of_the_readme("payments", tmp_path)
     start = a_module_of_the_readme("start", tmp_path)
-    page = (README.parent / "docs" / "clients.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/clients.md", "exec"), names)  # noqa: S102  # it is our own page
+    names = names_of_the_clients_page()
     assert isinstance(names["secure_client"](), amends.Client)
     async with amends.serve(payments.payments, listen="127.0.0.1:0") as server:
         config = Config(
@@ -61,6 +88,48 @@ async def test_the_client_of_its_page_orders_many(
         charged = database.execute("SELECT order_id, count(*) FROM charges GROUP BY 1").fetchall()
     database.close()
     assert dict(charged) == {f"A-{number}": 1 for number in range(100)}
+
+
+async def test_the_clients_page_looks_and_operates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its watch tells of what gets stuck; retry, abandon and cancel do what they say."""
+    names = names_of_the_clients_page()
+    bank_is_down = True
+    payments = amends.Participant("payments", barrier=None)
+
+    @payments.execute("charge", compensatable=False)
+    def charge(call: amends.Call) -> None:
+        if call.json() == "refuse":
+            raise amends.Rejected("limit_exceeded")
+        if bank_is_down:
+            raise amends.Broken("bank_is_down")
+
+    order = amends.Definition("order").pivot("charge", "payments", "charge")
+    async with amends.serve(payments) as server:
+        config = Config(
+            server=Server(listen="127.0.0.1:0", database=str(tmp_path / "amends.db")),
+            participants={"payments": Participant(address=server.address)},
+        )
+        async with run_engine(config) as engine, amends.Client(engine.address) as client:
+            await client.register(order)
+            stuck: asyncio.Queue[str] = asyncio.Queue()
+            async with asyncio.TaskGroup() as tasks:
+                watching = SeenWatching(engine.address)
+                watch = tasks.create_task(watching.run(names["tell_of_stuck"], stuck.put_nowait))
+                await watching.begun.wait()
+                for saga_id in ("a", "b"):
+                    await client.start("order", saga_id=saga_id)
+                assert {await stuck.get(), await stuck.get()} == {"a", "b"}
+                watch.cancel()
+            assert await names["settled_by_hand"](client, "a") == ["charge"]
+            bank_is_down = False
+            await names["bank_is_back"](client, "b")
+            assert (await client.wait("b", timeout_s=30)).completed
+            assert (await names["customer_called"](client, "b")).startswith("too late: ")
+            await (await client.start("order", "refuse", saga_id="c")).result(timeout_s=30)
+            await names["print_refused"](client)
+    assert capsys.readouterr().out.endswith("\nc rejected\n")  # after the runtime's log
 
 
 async def test_the_participant_and_the_start_of_the_readme(

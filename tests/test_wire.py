@@ -523,6 +523,7 @@ def test_an_execution_on_the_wire() -> None:
         traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
         incarnation="incarnation-1",
         mode=types_pb2.MODE_SAGA,
+        participant="payments",
     )
 
 
@@ -542,6 +543,7 @@ def test_a_compensation_on_the_wire() -> None:
         oldest_open_at_ms=55,
     )
     assert message.idempotency_key == "store-1/s-1/charge/compensate/2"
+    assert message.participant == "payments"
     assert message.compensation.executed
     assert message.compensation.result.data == b"result"
     assert message.compensation.turn.step == "ship"

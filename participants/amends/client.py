@@ -21,6 +21,7 @@ import asyncio
 import math
 import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -37,10 +38,8 @@ from amends.definition import Definition
 from amends.errors import (
     AlreadyExists,
     ApiError,
-    NotFound,
     StartUnknown,
     WaitTimeout,
-    WrongState,
 )
 from amends.ids import new_saga_id
 from amends.payload import EMPTY, encode, from_wire, to_wire
@@ -87,9 +86,10 @@ PAGE_SIZE: Final = 100
 class Client:
     """A connection to a runtime.
 
-    Use it with ``async with``, in one event loop; make one per process and share it, since all of
-    its calls go over one connection. Any number of tasks may call it at once, and each that starts
-    a saga or waits for one does so by itself: what they share, they share unseen.
+    Use it with ``async with``, in one event loop (in another one its methods raise `RuntimeError`);
+    make one per process and share it, since all of its calls go over one connection. Any number of
+    tasks may call it at once, and each that starts a saga or waits for one does so by itself: what
+    they share, they share unseen.
 
     `target` is ``host:port``, or ``unix:path``; with `tls` the connection is encrypted, and the
     files are read when the block is entered, which raises `InvalidTls`. `timeout_s` bounds each
@@ -131,8 +131,9 @@ class Client:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        wire, self._open = self._open, None
-        if wire is not None:
+        if self._open is not None:
+            wire = self._wire()
+            self._open = None
             await wire.close()
 
     # -- sagas -------------------------------------------------------------------------------------
@@ -344,13 +345,7 @@ class Client:
             step=checked_text("step", step or ""),
             audit=_audit(author, reason),
         )
-        try:
-            return saga_from_wire((await self._call(stub.RetrySaga, request, timeout_s)).saga)
-        except WrongState as refused:
-            if refused.in_doubt and refused.reason == "NOTHING_STUCK":
-                # An earlier attempt of this very call may have done it: nothing is left to do.
-                return await self.get(saga_id, timeout_s=timeout_s)
-            raise
+        return saga_from_wire((await self._call(stub.RetrySaga, request, timeout_s)).saga)
 
     async def abandon(
         self,
@@ -431,7 +426,8 @@ class Client:
         """Add a participant, or point one elsewhere; return once that is durable.
 
         It survives a restart, also against another address in the configuration. Calls that wait
-        go to the new address; those on the wire get their answer from the old one. Raises
+        go to the new address; those on the wire get their answer from the old one. If
+        nothing answers there yet, `last_error` says so; it is registered all the same. Raises
         `InvalidRequest` for a name or an address that cannot be.
         """
         stub = self._wire().operator
@@ -449,17 +445,13 @@ class Client:
         """Take back what an operator registered: the participant is where the configuration says.
 
         One that the configuration does not name is gone, and calls to it wait until it is there
-        again. Raises `NotFound` if no operator registered it.
+        again. Raises `WrongState` if it is only configured, `NotFound` if nobody registered it.
         """
         stub = self._wire().operator
         request = operator_pb2.RemoveParticipantRequest(
             name=checked_text("name", name), audit=_audit(author, reason)
         )
-        try:
-            await self._call(stub.RemoveParticipant, request, timeout_s)
-        except NotFound as missing:
-            if not missing.in_doubt:  # else an earlier attempt of this very call may have done it
-                raise
+        await self._call(stub.RemoveParticipant, request, timeout_s)
 
     async def breakers(self) -> tuple[BreakerInfo, ...]:
         """Give all breakers by participant."""
@@ -480,6 +472,12 @@ class Client:
         if self._open is None:
             raise RuntimeError(
                 "this client is not open: call it inside `async with amends.Client(...) as client`"
+            )
+        if asyncio.get_running_loop() is not self._open.loop:
+            # gRPC's channel would wait there for ever, or fail with words about futures.
+            raise RuntimeError(
+                "this client belongs to another event loop: call it in the loop in which its "
+                "`async with` was entered, or open another client in this one"
             )
         return self._open
 
@@ -569,6 +567,7 @@ class _Wire:
     """
 
     def __init__(self, target: str, tls: ClientTls | None, *, retry_unavailable: bool) -> None:
+        self.loop = asyncio.get_running_loop()
         self.connection = Connection(target, tls=tls, retry_unavailable=retry_unavailable)
         self.sagas = saga_pb2_grpc.SagaServiceStub(self.connection.channel)
         self.operator = operator_pb2_grpc.OperatorServiceStub(self.connection.channel)
@@ -631,8 +630,11 @@ def _saga_filter(
 
 
 def _audit(author: str, reason: str) -> operator_pb2.Audit:
+    """Say who and why; of one call, however often it is asked: a repeat does nothing."""
     return operator_pb2.Audit(
-        author=checked_text("author", author), reason=checked_text("reason", reason)
+        author=checked_text("author", author),
+        reason=checked_text("reason", reason),
+        request_id=uuid.uuid4().hex,
     )
 
 

@@ -143,7 +143,8 @@ class Connection:
                 call = method(ask())
                 while (response := await self._answer(call.read())) is not grpc.aio.EOF:
                     failed, until = 0, math.inf
-                    yield cast("Response", response)  # mypy cannot tell that it is not the EOF
+                    # mypy cannot tell that it is not the EOF.
+                    yield _readable(cast("Response", response), self.target)
                 broken: ApiError = _ended_early(self.target)
             except grpc.aio.AioRpcError as error:
                 broken = error_from_status(error, self.target, self._tls)
@@ -166,15 +167,16 @@ class Connection:
     ) -> Response:
         """Call once, after `reach`. Raises `ApiError`."""
         try:
-            return await self._answer(method(request, timeout=timeout_s))
+            response = await self._answer(method(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             raise error_from_status(error, self.target, self._tls) from None
+        return _readable(response, self.target)
 
     def stream(
         self, method: grpc.aio.StreamStreamMultiCallable[Request, Response]
     ) -> Stream[Request, Response]:
         """Open a stream that has no end of its own, after `reach`."""
-        return Stream(method(), self._answer, self._stream_error)
+        return Stream(method(), self._answer, self._stream_error, self.target)
 
     def _stream_error(self, error: grpc.aio.AioRpcError | None) -> ApiError:
         if error is None:
@@ -237,10 +239,12 @@ class Stream(Generic[Request, Response]):
         call: grpc.aio.StreamStreamCall[Request, Response],
         answer: Callable[[Awaitable[Any]], Awaitable[Any]],
         error_for: Callable[[grpc.aio.AioRpcError | None], ApiError],
+        target: str,
     ) -> None:
         self._call = call
         self._answer = answer
         self._error_for = error_for
+        self._target = target
         self._is_broken = False  # seen by a write
 
     async def read(self) -> Response:
@@ -254,7 +258,7 @@ class Stream(Generic[Request, Response]):
             raise self._error_for(error) from None
         if message is grpc.aio.EOF:
             raise self._error_for(None)
-        return message
+        return _readable(message, self._target)
 
     async def write(self, message: Request) -> None:
         """Send a message; on a stream that is over nothing happens, for the reader is told."""
@@ -300,6 +304,19 @@ def closed_error(*, in_doubt: bool) -> Unavailable:
         code=grpc.StatusCode.CANCELLED,
         in_doubt=in_doubt,
     )
+
+
+def _readable(response: Response | None, target: str) -> Response:
+    """Refuse None, grpc.aio's word for bytes that it cannot parse. Raises `ApiError`."""
+    if response is None:
+        raise ApiError(
+            f"the runtime at {target} answered with bytes that this client cannot read: "
+            "is it another version?",
+            reason="UNREADABLE_ANSWER",
+            code=grpc.StatusCode.INTERNAL,
+            in_doubt=True,
+        )
+    return response
 
 
 def _ended_early(target: str) -> Unavailable:

@@ -100,7 +100,7 @@ class Call:
     round: int
     """Life of the step, from 1; a second begins only after a definite refusal."""
     idempotency_key: str
-    """``store/saga/step/verb/round``."""
+    """``store/saga/step/verb/round``; Compensate finds Execute's as `execute_key`."""
     store_id: str
     """Identity of the runtime's store; keeps two runtimes apart that share a participant."""
     input: bytes = field(default=b"", repr=False)
@@ -135,6 +135,16 @@ class Call:
     """Incarnation of the runtime's store."""
     oldest_open_at_ms: int = 0
     """When the oldest saga that is still open was started, UTC; 0 if unknown."""
+
+    @property
+    def execute_key(self) -> str:
+        """The `idempotency_key` that Execute of this step and round has; its own in Execute.
+
+        By it a compensation finds in another system what its step's Execute may have done there.
+        """
+        if self.verb is Verb.EXECUTE:
+            return self.idempotency_key
+        return f"{self.store_id}/{self.saga_id}/{self.step}/{Verb.EXECUTE}/{self.round}"
 
     def json(self) -> Any:
         """Give the saga's input as JSON; no input is ``None``. Raises `PayloadError`."""

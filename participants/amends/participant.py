@@ -7,9 +7,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from enum import Enum
+from typing import Any, Final, TypeVar, overload
 
 from amends.barrier import Barrier
 from amends.barrier.absent import NoBarrier
@@ -24,6 +25,12 @@ NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 
 ACTION: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 """Names of actions."""
+
+
+class _Unsaid(Enum):
+    """What `barrier` is if the author said nothing, which is not the same as None."""
+
+    UNSAID = "unsaid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +63,35 @@ class Participant:
     decorators give the function back unchanged. Nothing is checked before `serve`, which then lists
     every fault at once.
 
-    Without a barrier handlers are called directly, which is weaker: see `barrier/absent.py`.
+    `barrier` has to be said. With ``barrier=None``, for effects outside any database, handlers are
+    called directly, which is weaker: see `barrier/absent.py`. Raises `TypeError` if it is left out.
+
+    A runtime says whom a call is for, by the name that the participant is registered by there, and
+    one for another name is refused. Where that name differs from `name`, or where one program is
+    registered by several, `aliases` has the others.
     """
 
-    def __init__(self, name: str, *, barrier: Barrier | None = None) -> None:
+    @overload
+    def __init__(self, name: str, *, barrier: Barrier, aliases: Collection[str] = ()) -> None: ...
+
+    @overload
+    def __init__(self, name: str, *, barrier: None, aliases: Collection[str] = ()) -> None: ...
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        barrier: Barrier | _Unsaid | None = _Unsaid.UNSAID,
+        aliases: Collection[str] = (),
+    ) -> None:
+        if isinstance(barrier, _Unsaid):
+            raise TypeError(
+                f"Participant({name!r}): say barrier=amends.SqliteBarrier(…), or barrier=None if "
+                "an effect outside any database makes that impossible: then repeated calls run the "
+                "handler again"
+            )
         self.name = name
+        self.aliases = aliases
         self.barrier: Barrier = NoBarrier() if barrier is None else barrier
         self._registrations: list[_Registration] = []
         self._unused: dict[object, str] = {}
@@ -138,10 +169,8 @@ class Participant:
 
     def _faults_found(self) -> Iterator[str]:
         if not _matches(NAME, self.name):
-            yield (
-                f"the name {self.name!r} is not one for a participant: use lower-case letters, "
-                "digits, _ and -, beginning with a letter, at most 48"
-            )
+            yield f"the name {self.name!r} is not one for a participant: {_NAME_RULE}"
+        yield from self._alias_faults()
         if not any(r.verb is Verb.EXECUTE for r in self._registrations):
             yield 'no action is registered: decorate a function with @….execute("…")'
         yield from self._barrier_faults()
@@ -150,6 +179,22 @@ class Participant:
         yield from self._duplicates()
         yield from self._partners_missing()
         yield from self._undecorated()
+
+    def _alias_faults(self) -> Iterator[str]:
+        aliases: object = self.aliases
+        match aliases:
+            case str():
+                # Each letter of it would be an alias.
+                yield f"aliases= was given a text: write aliases=[{aliases!r}]"
+            case Collection():
+                for alias in aliases:
+                    if not _matches(NAME, alias):
+                        yield f"the alias {alias!r} is not a name for a participant: {_NAME_RULE}"
+            case _:
+                yield (
+                    f"aliases= was given an object of type {type(aliases).__name__}: give it a "
+                    "list of names"
+                )
 
     def _barrier_faults(self) -> Iterator[str]:
         barrier: object = self.barrier
@@ -291,6 +336,8 @@ class Participant:
                         f"decorate it, or name it _{symbol} if it is no handler"
                     )
 
+
+_NAME_RULE: Final = "use lower-case letters, digits, _ and -, beginning with a letter, at most 48"
 
 _OF_A_BARRIER: Final = ("transaction_types", "open", "run", "aclose")
 

@@ -12,7 +12,8 @@ value                                        content type                  bytes
 ===========================================  ============================  =======================
 
 Keys are sorted so that equal values are equal bytes: an idempotent start and the barrier compare
-content by its bytes.
+content by its bytes. They must be ``str``: JSON has no others, and ``{1: 2}`` would come back as
+``{"1": 2}``.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ EMPTY: Final = Payload(b"", "")
 def encode(value: object) -> Payload:
     """Make a payload of `value`, by the table above.
 
-    Raises `PayloadError` for values of other types (also deep inside), for NaN and infinities, and
-    for more than `MAX_PAYLOAD_BYTES`.
+    Raises `PayloadError` for values of other types and for keys that are not ``str`` (also deep
+    inside), for NaN and infinities, and for more than `MAX_PAYLOAD_BYTES`.
     """
     match value:
         case Payload():
@@ -137,17 +138,46 @@ def _is_json(content_type: str) -> bool:
 
 def _to_json(value: object) -> bytes:
     try:
-        return _ENCODER.encode(value).encode()
+        encoded = _ENCODER.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        try:
-            found = _obstacle(value, "", ()) or type(error).__name__
-        except RecursionError:
-            found = "too many levels"
         # `from None`: the encoder's own message may quote the value.
-        raise PayloadError(
-            f"a {type(value).__name__} cannot be encoded as JSON: {found}; use dict, list, str, "
-            "int, finite float, bool and None, or pass bytes or a Payload"
-        ) from None
+        raise _not_json(value, type(error).__name__) from None
+    if not _has_text_keys(value):
+        raise _not_json(value, "a key that is no str")
+    return encoded
+
+
+_CONTAINERS: Final = (dict, list, tuple)
+
+
+def _has_text_keys(value: object) -> bool:
+    """Look through what the encoder took, which is finite: it writes other keys as text."""
+    containers: list[Any] = [value] if isinstance(value, _CONTAINERS) else []
+    while containers:
+        inner = containers.pop()
+        if isinstance(inner, dict):
+            for key in inner:  # a plain loop: this is on the way of every start and result
+                if not isinstance(key, str):
+                    return False
+            inner = inner.values()
+        containers += [one for one in inner if isinstance(one, _CONTAINERS)]
+    return True
+
+
+def _not_json(value: object, otherwise: str) -> PayloadError:
+    """Say what has no JSON and where; what only the encoder knows is said as `otherwise`."""
+    subject = _scalar_obstacle(value)
+    found = ""
+    if subject is None:
+        subject = f"an object of type {type(value).__name__}"
+        try:
+            found = f": {_obstacle(value, '', ()) or otherwise}"
+        except RecursionError:
+            found = ": too many levels"
+    return PayloadError(
+        f"{subject} cannot be encoded as JSON{found}; use dict with str keys, list, str, int, "
+        "finite float, bool and None, or pass bytes or a Payload"
+    )
 
 
 _FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
@@ -169,15 +199,13 @@ def _obstacle(value: object, path: str, around: tuple[int, ...]) -> str | None:
         found = (_obstacle(one, f"{path}[{n}]", around) for n, one in enumerate(value))
         return next(filter(None, found), None)
     for key in value:
+        if not isinstance(key, str):
+            return f"a key of type {type(key).__name__}{at}"
         what = _scalar_obstacle(key)
-        if what is not None or isinstance(key, tuple):
-            return f"a key that is {what or 'a tuple'}{at}"
-    kinds = sorted({type(key).__name__ for key in value})
-    if "str" in kinds and len(kinds) > 1:
-        return f"keys of different types ({', '.join(kinds)}){at}"
+        if what is not None:
+            return f"a key that is {what}{at}"
     for number, (key, one) in enumerate(value.items(), 1):
-        is_field = isinstance(key, str) and _FIELD.fullmatch(key)
-        step = f'["{key}"]' if is_field else f"[key {number}]"
+        step = f'["{key}"]' if _FIELD.fullmatch(key) else f"[key {number}]"
         inner = _obstacle(one, path + step, around)
         if inner is not None:
             return inner
@@ -196,7 +224,7 @@ def _scalar_obstacle(value: object) -> str | None:
         case None | dict() | list() | tuple():
             return None
         case _:
-            return f"a {type(value).__name__}"
+            return f"an object of type {type(value).__name__}"
 
 
 def _is_encodable(text: str) -> bool:

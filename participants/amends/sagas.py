@@ -448,4 +448,7 @@ class RuntimeInfo:
     sagas: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Number of sagas, by state."""
     without_wake_up: int = 0
-    """Sagas without anything that would wake them. 0, or there is a bug in amends."""
+    """Sagas that nothing wakes and that no list shows as stuck. 0, or there is a bug in amends.
+
+    The runtime's log names them (`decide_crashed`, or a history that cannot be read).
+    """

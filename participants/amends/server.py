@@ -19,6 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from amends.barrier.absent import NoBarrier
 from amends.errors import AmendsError, InvalidParticipant, ListenError
 from amends.participant import Participant
 from amends.servicer import DEFAULT_MAX_CONCURRENT, ParticipantServicer
@@ -120,6 +121,11 @@ class Server:
             await self._participant.barrier.aclose()
             raise
         logger.info("participant %s listens on %s", self._participant.name, self._address)
+        if isinstance(self._participant.barrier, NoBarrier):
+            logger.info(
+                "participant %s has no barrier: repeated calls run its handlers again",
+                self._participant.name,
+            )
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
@@ -144,6 +150,7 @@ class Server:
             self._participant.name,
             self._handlers,
             self._participant.barrier,
+            aliases=self._participant.aliases,
             max_concurrent=self._max_concurrent,
         )
         participant_pb2_grpc.add_ParticipantServiceServicer_to_server(self._servicer, server)

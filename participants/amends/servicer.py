@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -25,6 +25,9 @@ DEFAULT_MAX_CONCURRENT: Final = 256
 
 MAX_QUEUED: Final = 4096
 """Calls that wait for a place, each within its own deadline: 16 runtimes with full lanes."""
+
+MAX_SHOWN: Final = 48
+"""Characters of a name that is not ours; a real one has no more."""
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -84,10 +87,14 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         handlers: Mapping[tuple[str, Verb], Handler],
         barrier: Barrier,
         *,
+        aliases: Collection[str] = (),
         max_concurrent: int = DEFAULT_MAX_CONCURRENT,
     ) -> None:
         self.admission = Admission(max_concurrent)
         self._name = name
+        self._aliases = sorted(aliases)
+        # An older runtime does not say whom it calls.
+        self._answers_to = frozenset(("", name, *aliases))
         self._handlers = handlers
         self._barrier = barrier
 
@@ -148,6 +155,10 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         if faults:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "; ".join(faults))
         call = call_from_wire(request.call)
+        if request.call.participant not in self._answers_to:
+            stranger = self._not_for_us(request.call.participant)
+            logger.error("%s: refused: %s", _ids(call), stranger)
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, stranger)
         async with self.admission.place():
             outcome, error = await self._ask(call, context)
         if error is not None:
@@ -203,6 +214,16 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
                 kind = type(error).__name__
                 logger.critical("%s: outcome unknown: the SDK failed: %s", _ids(call), kind)
                 return grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}"
+
+    def _not_for_us(self, participant: str) -> str:
+        name = repr(self._name)
+        also = f" (or {', '.join(map(repr, self._aliases))})" if self._aliases else ""
+        wanted = repr(participant[:MAX_SHOWN])
+        return (
+            f"this is participant {name}{also}, and the call is for {wanted}: is the address of "
+            f"{wanted} right? (amends participants add {wanted[1:-1]}=HOST:PORT) If it is, {name} "
+            f"needs the alias {wanted}"
+        )
 
     def _unknown(self, call: Call) -> str:
         verbs = ", ".join(f"{verb} {action}" for action, verb in sorted(self._handlers))

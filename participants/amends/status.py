@@ -7,6 +7,7 @@ gRPC itself, a proxy, or a server that is no runtime.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +37,13 @@ RETRY_AFTER_MS: Final = "retry_after_ms"
 
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 """gRPC's statuses by the number that an item's error has."""
+
+INNER_STATUS: Final = re.compile(r"^[A-Z_]+: (?=ipv4:|ipv6:|unix:)")
+"""gRPC's word for what its own socket said; it says nothing that the words after it do not."""
+MAX_RETRY_AFTER_S: Final = 3600.0
+"""A runtime asks for seconds. Much more, or less than none, is a mistake that nobody waits for."""
+MAX_DIGITS: Final = 15
+"""Of a number in the metadata: Python refuses to read those of thousands."""
 
 REFUSALS: Final = frozenset(
     {
@@ -86,7 +94,7 @@ def error_from_item(error: types_pb2.Error, target: str) -> ApiError:
         message=error.message,
         reason=error.reason,
         metadata=metadata,
-        retry_after_s=int(retry_after_ms) / 1000 if retry_after_ms.isdecimal() else None,
+        retry_after_s=_seconds(retry_after_ms),
     )
     code = CODES.get(error.code, grpc.StatusCode.UNKNOWN)
     return _error(code, error.message or "no reason given", details, target, None)
@@ -146,7 +154,7 @@ def _error(
 def unreachable(target: str, why: str, tls: ClientTls | None) -> str:
     """Say that nobody answers at `target`, why, and what to do."""
     # gRPC tells of each address that it tried; the last one's story is enough for a line.
-    last = why.rpartition("last error: ")[2]
+    last = INNER_STATUS.sub("", why.rpartition("last error: ")[2])
     mend = handshake_hint(last, tls) or "start it with `amends serve`, or check the address"
     return f"the runtime at {target} cannot be reached ({last}): {mend}"
 
@@ -163,7 +171,7 @@ def read_details(error: grpc.aio.AioRpcError) -> Details:
     for packed in status.details:
         try:
             if packed.Unpack(retry):
-                retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+                retry_after_s = _bounded_s(retry.retry_delay.ToMilliseconds() / 1000)
             else:
                 packed.Unpack(bad_request) or packed.Unpack(info)
         except DecodeError:
@@ -176,6 +184,21 @@ def read_details(error: grpc.aio.AioRpcError) -> Details:
         violations=tuple(Violation(v.field, v.description) for v in bad_request.field_violations),
         retry_after_s=retry_after_s,
     )
+
+
+def _seconds(milliseconds: str) -> float | None:
+    """Read an item's time to ask again; None if it is no number."""
+    whole = _whole(milliseconds)
+    return None if whole is None else _bounded_s(whole / 1000)
+
+
+def _whole(digits: str) -> int | None:
+    is_whole = digits.isascii() and digits.isdecimal()
+    return int(digits[:MAX_DIGITS]) if is_whole else None
+
+
+def _bounded_s(seconds: float) -> float:
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
@@ -194,7 +217,7 @@ def _with_violations(message: str, details: Details) -> str:
         return message
     lines = [f"\n  {violation}" for violation in details.violations]
     said = details.metadata.get("violations", "")
-    more = int(said) - len(lines) if said.isdecimal() else 0
+    more = (_whole(said) or 0) - len(lines)
     if more > 0:
         lines.append(f"\n  and {more} more")
     return "the runtime refused the request:" + "".join(lines)

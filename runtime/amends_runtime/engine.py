@@ -54,8 +54,9 @@ class Engine:
     `run_engine` puts it over SQLite and gRPC and lets an API in front of it; tests and simulations
     put it over memory and virtual time. `load`, `open`, `run`, in this order.
 
-    `connect` gives a participant's transport; its second argument tells since when there have been
-    open sagas. `concurrency` is how many calls a participant gets at once.
+    `connect` gives a participant's transport, or None where it must not be called: its calls wait.
+    Its second argument tells since when there have been open sagas. `concurrency` is how many calls
+    a participant gets at once.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Engine:
         *,
         clock: Clock,
         observer: Observer,
-        connect: Callable[[ParticipantAddress, Callable[[], int]], Transport],
+        connect: Callable[[ParticipantAddress, Callable[[], int]], Transport | None],
         breaker: BreakerPolicy | None = None,
         limits: Limits | None = None,
         concurrency: Mapping[str, int] | None = None,
@@ -175,19 +176,28 @@ async def _running(
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
-        engine = Engine(
-            store,
-            clock=clock,
-            observer=Observers([HistoryLog()]),
-            connect=lambda address, oldest_open_ms: UnaryTransport(
+
+        def connect(
+            address: ParticipantAddress, oldest_open_ms: Callable[[], int]
+        ) -> Transport | None:
+            # By name: an operator who moves a participant must not move it into plain text.
+            files = tls.participants.get(address.name)
+            if address.tls and files is None:
+                return None
+            return UnaryTransport(
                 address.address,
                 store.identity,
                 clock,
                 max_result_bytes=config.limits.payload_bytes,
                 oldest_open_ms=oldest_open_ms,
-                # By name: an operator who moves a participant must not move it into plain text.
-                tls=tls.participants.get(address.name),
-            ),
+                tls=files,
+            )
+
+        engine = Engine(
+            store,
+            clock=clock,
+            observer=Observers([HistoryLog()]),
+            connect=connect,
             breaker=BreakerPolicy(
                 failures_to_open=config.breaker.failures_to_open,
                 open_ms=round(config.breaker.open_s * 1000),
@@ -204,7 +214,11 @@ async def _running(
         await engine.load()
         async with anyio.create_task_group() as tasks:
             engine.open(
-                tasks, [ParticipantAddress(n, p.address) for n, p in config.participants.items()]
+                tasks,
+                [
+                    ParticipantAddress(name, one.address, tls=name in tls.participants)
+                    for name, one in config.participants.items()
+                ],
             )
             stack.push_async_callback(engine.lanes.close)
             for definition in definitions:

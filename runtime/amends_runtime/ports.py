@@ -228,20 +228,26 @@ class RegisteredDefinition(msgspec.Struct, frozen=True):
 class ParticipantAddress(msgspec.Struct, frozen=True):
     """Where a participant is called.
 
-    `by_operator`: registered at run time, not by configuration.
+    `by_operator`: registered at run time, not by configuration. `tls`: it is called with TLS, and
+    never in plain text, whether its TLS files are there or not.
     """
 
     name: str
     address: str
     by_operator: bool = False
+    tls: bool = False
 
 
 class OperatorWords(msgspec.Struct, frozen=True):
-    """Who did something by hand, why, and when (UTC milliseconds)."""
+    """Who did something by hand, why, and when (UTC milliseconds).
+
+    `request_id` is a client's own id of the request, so that a repeat does nothing; empty: none.
+    """
 
     author: str
     reason: str
     at_ms: int
+    request_id: str = ""
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
@@ -375,12 +381,21 @@ class Store(Insights, Protocol):
         """
         ...
 
-    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
-        """Registers a participant by hand, or points it elsewhere; with its audit entry."""
+    async def put_participant(
+        self, name: str, address: str, words: OperatorWords, *, tls: bool = False
+    ) -> None:
+        """Registers a participant by hand, or points it elsewhere; with its audit entry.
+
+        The same request for it once more (`words.request_id`) changes nothing, whatever happened
+        in between.
+        """
         ...
 
     async def remove_participant(self, name: str, words: OperatorWords) -> bool:
-        """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
+        """Takes back what `put_participant` did; with its audit entry. False: there was nothing.
+
+        The same request for it once more changes nothing and answers True.
+        """
         ...
 
     async def close(self) -> None:

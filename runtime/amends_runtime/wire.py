@@ -706,6 +706,7 @@ def call_to_proto(
         incarnation=identity.incarnation,
         poll=call.poll,
         mode=types_pb2.MODE_SAGA,
+        participant=call.participant,
     )
 
 

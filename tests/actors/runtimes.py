@@ -100,7 +100,7 @@ async def a_runtime_with(
 
 def a_shop() -> amends.Participant:
     """A participant that does at once whatever it is asked."""
-    shop = amends.Participant("shop")
+    shop = amends.Participant("shop", barrier=None)
 
     @shop.execute("do")
     async def do(call: amends.Call) -> None:

@@ -53,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SetClock]]:
 async def test_an_attempt_takes_as_long_as_it_takes(tmp_path: Path) -> None:
     """Set forward by an hour in the middle of a call, the clock must not use up the retries."""
     began, go_on = asyncio.Event(), asyncio.Event()
-    shop = amends.Participant("shop")
+    shop = amends.Participant("shop", barrier=None)
 
     @shop.execute("do")
     async def do(call: amends.Call) -> None:
@@ -80,7 +80,7 @@ async def test_an_attempt_takes_as_long_as_it_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("off_ms", [-HOUR_MS, HOUR_MS])
 async def test_a_backoff_comes_to_its_end(tmp_path: Path, off_ms: int) -> None:
     """A wait of some milliseconds stays one, whichever way the clock is set meanwhile."""
-    shop = amends.Participant("shop")
+    shop = amends.Participant("shop", barrier=None)
 
     @shop.execute("do")
     async def do(call: amends.Call) -> None:

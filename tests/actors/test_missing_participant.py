@@ -13,7 +13,7 @@ from amends_runtime.engine import run_engine
 
 def a_shop() -> amends.Participant:
     """One action that takes its time, and one that does not."""
-    shop = amends.Participant("shop")
+    shop = amends.Participant("shop", barrier=None)
 
     @shop.execute("wait", compensatable=False)
     def wait(call: amends.Call) -> amends.InProgress:

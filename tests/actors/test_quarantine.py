@@ -33,7 +33,7 @@ async def test_a_saga_whose_decisions_crash_is_stuck_and_all_others_go_on(
         return decide(plan, saga, message, now_ms, epoch)
 
     monkeypatch.setattr(core, "decide", decide_with_a_bug)
-    shop = amends.Participant("shop")
+    shop = amends.Participant("shop", barrier=None)
 
     @shop.execute("slow", compensatable=False)
     def slow(call: amends.Call) -> amends.InProgress:

@@ -48,7 +48,7 @@ class Shop:
 
     def participant(self) -> amends.Participant:
         """The participant to be served."""
-        participant = amends.Participant("shop")
+        participant = amends.Participant("shop", barrier=None)
         for action in ("reserve", "ship", "notify"):
             participant.execute(action, compensatable=action == "reserve")(self._execute)
         participant.compensate("reserve")(self._compensate)

@@ -6,19 +6,24 @@ participant says. The saga: reserve, then ship (the pivot), then notify (which m
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
 
 import amends
 from amends.v1 import operator_pb2, operator_pb2_grpc
+from amends_runtime.api.door import Context
+from amends_runtime.api.operator import OperatorService
 from amends_runtime.config import Config, Participant, Server
+from amends_runtime.core import saga as core
+from amends_runtime.core.messages import Answered, RuntimeRestarted
 from amends_runtime.engine import run_engine
 from tests.api.refusals import refused
 from tests.api.stubs import Operator
@@ -236,6 +241,89 @@ async def test_a_retry_is_refused_where_nothing_is_stuck(shop: Shop, config: Con
             await client.retry("busy", step="notfy", **WHO)
 
 
+# -- answers that are lost -------------------------------------------------------------------------
+
+
+def lose_answer(
+    monkeypatch: pytest.MonkeyPatch, verb: str, until: Callable[[], Awaitable[object]]
+) -> list[str]:
+    """The verb's first answer is lost once `until` returns, as when the runtime dies then.
+
+    Gives the ids of the requests that came, in order.
+    """
+    real, came = getattr(OperatorService, verb), []
+
+    async def lossy(service: OperatorService, request: Any, context: Context) -> Any:
+        came.append(request.audit.request_id)
+        answer = await real(service, request, context)
+        if len(came) == 1:
+            await until()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "died before the answer")
+        return answer
+
+    monkeypatch.setattr(OperatorService, verb, lossy)
+    return came
+
+
+async def test_one_retry_is_one_retry_however_often_it_is_asked(
+    shop: Shop, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is lost, and the step is stuck again by the time that the client asks once more.
+
+    One new round, one word of the operator's in the history.
+    """
+    shop.says["notify", amends.Verb.EXECUTE] = refuses
+
+    async def stuck_again() -> None:
+        with anyio.fail_after(PATIENCE_S):
+            while (await client.get("s-1")).step("notify").round < 2:
+                await anyio.lowlevel.checkpoint()
+            await stuck(client, "s-1")
+
+    came = lose_answer(monkeypatch, "RetrySaga", stuck_again)
+    async with a_runtime(config) as client:
+        await start_stuck(client)
+        assert (await client.retry("s-1", **WHO)).state is amends.SagaState.STUCK
+        assert len(came) == 2
+        assert len(set(came)) == 1
+        assert await acts(client) == [("retry", "notify", 2, WHO["author"], WHO["reason"])]
+        await client.retry("s-1", **WHO)  # another request: the next round
+        assert [round_ for _, _, round_, *_ in await acts(client)] == [2, 3]
+
+
+async def test_a_retry_that_ended_the_saga_is_no_error(
+    shop: Shop, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is lost, and the saga has completed by the time that the client asks once more."""
+    shop.says["notify", amends.Verb.EXECUTE] = refuses
+
+    async def ended() -> None:
+        await client.wait("s-1", timeout_s=PATIENCE_S)
+
+    came = lose_answer(monkeypatch, "RetrySaga", ended)
+    async with a_runtime(config) as client:
+        await start_stuck(client)
+        shop.says.clear()
+        assert (await client.retry("s-1", **WHO)).completed
+        assert len(came) == 2
+        with pytest.raises(amends.WrongState) as refused_:
+            await client.retry("s-1", **WHO)
+        assert refused_.value.reason == "SAGA_ENDED"
+
+
+async def test_a_retry_is_known_again_after_a_restart(shop: Shop, config: Config) -> None:
+    """The id of a request lies in the history, with what it did."""
+    shop.says["notify", amends.Verb.EXECUTE] = refuses
+    audit = operator_pb2.Audit(**WHO, request_id="r-1")
+    request = operator_pb2.RetrySagaRequest(saga_id="s-1", audit=audit)
+    async with an_operator(config) as (client, operator):
+        await start_stuck(client)
+        await operator.RetrySaga(request)
+    async with an_operator(config) as (client, operator):
+        await operator.RetrySaga(request)
+        assert len(await acts(client)) == 1
+
+
 # -- abandon ---------------------------------------------------------------------------------------
 
 
@@ -293,6 +381,38 @@ async def test_a_completed_saga_is_not_abandoned(shop: Shop, config: Config) -> 
             assert refused_.value.reason == "SAGA_ENDED"
 
 
+# -- quarantine ------------------------------------------------------------------------------------
+
+
+async def test_a_saga_that_a_bug_has_stopped_is_counted(
+    shop: Shop, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no turn of its history, so no list has it as stuck: the runtime's count shows it."""
+    decide, has_bug = core.decide, True
+
+    def decide_with_a_bug(
+        plan: Any, saga: core.Saga | None, message: Any, now_ms: int, epoch: int
+    ) -> core.Decision:
+        if has_bug and isinstance(message, Answered | RuntimeRestarted):
+            raise ZeroDivisionError
+        return decide(plan, saga, message, now_ms, epoch)
+
+    monkeypatch.setattr(core, "decide", decide_with_a_bug)
+    async with a_runtime(config) as client:
+        await client.register(ORDER)
+        assert (await client.runtime()).without_wake_up == 0
+        await client.start("order", saga_id="s-1")
+        with anyio.fail_after(PATIENCE_S):
+            while (await client.get("s-1")).state is not amends.SagaState.STUCK:
+                await anyio.lowlevel.checkpoint()
+        assert (await client.runtime()).without_wake_up == 1
+        assert [saga async for saga in client.list(state=amends.SagaState.STUCK)] == []
+        has_bug = False
+        await client.retry("s-1", **WHO)
+        assert (await client.wait("s-1", timeout_s=PATIENCE_S)).completed
+        assert (await client.runtime()).without_wake_up == 0
+
+
 # -- requests --------------------------------------------------------------------------------------
 
 
@@ -306,8 +426,8 @@ async def test_who_and_why_are_asked_for(config: Config) -> None:
         assert set(error.violations) == {"saga_id", "step", "audit.author", "audit.reason"}
         error = await refused(operator.AbandonSaga(operator_pb2.AbandonSagaRequest()))
         assert set(error.violations) == {"saga_id", "audit.author", "audit.reason"}
-        audit = operator_pb2.Audit(author=" ", reason="x" * 1025)
+        audit = operator_pb2.Audit(author=" ", reason="x" * 1025, request_id="é" * 65)
         error = await refused(
             operator.AbandonSaga(operator_pb2.AbandonSagaRequest(saga_id="s", audit=audit))
         )
-        assert set(error.violations) == {"audit.author", "audit.reason"}
+        assert set(error.violations) == {"audit.author", "audit.reason", "audit.request_id"}

@@ -94,7 +94,11 @@ async def test_everything_that_is_wrong_with_a_definition_is_said_at_once(
         "definition.steps[1].call.participant",
         "definition.steps[2].call.timeout_ms",
     } <= set(error.violations)
-    assert "not registered" in error.violations["definition.steps[1].call.participant"]
+    assert error.violations["definition.steps[1].call.participant"] == (
+        "participant 'shipping' is not registered; the participants are 'shop'; to register it: "
+        "amends participants add shipping=HOST:PORT, or [participants.shipping] in the runtime's "
+        "configuration"
+    )
     assert await versions(operator, all_versions=True) == [("order", 1, True)]
 
 

@@ -6,6 +6,8 @@ call.
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -24,13 +26,14 @@ from amends_runtime.config import Config, Participant, Server
 from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.participants import MAX_CHANGES, Participants
+from amends_runtime.dispatch.reaching import why_not_reached
 from amends_runtime.engine import Engine, run_engine
 from amends_runtime.errors import Overloaded, StoreError
 from amends_runtime.ports import Call, ParticipantAddress, Reply
 from amends_runtime.storage import open_memory_store
 from amends_runtime.telemetry.observers import Observers
 from tests.api.refusals import refused
-from tests.api.shop import Shop
+from tests.api.shop import Held, Shop
 from tests.api.stubs import Operator
 
 ONE = amends.Definition("one").step(
@@ -93,8 +96,11 @@ async def test_an_added_participant_is_called_and_survives_a_restart(tmp_path: P
     """Without it a start is refused; with it the saga completes, also under the next runtime."""
     async with a_shop() as shop:
         async with a_runtime(tmp_path) as (_, client):
-            with pytest.raises(amends.InvalidRequest, match="not registered"):
+            how = re.escape("to register it: amends participants add shop=HOST:PORT")
+            with pytest.raises(amends.InvalidRequest, match=f"is not registered; .*{how}"):
                 await client.register(ONE)
+            [compared] = (await client.diff(ONE)).violations
+            assert re.search(how, compared.message)
             added = await client.put_participant("shop", shop.address, **WHO)
             assert (added.name, added.address) == ("shop", shop.address)
             assert added.by_operator
@@ -142,6 +148,52 @@ async def test_calls_on_the_wire_get_their_answer_from_where_they_went(tmp_path:
         assert [call.saga_id for call in old.calls] == ["first"]
         assert [call.saga_id for call in new.calls] == ["second"]
         assert (await the_shop(client)).calls_in_flight == 0
+
+
+async def test_a_participant_at_the_address_of_another_runs_nothing(tmp_path: Path) -> None:
+    """A typo in a port: who listens there has the action, too, and refuses; then it is mended."""
+    rented: list[str] = []
+
+    async def rent(call: amends.Call) -> None:
+        rented.append(call.saga_id)
+
+    car = amends.Participant("car", barrier=None)
+    car.execute("reserve", compensatable=False)(rent)
+    trip = amends.Definition("trip").step(
+        "rent", "car", "reserve", retry=amends.Retry(first_s=0.001, max_s=0.001)
+    )
+    async with a_shop() as shop, amends.serve(car) as server, a_runtime(tmp_path) as (_, client):
+        await client.put_participant("car", shop.address, **WHO)
+        await client.register(trip)
+        started = await client.start("trip", saga_id="trip-1")
+        with anyio.fail_after(PATIENCE_S):
+            while (failure := (await client.get("trip-1")).steps[0].last_error) is None:
+                assert shop.calls == []
+                await anyio.lowlevel.checkpoint()
+        assert failure.reason == "UNIMPLEMENTED"
+        assert failure.message.startswith(
+            "this is participant 'shop', and the call is for 'car': is the address of 'car' right? "
+            "(amends participants add car=HOST:PORT)"
+        )
+        await client.put_participant("car", server.address, **WHO)
+        assert (await started.result(timeout_s=PATIENCE_S)).completed
+    assert (shop.calls, rented) == ([], ["trip-1"])
+
+
+async def test_one_program_is_registered_by_several_names(tmp_path: Path) -> None:
+    """As the aliases in its code say."""
+    shop = Shop()
+    participant = shop.participant()
+    participant.aliases = ("shop-eu", "shop-us")
+    definition = (
+        amends.Definition("both").step("eu", "shop-eu", "reserve").step("us", "shop-us", "reserve")
+    )
+    async with amends.serve(participant, grace_s=0) as server:
+        names = {"shop-eu": server.address, "shop-us": server.address}
+        async with a_runtime(tmp_path, **names) as (_, client):
+            await client.register(definition)
+            assert (await (await client.start("both")).result(timeout_s=PATIENCE_S)).completed
+    assert [call.step for call in shop.calls] == ["eu", "us"]
 
 
 async def test_a_moved_participant_goes_back_to_its_configuration(tmp_path: Path) -> None:
@@ -197,15 +249,95 @@ async def test_calls_to_a_removed_participant_wait_and_are_seen(tmp_path: Path) 
         assert await client.participants() == ()
 
 
+async def test_a_poll_of_an_abandoned_saga_is_never_sent(tmp_path: Path) -> None:
+    """It waits in its lane when the saga ends: it must not take effect when the lane goes on."""
+    async with a_shop() as shop, a_runtime(tmp_path) as (_, client):
+        await client.put_participant("shop", shop.address, **WHO)
+        await client.register(ONE)
+        held = shop.hold("reserve", amends.InProgress(after_s=0.001))
+        started = await client.start("one", saga_id="abandoned")
+        await held.begun.wait()
+        await client.remove_participant("shop", **WHO)
+        held.let_go.set()
+        await shows(client, lambda shop: shop.calls_waiting == 1)
+        abandoned = await started.abandon(**WHO, force=True)
+        assert abandoned.remaining_steps == ("reserve",)
+        assert await client.participants() == ()
+        shop.behaviours.clear()
+        await client.put_participant("shop", shop.address, **WHO)
+        # Younger, so that it leaves the lane after whatever else is in it.
+        later = await client.start("one", saga_id="later")
+        assert (await later.result(timeout_s=PATIENCE_S)).completed
+        assert [call.saga_id for call in shop.calls] == ["abandoned", "later"]
+
+
+async def test_a_poll_that_nobody_answers_holds_up_no_compensation(tmp_path: Path) -> None:
+    """One participant is away for good; what another one did is undone all the same.
+
+    At the latest when the attempt that is polled would have ended.
+    """
+    order = (
+        amends.Definition("order")
+        .step("reserve", "shop", "reserve")
+        .read_only("check", "scoring", "check", timeout_s=0.5)
+    )
+    held = Held(amends.InProgress(after_s=0.001))
+    scoring = amends.Participant("scoring", barrier=None)
+    scoring.execute("check", compensatable=False)(held)
+    async with (
+        amends.serve(scoring, grace_s=0) as server,
+        a_shop() as shop,
+        a_runtime(tmp_path, shop.address) as (_, client),
+    ):
+        await client.put_participant("scoring", server.address, **WHO)
+        await client.register(order)
+        started = await client.start("order")
+        await held.begun.wait()
+        await client.remove_participant("scoring", **WHO)
+        held.let_go.set()
+        with anyio.fail_after(PATIENCE_S):
+            while not any(one.calls_waiting for one in await client.participants()):
+                await anyio.lowlevel.checkpoint()
+        await started.cancel(**WHO)
+        ended = await started.result(timeout_s=PATIENCE_S)
+        assert ended.state is amends.SagaState.COMPENSATED
+        assert [call.verb for call in shop.calls][-1] is amends.Verb.COMPENSATE
+
+
 async def test_what_no_operator_registered_is_not_removed(tmp_path: Path) -> None:
     """A configured one says where to remove it, an unknown one that there is none."""
     async with a_runtime(tmp_path, NOBODY) as (_, client):
-        with pytest.raises(amends.NotFound, match="take it out of the configuration") as error:
+        with pytest.raises(amends.WrongState, match="take it out of the configuration") as held:
             await client.remove_participant("shop", **WHO)
-        assert error.value.reason == "NOT_BY_OPERATOR"
+        assert held.value.reason == "NOT_BY_OPERATOR"
         with pytest.raises(amends.NotFound, match="no participant 'mail'") as error:
             await client.remove_participant("mail", **WHO)
         assert error.value.reason == "UNKNOWN_PARTICIPANT"
+
+
+async def test_a_dead_address_is_taken_and_said(tmp_path: Path) -> None:
+    """It may be that the participant only comes up later; a typo is seen while it is fresh."""
+    async with a_shop() as shop, a_runtime(tmp_path) as (_, client):
+        added = await client.put_participant("shop", NOBODY, **WHO)
+        assert added.address == NOBODY
+        assert added.last_error == f"nothing answers at {NOBODY} yet: Connection refused"
+        assert (await the_shop(client)).last_error == ""  # no call has failed
+        moved = await client.put_participant("shop", shop.address, **WHO)
+        assert (moved.address, moved.last_error) == (shop.address, "")
+
+
+async def test_whether_somebody_answers_is_looked_at_once(tmp_path: Path) -> None:
+    """By name, by IPv6 and by path; whatever is wrong is a word, and none of it takes long."""
+    for address, why in {
+        "127.0.0.1:1": "Connection refused",
+        f"unix:{tmp_path}/nobody.sock": "No such file or directory",
+        "shop..example:1": "its host is not known",
+    }.items():
+        assert await why_not_reached(address) == f"nothing answers at {address} yet: {why}"
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        assert await why_not_reached(f"127.0.0.1:{there.getsockname()[1]}") == ""
+        soon = await why_not_reached(f"127.0.0.1:{there.getsockname()[1]}", patience_s=0)
+        assert soon.endswith("yet: no connection within 0 s")
 
 
 async def test_names_and_addresses_are_those_of_the_configuration(tmp_path: Path) -> None:
@@ -257,6 +389,34 @@ async def test_a_lane_follows_the_store_where_nobody_knows_what_was_written(
         assert (await the_shop(client)).address == shop.address
         await client.register(ONE)
         assert (await (await client.start("one")).result(timeout_s=PATIENCE_S)).completed
+
+
+async def test_a_change_is_made_once_however_often_it_is_asked(tmp_path: Path) -> None:
+    """A repeat, after an answer that was lost, writes nothing and undoes nothing."""
+    first = operator_pb2.PutParticipantRequest(
+        name="shop",
+        address="127.0.0.1:2",
+        audit=operator_pb2.Audit(**WHO, request_id="r-1"),
+    )
+    back = operator_pb2.RemoveParticipantRequest(
+        name="shop", audit=operator_pb2.Audit(**WHO, request_id="r-2")
+    )
+    async with a_runtime(tmp_path) as (engine, client), grpc_operator(engine) as operator:
+        await operator.PutParticipant(first)
+        await operator.PutParticipant(first)
+        assert len(await engine.store.audit(9)) == 1
+        await client.put_participant("shop", "127.0.0.1:3", **WHO)
+        answer = await operator.PutParticipant(first)
+        assert answer.participant.address == "127.0.0.1:3"
+        assert (await the_shop(client)).address == "127.0.0.1:3"
+        await operator.RemoveParticipant(back)
+        await operator.RemoveParticipant(back)
+        assert await client.participants() == ()
+        assert [one.verb for one in await engine.store.audit(9)] == [
+            "remove_participant",
+            "put_participant",
+            "put_participant",
+        ]
 
 
 async def test_a_change_whose_caller_left_happens_all_the_same(tmp_path: Path) -> None:

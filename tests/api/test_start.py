@@ -114,6 +114,16 @@ async def nothing_is_stored(sagas: Sagas) -> None:
     assert not (await sagas.ListSagas(saga_pb2.ListSagasRequest())).sagas
 
 
+@pytest.mark.parametrize("content_type", ["a\nb", "a\x1b[2J", "té/xt"])
+async def test_a_content_type_is_a_line_of_ascii(sagas: Sagas, content_type: str) -> None:
+    """It is printed and sent on as it is; what could drive a terminal is refused, written out."""
+    payload = types_pb2.Payload(data=b"{}", content_type=content_type)
+    error = await refused(sagas.StartSaga(start(input=payload)))
+    assert list(error.violations) == ["input.content_type"]
+    assert "printable ASCII" in error.violations["input.content_type"]
+    assert error.violations["input.content_type"].isprintable()
+
+
 async def test_everything_that_is_wrong_is_said_at_once(sagas: Sagas, shop: Shop) -> None:
     """Every field has its violation, each with the mend, and nothing is stored or called."""
     error = await refused(

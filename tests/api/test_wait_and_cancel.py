@@ -4,13 +4,13 @@ import grpc
 import pytest
 
 import amends
-from amends.v1 import saga_pb2, types_pb2
+from amends.v1 import operator_pb2, saga_pb2, types_pb2
 from amends_runtime.api import service
 from amends_runtime.core.definition import Definition, Kind, Step
 from amends_runtime.engine import Engine
 from tests.api.refusals import refused
 from tests.api.shop import Shop
-from tests.api.stubs import Sagas
+from tests.api.stubs import Operator, Sagas
 
 TURNED_BACK = saga_pb2.CANCEL_DISPOSITION_TURNED_BACK
 ALREADY = saga_pb2.CANCEL_DISPOSITION_ALREADY_TURNED_BACK
@@ -179,6 +179,25 @@ async def test_a_stuck_pivot_is_not_waited_for(sagas: Sagas, shop: Shop, engine:
     assert (answer.disposition, answer.saga.state) == (WAITS, types_pb2.SAGA_STATE_STUCK)
 
 
+async def test_a_saga_that_is_abandoned_meanwhile_waits_for_no_pivot(
+    sagas: Sagas, operator: Operator, shop: Shop, engine: Engine
+) -> None:
+    """Whoever waits for the pivot's outcome is told the end, and not that it may still turn."""
+    held = shop.hold("ship")
+    await started(sagas)
+    await held.begun.wait()
+    call = sagas.CancelSaga(cancelling())
+    await engine.supervisor.wait("s-1", 60, lambda saga: saga.cancel_requested)
+    await operator.AbandonSaga(
+        operator_pb2.AbandonSagaRequest(
+            saga_id="s-1", audit=operator_pb2.Audit(author="ada", reason="settled"), force=True
+        )
+    )
+    error = await refused(call)
+    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SAGA_ABANDONED")
+    assert error.metadata == {"saga_id": "s-1", "state": "ABANDONED"}
+
+
 async def test_a_saga_past_its_point_of_no_return_goes_on(sagas: Sagas, shop: Shop) -> None:
     """After the pivot nothing turns it back."""
     held = shop.hold("notify")
@@ -187,6 +206,26 @@ async def test_a_saga_past_its_point_of_no_return_goes_on(sagas: Sagas, shop: Sh
     error = await refused(sagas.CancelSaga(cancelling()))
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "PAST_NO_RETURN")
     assert error.metadata["state"] == "RUNNING"
+
+
+async def test_a_saga_that_is_stuck_past_its_point_of_no_return_says_what_helps(
+    sagas: Sagas, shop: Shop, engine: Engine
+) -> None:
+    """It does not go on by itself, so nobody is told that it does."""
+
+    async def broken(call: amends.Call) -> object:
+        raise amends.Broken("lost_mailbox")
+
+    shop.behaviours["notify"] = broken
+    await started(sagas)
+    await engine.supervisor.wait("s-1", 60, lambda saga: saga.state.name == "STUCK")
+    error = await refused(sagas.CancelSaga(cancelling()))
+    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "PAST_NO_RETURN")
+    assert error.metadata == {"saga_id": "s-1", "state": "STUCK", "stuck": "notify"}
+    assert "stuck at notify" in error.message
+    assert "amends retry s-1 --reason WHY" in error.message
+    assert "amends abandon s-1 --reason WHY" in error.message
+    assert "until they succeed" not in error.message
 
 
 async def test_without_a_pivot_the_first_retriable_step_is_the_point(

@@ -10,7 +10,7 @@ import threading
 
 import amends
 
-payments = amends.Participant("payments")
+payments = amends.Participant("payments", barrier=None)
 
 
 @payments.execute("charge")

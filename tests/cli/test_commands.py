@@ -238,6 +238,7 @@ def test_a_cancelled_saga_turns_back(told: Json, said: Said, complaint: Said) ->
         ("start order --id a/b", 2, "saga_id: 'a/b' has a '/'", "reserved for child sagas"),
         ("start order --label X=1", 2, "labels['X']", "lower-case letter"),
         ("start order --deadline 1e300", 2, "", ""),
+        ("start order --input 1 --content-type té", 2, "'té' is not a content type", "ASCII"),
     ],
 )
 def test_a_refusal_names_the_next_thing(
@@ -308,6 +309,19 @@ def test_a_stuck_saga_that_has_turned_back_is_retried_or_abandoned(
     assert "amends cancel" not in shown
     assert run(["wait", "stuck-2", "--timeout", "0.01"]) == 5
     assert f"at step charge (compensate): {BROKEN}; amends retry" in capsys.readouterr().err
+
+
+def test_a_saga_that_was_abandoned_waits_for_nobody(
+    told: Json, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has ended: no operator is what comes next, although a step stays as it got stuck."""
+    told("start", "order", "--id", "stuck-3", "--input", '{"broken": "charge"}')
+    until_stuck(capsys, "stuck-3")
+    assert "an operator (stuck since" in said("get", "stuck-3")
+    said("abandon", "stuck-3", "--reason", "settled by hand", "--yes")
+    shown = said("get", "stuck-3")
+    assert "ABANDONED" in shown
+    assert "an operator" not in shown
 
 
 def test_no_word_is_said_twice(told: Json, said: Said) -> None:
@@ -482,16 +496,17 @@ def test_a_terminal_gets_colours_unless_it_does_not_want_them(target: str) -> No
     assert any(line.startswith(f"{name}  order") for line in piped.splitlines())
 
 
-def test_a_reader_that_leaves_is_no_error(target: str) -> None:
+@pytest.mark.parametrize("command", [["list", "-o", "json"], ["--help"], ["get", "--help"]])
+def test_a_reader_that_leaves_is_no_error(target: str, command: list[str]) -> None:
     """As in `amends list | head`: no traceback, no complaint."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", "amends_runtime", "list", "-o", "json", "--target", target],
+            [sys.executable, "-m", "amends_runtime", *command],
             stdout=writing,
             stderr=subprocess.PIPE,
-            env=environment(),
+            env=environment(AMENDS_TARGET=target),
             check=False,
             timeout=PATIENCE_S,
         )

@@ -1,5 +1,7 @@
 """Completion: the scripts are valid, and a real shell completes with them."""
 
+import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -8,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from amends import Client
 from amends_runtime.cli.app import run
-from tests.cli.conftest import PATIENCE_S, amends, environment
+from amends_runtime.cli.candidates import MOST
+from tests.cli.conftest import ORDER, PATIENCE_S, Serve, amends, environment
 
 
 @pytest.fixture
@@ -93,9 +97,34 @@ def test_what_only_the_runtime_knows_is_asked_for(script: Path, target: str) -> 
     assert completed(script, "amends", "get", "tab", **there) == ["tab-1"]
     assert completed(script, "amends", "cancel", "tab", **there) == []
     assert completed(script, "amends", "list", "--definition", "ord", **there) == ["order"]
-    assert completed(script, "amends", "participants", "remove", "pay", **there) == ["payments"]
+    assert completed(script, "amends", "participants", "remove", "", **there) == []
     assert completed(script, "amends", "get", "--target", target, "tab") == ["tab-1"]
     assert completed(script, "amends", "get", "", AMENDS_TARGET="127.0.0.1:1") == []
+
+
+@pytest.mark.parametrize("script", ["bash"], indirect=True)
+def test_an_old_saga_is_found_by_what_is_typed(
+    script: Path, serve: Serve, tmp_path: Path, payments: str
+) -> None:
+    """Not only among the newest; and what an operator added is what he can take back."""
+    (tmp_path / "order.json").write_text(json.dumps(ORDER), encoding="utf-8")
+    options = ("--definition", "order.json", "--participant", f"payments={payments}")
+    there = {"AMENDS_TARGET": serve(*options).wait_for("amends is up")["address"]}
+    asyncio.run(many_sagas(there["AMENDS_TARGET"], ["first-1", *map(str, range(MOST))]))
+    assert completed(script, "amends", "get", "first", **there) == ["first-1"]
+    assert len(completed(script, "amends", "get", "", **there)) == MOST
+    assert "first-1" not in completed(script, "amends", "get", "", **there)
+    assert completed(script, "amends", "participants", "remove", "", **there) == []
+    added = amends("participants", "add", f"extra={payments}", "--reason", "test", **there)
+    assert (added.returncode, added.stderr) == (0, "")
+    assert completed(script, "amends", "participants", "remove", "", **there) == ["extra"]
+
+
+async def many_sagas(target: str, ids: list[str]) -> None:
+    """Start a saga under each of these ids, one after another."""
+    async with Client(target) as client:
+        for saga_id in ids:
+            await client.start("order", {"amount": 1}, saga_id=saga_id)
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -319,6 +319,43 @@ def test_a_pattern_finds_files_of_all_formats() -> None:
     assert {each.steps for each in found} == {sent.steps}
 
 
+def test_a_pattern_is_checked_as_serve_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Quoted, or where a shell leaves it; a file is meant even if its name looks like a pattern."""
+    written("a.yaml", RIGHT)
+    written("b[1].json", {**steps({}), "name": "second"})
+    checked = Ended(capsys, "definitions", "check", "*.yaml", "b[1].json", "a.yaml", "-o", "json")
+    assert checked.code == 0
+    assert [each["file"] for each in json.loads(checked.out)["definitions"]] == [
+        "a.yaml",
+        "b[1].json",
+    ]
+    assert Ended(capsys, "definitions", "check", "*.toml").lines == [
+        "*.toml: no file matches; check the pattern, or leave it out"
+    ]
+
+
+@pytest.mark.parametrize("command", ["check", "register", "diff"])
+def test_standard_input_is_no_definition_file(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """The line says why, and what to do."""
+    ended = Ended(capsys, "definitions", command, "-")
+    assert ended.code == 2
+    [line] = ended.lines
+    assert line.startswith("-: definitions are not read from standard input")
+    assert "write it into a .yaml, .toml or .json file" in line
+
+
+def test_kinds_are_written_as_in_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """`retriable`, where the runtime's own word is RETRIABLE."""
+    content = steps({"kind": "pivot"}, {"name": "b"})
+    checked = Ended(capsys, "definitions", "check", written("order.json", content))
+    assert checked.code == 2
+    text = " ".join(checked.lines)
+    assert "retriable" in text
+    assert not re.search("RETRIABLE|COMPENSATABLE", text)
+
+
 def test_a_list_of_problems_ends(capsys: pytest.CaptureFixture[str]) -> None:
     """A hostile file gets a hundred lines and a count."""
     content = {"name": "order", "steps": [{"x": 1}] * 128}

@@ -280,6 +280,8 @@ def test_a_port_that_is_taken_is_replaced_unless_it_was_asked_for(
         code, err = start("--listen", f"127.0.0.1:{port}").wait_ended()
         assert code == 2
         assert f"cannot listen on 127.0.0.1:{port}: another process listens there" in err
+        assert "choose another address with --listen, port 0 for any free one" in err
+        assert "[server]" not in err  # it reads none
     assert not list(tmp_path.iterdir())
     assert module._free_address() == f"127.0.0.1:{port}"
 

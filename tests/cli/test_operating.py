@@ -193,13 +193,19 @@ def test_a_participant_is_added_and_removed(
     why = ("--reason", "it has moved")
 
     assert run(["participants", "add", f"payments={payments}", *why, *to]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert err == ""
+    header, row = out.splitlines()
     assert header.split()[:3] == ["NAME", "ADDRESS", "FROM"]
     assert row.split()[:4] == ["payments", payments, "an", "operator"]
     assert amends("wait", "moved-1", "--timeout", "30", *to).returncode == 0
     assert run(["participants", "add", "extra=unix:/tmp/x", *why, "-o", "json", *to]) == 0
-    added = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    added = json.loads(out)
     assert (added["name"], added["by_operator"]) == ("extra", True)
+    [note] = err.splitlines()
+    assert note.startswith("amends: extra is added, and nothing answers at unix:/tmp/x yet: ")
+    assert note.endswith("its calls wait until it answers: amends participants shows how it is")
 
     first.process.kill()
     first.wait_ended()
@@ -215,6 +221,8 @@ def test_a_participant_is_added_and_removed(
 
     assert run(["participants", "remove", "payments", *why, *to]) == 0
     assert capsys.readouterr().out == (f"payments is at {wrong} again, as the configuration says\n")
+    assert run(["participants", "remove", "payments", *why, *to]) == 4
+    assert "there is nothing to take back" in capsys.readouterr().err
     assert run(["participants", "remove", "extra", *why, "-o", "json", *to]) == 0
     assert json.loads(capsys.readouterr().out) == {"name": "extra", "participant": None}
     assert run(["participants", "remove", "extra", *why, *to]) == 3

@@ -171,6 +171,7 @@ def test_nobody_at_the_target_is_exit_code_5(capsys: pytest.CaptureFixture[str])
     """The line names the target and how to start a runtime or name another."""
     said = complaint(capsys, 5, "get", "order-1", "--target", CLOSED)
     assert CLOSED in said
+    assert "(ipv4:127.0.0.1:1: Failed to connect to remote host: Connection refused)" in said
     assert "amends serve" in said
     assert "AMENDS_TARGET" in said
 

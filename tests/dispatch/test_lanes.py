@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
+import pytest
 
 from amends_runtime.clock import SystemClock
 from amends_runtime.core.breaker import BreakerPolicy, BreakerState
@@ -30,6 +31,9 @@ from amends_runtime.dispatch.lanes import Lane
 from amends_runtime.ports import Call, Clock, ParticipantAddress, Reply
 from amends_runtime.telemetry.observers import Observers
 from amends_runtime.testing.virtual_time import VirtualClock, VirtualLoop
+
+DAY_S = 86_400.0
+"""Of virtual time."""
 
 
 class ScriptedTransport:
@@ -118,6 +122,7 @@ async def a_lane(
     *,
     connected: bool = True,
     clock: Clock | None = None,
+    patience_s: float = 20,
 ) -> AsyncIterator[tuple[Lane, ScriptedTransport, Sagas]]:
     """A lane, the transport it sends by, and the sagas it answers to."""
     transport, sagas = ScriptedTransport(), Sagas()
@@ -132,7 +137,7 @@ async def a_lane(
             observer=Observers([]),
             tasks=tasks,
         )
-        with anyio.fail_after(20):
+        with anyio.fail_after(patience_s):
             yield lane, transport, sagas
         await lane.close()
         tasks.cancel_scope.cancel()
@@ -292,6 +297,93 @@ async def test_withdrawing_a_poll_brings_it_forward_to_the_attempts_own_deadline
         lane.withdraw("s", 0, Verb.EXECUTE, 1)
         await transport.wait_sent(1)
         assert sagas.told == []  # it was sent once: NotSent would be a lie
+
+
+@pytest.mark.parametrize("due", ["queued", "planned"])
+def test_a_withdrawn_poll_that_cannot_be_sent_is_unknown_at_the_attempts_deadline(due: str) -> None:
+    """Nobody is there to be asked: the saga that turns back waits no longer than for an answer."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        async with a_lane(connected=False, clock=clock, patience_s=DAY_S) as made:
+            lane, transport, sagas = made
+            call, sent_at_ms = a_call("s"), clock.now_ms()
+            deadline_at_ms = sent_at_ms + call.timeout_ms
+            at_ms = sent_at_ms + (1_000 if due == "queued" else 3_600_000)
+            lane.poll(call, 0, at_ms=at_ms, sent_at_ms=sent_at_ms, polls=3)
+            await anyio.sleep(2)
+            assert lane.status().waiting == (due == "queued")
+            lane.withdraw("s", 0, Verb.EXECUTE, 1)
+            lane.withdraw("s", 0, Verb.EXECUTE, 1)  # by the deadline and by an operator
+            await anyio.sleep((deadline_at_ms - clock.now_ms()) / 1000)
+            assert sagas.told == []
+            await sagas.wait_told(1)
+            assert clock.now_ms() <= deadline_at_ms + 1_000
+            [(saga_id, told)] = sagas.told
+            assert saga_id == "s"
+            assert isinstance(told, Answered)
+            assert isinstance(told.outcome, Unknown)
+            assert (told.outcome.reason, told.polls) == ("IN_PROGRESS", 3)
+            assert (told.sent_at_ms, told.attempt) == (sent_at_ms, 1)
+            lane.move(ELSEWHERE, transport)  # it is back, too late
+            await anyio.sleep(7_200)
+            assert transport.sent == []
+            assert len(sagas.told) == 1
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+def test_a_withdrawn_poll_that_is_on_the_wire_gets_its_answer() -> None:
+    """Its deadline is gRPC's to keep, and its answer is the participant's."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        async with a_lane(clock=clock, patience_s=DAY_S) as (lane, transport, sagas):
+            now_ms = clock.now_ms()
+            lane.poll(a_call("s"), 0, at_ms=now_ms + 1_000, sent_at_ms=now_ms, polls=1)
+            lane.withdraw("s", 0, Verb.EXECUTE, 1)
+            await transport.wait_sent(1)
+            await anyio.sleep(60)
+            assert sagas.told == []
+            transport.answer(transport.sent[0], Done())
+            await sagas.wait_told(1)
+            told = sagas.told[0][1]
+            assert isinstance(told, Answered)
+            assert told.outcome == Done()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("due", ["queued", "planned"])
+def test_a_forgotten_poll_never_leaves(due: str) -> None:
+    """Its saga was abandoned: nothing of it takes effect when the participant is back."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        async with a_lane(connected=False, clock=clock, patience_s=DAY_S) as made:
+            lane, transport, sagas = made
+            now_ms = clock.now_ms()
+            at_ms = now_ms + (1_000 if due == "queued" else 3_600_000)
+            lane.poll(a_call("s"), 0, at_ms=at_ms, sent_at_ms=now_ms, polls=1)
+            await anyio.sleep(2)
+            lane.withdraw("s", 0, Verb.EXECUTE, 1)
+            lane.forget("s", steps=1)
+            assert lane.status().waiting == 0
+            lane.move(ELSEWHERE, transport)
+            await anyio.sleep(7_200)
+            assert transport.sent == []
+            assert sagas.told == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
 
 
 async def test_forgotten_calls_never_leave_and_a_new_attempt_takes_the_place_of_the_old() -> None:

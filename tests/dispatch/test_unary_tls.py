@@ -34,7 +34,7 @@ class Payments:
 
     def __init__(self) -> None:
         self.charged = 0
-        self.participant = amends.Participant("payments")
+        self.participant = amends.Participant("payments", barrier=None)
         self.participant.execute("charge", compensatable=False)(self._charge)
 
     async def _charge(self, call: amends.Call) -> None:

@@ -48,8 +48,9 @@ def call_message(
     turn: types_pb2.Turn | None = None,
     poll: bool = False,
     oldest_open_at_ms: int = 0,
+    participant: str = "",
 ) -> pb.Call:
-    """Make one attempt, as the runtime sends it."""
+    """Make one attempt, as the runtime sends it; an older one names no participant."""
     call = pb.Call(
         idempotency_key=f"{store_id}/{saga_id}/{step}/{verb}/{round}",
         store_id=store_id,
@@ -68,6 +69,7 @@ def call_message(
         ],
         poll=poll,
         oldest_open_at_ms=oldest_open_at_ms,
+        participant=participant,
     )
     if verb is Verb.COMPENSATE:
         call.compensation.executed = executed

@@ -73,8 +73,9 @@ class Refusal:
         return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
-Answer = Message | Refusal | Callable[[Any], Awaitable[Message]]
-"""A reply, an error, or a function of the request that gives the reply when it likes."""
+Answer = Message | bytes | Refusal | Callable[[Any], Awaitable[Message]]
+"""A reply, bytes that may be none, an error, or a function of the request that gives the reply when
+it likes."""
 
 Conversation = Callable[["Talk"], Awaitable[None]]
 """What the runtime says on a stream and hears there, until it returns or raises `Hangup`."""
@@ -107,8 +108,8 @@ class Talk:
         self._runtime.asked.append((self._method, message))
         return message
 
-    async def say(self, message: Message) -> None:
-        """Send a message."""
+    async def say(self, message: Message | bytes) -> None:
+        """Send a message, or bytes that may be none."""
         await self._context.write(message)
 
 
@@ -166,7 +167,7 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
         if method is None or method.name not in self._answers:
             return None
 
-        async def handle(request: Message, context: Any) -> Message:
+        async def handle(request: Message, context: Any) -> Message | bytes:
             self.asked.append((method.name, request))
             answers = self._answers[method.name]
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -174,7 +175,7 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
                 case Refusal():
                     await context.abort(answer.code, answer.message, answer.trailers())
                     raise AssertionError("abort raises")
-                case Message():
+                case Message() | bytes():
                     return answer
                 case _:
                     return await answer(request)
@@ -182,7 +183,7 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(
             handle,
             request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=lambda reply: reply.SerializeToString(),
+            response_serializer=_serialize,
         )
 
     def _stream(self, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
@@ -201,8 +202,12 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(
             handle,
             request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=lambda reply: reply.SerializeToString(),
+            response_serializer=_serialize,
         )
+
+
+def _serialize(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
 @asynccontextmanager

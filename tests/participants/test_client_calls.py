@@ -994,3 +994,39 @@ async def test_a_diff_is_read_whole(runtime: ScriptedRuntime, client: amends.Cli
     )
     [request] = runtime.requests(operator_pb2.DiffDefinitionRequest)
     assert request.definition == definition.to_proto()
+
+
+# -- whose client it is --------------------------------------------------------------------------
+
+
+async def first(stream: AsyncIterator[object]) -> object:
+    """Give what a stream gives first."""
+    return await anext(stream)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda client: client.start("order"),
+        lambda client: client.get("order-1"),
+        lambda client: client.wait("order-1"),
+        lambda client: first(client.list()),
+        lambda client: first(client.watch()),
+        lambda client: client.__aexit__(None, None, None),
+    ],
+    ids=["start", "get", "wait", "list", "watch", "close"],
+)
+async def test_a_client_belongs_to_one_event_loop(
+    runtime: ScriptedRuntime,
+    client: amends.Client,
+    use: Callable[[amends.Client], Awaitable[object]],
+) -> None:
+    """In another one each use says so at once; in its own it goes on."""
+
+    async def in_another_loop() -> None:
+        with pytest.raises(RuntimeError, match="this client belongs to another event loop"):
+            await use(client)
+
+    await asyncio.to_thread(asyncio.run, in_another_loop())
+    runtime.answer("GetSaga", saga_pb2.GetSagaResponse(saga=a_saga()))
+    assert (await client.get("order-1")).saga_id == "order-1"

@@ -42,7 +42,7 @@ class Shop:
         """Charges are in progress, and to be asked for again."""
         self.charging = anyio.Event()
         """A charge is waiting, or has been made, since the gate was last closed."""
-        self.participant = amends.Participant("shop")
+        self.participant = amends.Participant("shop", barrier=None)
         for action in ("reserve", "charge", "ship"):
             self.participant.execute(action)(self._execute)
             self.participant.compensate(action)(self._compensate)

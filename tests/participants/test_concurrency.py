@@ -337,7 +337,7 @@ async def test_a_foreign_lock_is_in_progress(tmp_path: Path) -> None:
 
 async def test_handlers_beyond_the_limit_wait_their_turn(tmp_path: Path) -> None:
     """With two places the third call waits until one is free; none is refused."""
-    participant = Participant("payments")
+    participant = Participant("payments", barrier=None)
     gate = Gate()
     inside = 0
     most = 0
@@ -425,7 +425,7 @@ async def test_one_wait_for_a_foreign_lock_answers_all_that_wait(tmp_path: Path)
 async def test_too_many_waiting_calls_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """One runs, one waits, and the third is told that nothing was done."""
     monkeypatch.setattr("amends.servicer.MAX_QUEUED", 1)
-    participant = Participant("payments")
+    participant = Participant("payments", barrier=None)
     gate = Gate()
 
     @participant.execute("wait", compensatable=False)

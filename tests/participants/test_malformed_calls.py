@@ -141,7 +141,7 @@ async def later() -> None:
 
 async def test_without_a_barrier_handlers_are_called_directly() -> None:
     """Repeated calls run again: the weaker form, for systems that know our key."""
-    participant = Participant("payments")
+    participant = Participant("payments", barrier=None)
     keys: list[str] = []
 
     @participant.execute("charge")
@@ -165,7 +165,7 @@ async def test_without_a_barrier_handlers_are_called_directly() -> None:
 
 async def test_without_a_barrier_nothing_undoes_an_action_without_compensation() -> None:
     """There is no row that could say that there was nothing to undo."""
-    participant = Participant("payments")
+    participant = Participant("payments", barrier=None)
     participant.execute("ship", compensatable=False)(ship)
     async with serve(participant) as server, asking(server.address) as asker:
         code, details = await asker.status(call_message(Verb.COMPENSATE, action="ship"))

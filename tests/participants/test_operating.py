@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any, TypedDict
 
 import grpc
 import pytest
@@ -10,11 +11,21 @@ import pytest
 import amends
 from amends.saga_wire import record_from_wire, watched_from_wire
 from amends.v1 import operator_pb2, saga_pb2, types_pb2
-from tests.participants.scripted_runtime import Refusal, ScriptedRuntime, names, scripted_runtime
+from tests.participants.scripted_runtime import Refusal, ScriptedRuntime, scripted_runtime
 
 Code = grpc.StatusCode
 LOST = Refusal(Code.UNAVAILABLE, "died before the answer")
 AUDIT = operator_pb2.Audit(author="ada", reason="it is mended")
+
+
+class Words(TypedDict):
+    """Who does it and why."""
+
+    author: str
+    reason: str
+
+
+WHO: Words = {"author": "ada", "reason": "it is mended"}
 
 
 @pytest.fixture
@@ -34,6 +45,11 @@ async def client(runtime: ScriptedRuntime) -> AsyncIterator[amends.Client]:
 def a_saga(state: types_pb2.SagaState.ValueType) -> types_pb2.Saga:
     """Make a saga of the contract."""
     return types_pb2.Saga(saga_id="s-1", definition="order", state=state)
+
+
+def requests(runtime: ScriptedRuntime) -> list[Any]:
+    """Give all requests so far; each has an audit."""
+    return [request for _, request in runtime.asked]
 
 
 def wrong_state(reason: str) -> Refusal:
@@ -70,7 +86,10 @@ async def test_requests_say_who_and_why(runtime: ScriptedRuntime, client: amends
     assert info.by_operator
     assert (info.address, info.configured_address) == ("127.0.0.1:7001", "127.0.0.1:7000")
     await client.remove_participant("shop", author="ada", reason="it is mended")
-    assert [request for _, request in runtime.asked] == [
+    assert all(request.audit.request_id for request in requests(runtime))
+    for request in requests(runtime):
+        request.audit.request_id = ""
+    assert requests(runtime) == [
         operator_pb2.RetrySagaRequest(saga_id="s-1", step="charge", audit=AUDIT),
         operator_pb2.AbandonSagaRequest(saga_id="s-1", audit=AUDIT, force=True),
         operator_pb2.PutParticipantRequest(name="shop", address="127.0.0.1:7001", audit=AUDIT),
@@ -78,16 +97,25 @@ async def test_requests_say_who_and_why(runtime: ScriptedRuntime, client: amends
     ]
 
 
-async def test_a_retry_whose_answer_was_lost_answers_with_the_saga_as_it_stands(
+async def test_a_request_has_one_id_however_often_it_is_asked(
     runtime: ScriptedRuntime, client: amends.Client
 ) -> None:
-    """That nothing is stuck any more is what was wanted."""
-    runtime.answer("RetrySaga", LOST, wrong_state("NOTHING_STUCK"))
+    """By it the runtime knows a repeat, and does nothing; the next call has another one."""
     going = a_saga(types_pb2.SAGA_STATE_COMPENSATING)
-    runtime.answer("GetSaga", saga_pb2.GetSagaResponse(saga=going))
-    saga = await client.retry("s-1", author="ada", reason="it is mended")
+    runtime.answer("RetrySaga", LOST, LOST, operator_pb2.RetrySagaResponse(saga=going))
+    runtime.answer("AbandonSaga", LOST, operator_pb2.AbandonSagaResponse(saga=going))
+    runtime.answer("PutParticipant", LOST, operator_pb2.PutParticipantResponse())
+    runtime.answer("RemoveParticipant", LOST, operator_pb2.RemoveParticipantResponse())
+    saga = await client.retry("s-1", **WHO)
     assert saga.state is amends.SagaState.COMPENSATING
-    assert names(runtime.asked) == ["RetrySaga", "RetrySaga", "GetSaga"]
+    await client.retry("s-1", **WHO)
+    await client.abandon("s-1", **WHO)
+    await client.put_participant("shop", "127.0.0.1:7001", **WHO)
+    await client.remove_participant("shop", **WHO)
+    ids = [request.audit.request_id for request in requests(runtime)]
+    asked = [ids.count(one) for one in dict.fromkeys(ids)]
+    assert asked == [3, 1, 2, 2, 2]
+    assert all(8 <= len(one) <= 128 for one in ids)
 
 
 @pytest.mark.parametrize("reason", ["NOTHING_STUCK", "SAGA_ENDED"])
@@ -101,15 +129,14 @@ async def test_a_retry_that_is_refused_at_once_is_refused(
     assert refused.value.reason == reason
 
 
-async def test_a_removal_whose_answer_was_lost_has_happened(
-    runtime: ScriptedRuntime, client: amends.Client
+@pytest.mark.parametrize("reason", ["NOT_BY_OPERATOR", "UNKNOWN_PARTICIPANT"])
+async def test_a_removal_of_what_is_not_there_is_refused(
+    runtime: ScriptedRuntime, client: amends.Client, reason: str
 ) -> None:
-    """That there is nothing to remove is what was wanted; without a lost answer it is an error."""
-    missing = Refusal(Code.NOT_FOUND, "no", "UNKNOWN_PARTICIPANT")
-    runtime.answer("RemoveParticipant", LOST, missing)
-    await client.remove_participant("shop", author="ada", reason="it is mended")
+    """Also after a lost answer: had that one removed it, this one would be answered as done."""
+    runtime.answer("RemoveParticipant", LOST, Refusal(Code.NOT_FOUND, "no", reason))
     with pytest.raises(amends.NotFound):
-        await client.remove_participant("shop", author="ada", reason="it is mended")
+        await client.remove_participant("shop", **WHO)
 
 
 async def test_arguments_that_cannot_be_sent_are_named(client: amends.Client) -> None:

@@ -95,15 +95,21 @@ def test_what_is_not_json_is_refused_without_showing_it(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ({"items": [1, {"price": Decimal(4111)}]}, 'a Decimal at ["items"][1]["price"]'),
-        ({"tags": {"4111"}}, 'a set at ["tags"]'),
+        (
+            {"items": [1, {"price": Decimal(4111)}]},
+            'an object of type Decimal at ["items"][1]["price"]',
+        ),
+        ({"tags": {"4111"}}, 'an object of type set at ["tags"]'),
         ([0.5, math.nan], "NaN or an infinity at [1]"),
-        ({"a": ({"4111-1111": b"4111"},)}, 'a bytes at ["a"][0][key 1]'),
-        ({"a": {("4111", 1): 1}}, 'a key that is a tuple at ["a"]'),
-        ({"a": {1: 1, "4111": 1}}, 'keys of different types (int, str) at ["a"]'),
-        ({"a": {math.inf: 1}}, 'a key that is NaN or an infinity at ["a"]'),
+        ({"a": ({"4111-1111": b"4111"},)}, 'an object of type bytes at ["a"][0][key 1]'),
+        ({"a": {("4111", 1): 1}}, 'a key of type tuple at ["a"]'),
+        ({"a": {1: 1, "4111": 1}}, 'a key of type int at ["a"]'),
+        ({"a": {math.inf: 1}}, 'a key of type float at ["a"]'),
         ({"a": ["\ud8004111"]}, 'text with half a character at ["a"][0]'),
         ({"\ud8004111": 1}, "a key that is text with half a character"),
+        ({4111: 2}, "a key of type int"),
+        ({"a": [{"b": {None: 4111}}]}, 'a key of type NoneType at ["a"][0]["b"]'),
+        (({"a": 1}, {True: 4111}), "a key of type bool at [1]"),
         ([10**5000], "an int of too many digits at [0]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -114,6 +120,27 @@ def test_what_is_not_json_deep_inside_is_named(value: object, found: str) -> Non
         encode(value)
     assert f"cannot be encoded as JSON: {found};" in str(caught.value)
     assert "4111" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (object(), "an object of type object cannot be encoded as JSON; use dict"),
+        (math.inf, "NaN or an infinity cannot be encoded as JSON; use dict"),
+        ("\ud800", "text with half a character cannot be encoded as JSON; use dict"),
+    ],
+    ids=["object", "inf", "half a character"],
+)
+def test_what_is_wrong_altogether_is_said_once(value: object, said: str) -> None:
+    """There is no place to name."""
+    with pytest.raises(PayloadError) as caught:
+        encode(value)
+    assert str(caught.value).startswith(said)
+
+
+def test_a_key_of_a_class_of_text_is_text() -> None:
+    """JSON has it as it is."""
+    assert decode(encode({Verb.EXECUTE: {Verb.PREPARE: 1}})) == {"execute": {"prepare": 1}}
 
 
 def test_a_circle_is_refused() -> None:

@@ -149,9 +149,36 @@ def test_a_generator_and_a_class_are_refused(payments: Participant) -> None:
     assert "is a generator; return, do not yield" in first + second
 
 
+def test_a_barrier_has_to_be_said() -> None:
+    """Whether there is one decides what repeated calls do, so nobody goes without by oversight."""
+    with pytest.raises(TypeError) as caught:
+        Participant("payments")  # type: ignore[call-overload]
+    assert str(caught.value) == (
+        "Participant('payments'): say barrier=amends.SqliteBarrier(…), or barrier=None if an "
+        "effect outside any database makes that impossible: then repeated calls run the handler "
+        "again"
+    )
+
+
+@pytest.mark.parametrize("is_without", [True, False], ids=["without", "with"])
+async def test_serving_without_a_barrier_is_said_once(
+    payments: Participant, caplog: pytest.LogCaptureFixture, *, is_without: bool
+) -> None:
+    """In one line of the log, at the start; with one there is none."""
+    participant = Participant("cars", barrier=None) if is_without else payments
+    participant.execute("rent", compensatable=False)(do)
+    with caplog.at_level("INFO", logger="amends"):
+        async with serve(participant):
+            pass
+    said = [r.getMessage() for r in caplog.records if "barrier" in r.getMessage()]
+    assert said == is_without * [
+        "participant cars has no barrier: repeated calls run its handlers again"
+    ]
+
+
 def test_a_transaction_needs_a_barrier() -> None:
     """Without one there is no transaction to give."""
-    payments = Participant("payments")
+    payments = Participant("payments", barrier=None)
 
     @payments.execute("charge", compensatable=False)
     def charge(call: Call, tx: Transaction) -> None: ...
@@ -237,11 +264,30 @@ def test_an_undecorated_function_that_looks_meant_is_refused(
 @pytest.mark.parametrize("name", ["", "Pay ments", "p" * 65, 7], ids=str)
 def test_a_bad_name_is_refused(name: Any) -> None:
     """For the participant and for an action; both at once."""
-    participant = Participant(name)
+    participant = Participant(name, barrier=None)
     participant.execute(name, compensatable=False)(do)
     assert any("is not one for a participant" in problem for problem in refused(participant))
     if name != "Pay ments":
         assert any("is not a name for an action" in problem for problem in refused(participant))
+
+
+@pytest.mark.parametrize(
+    ("aliases", "problem"),
+    [
+        (["Pay ments"], "the alias 'Pay ments' is not a name for a participant: use lower-case "),
+        (["p" * 49], "is not a name for a participant: use lower-case "),
+        ([7], "the alias 7 is not a name for a participant: use lower-case "),
+        ("payments-eu", "aliases= was given a text: write aliases=['payments-eu']"),
+        (None, "aliases= was given an object of type NoneType: give it a list of names"),
+    ],
+    ids=str,
+)
+def test_bad_aliases_are_refused(aliases: Any, problem: str) -> None:
+    """They are names like the participant's own."""
+    participant = Participant("payments", barrier=None, aliases=aliases)
+    participant.execute("charge", compensatable=False)(do)
+    [found] = refused(participant)
+    assert problem in found
 
 
 def test_a_participant_without_actions_is_refused(payments: Participant) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+import msgspec
 
 from amends_runtime.actors.supervisor import StartRequest
 from amends_runtime.actors.view import SagaView
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.saga import Answer
+from amends_runtime.core.saga import Answer, Saga
 from amends_runtime.errors import (
     AlreadyExists,
     NotFound,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from amends_runtime.actors.supervisor import Supervisor
     from tests.simulation.world import World
 
-__all__ = ["Client", "Journal"]
+__all__ = ["Answered", "Client", "Journal", "Request"]
 
 T = TypeVar("T")
 
@@ -39,9 +40,25 @@ PATIENCE_S = 2.0  # until a request without an answer is given up
 AGAIN_S = (0.02, 0.3)
 LATENCY_S = (0.0002, 0.003)
 LOOK_TIMES = 3
+OPERATE_TIMES = 3
 
 NO_ANSWER = (Unavailable, Overloaded, StoreError, TimeoutError)
 """What tells a client to ask again; only after Overloaded does it know that nothing was done."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What was asked: the kind of fault that it counts as; an abandonment by force or not."""
+
+    kind: Fault
+    by_force: bool = False
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """An answer to one author's request, and the saga as it was shown with it."""
+
+    answer: Answer
+    author: str
+    saga: Saga
 
 
 class Journal:
@@ -56,7 +73,8 @@ class Journal:
         self.acknowledged = False
         self.acknowledged_other = False
         self.refused: list[Refusal] = []
-        self.answers: list[Answer] = []  # to cancellations and operators
+        self.requests: dict[str, Request] = {}  # of cancellations and operators, by author
+        self.answers: list[Answered] = []  # to these
         self.views: list[SagaView] = []
 
 
@@ -74,7 +92,7 @@ class Client:
         script, at, off = self._script, self._world.at, self._world.faults.off
         at(script.start_at_s, self._start)
         if script.cancel_at_s is not None and Fault.CANCEL not in off:
-            at(script.cancel_at_s, self._cancel)
+            at(script.cancel_at_s, self.cancel)
         if script.repeat_at_s is not None and Fault.START_REPEATED not in off:
             at(script.repeat_at_s, self._repeat)
         if script.other_at_s is not None and Fault.START_OTHER_CONTENT not in off:
@@ -99,8 +117,9 @@ class Client:
                     return
                 await anyio.sleep(self._world.faults.between(*AGAIN_S))
             except Refusal as refusal:
-                self._refused(refusal)
-                return
+                if not (self._refused(refusal) and self._script.patient):
+                    return
+                await anyio.sleep(self._world.faults.between(*AGAIN_S))
             else:
                 self._acknowledged(view)
         if self._script.waits:
@@ -124,6 +143,9 @@ class Client:
             view, _ = await self._ask("start otherwise", self._start_request(other="other"))
         except (*NO_ANSWER, AlreadyExists):
             return
+        except Refusal as refusal:
+            self._refused(refusal)
+            return
         self.journal.acknowledged_other = True
         self.journal.views.append(view)
         if was_acknowledged:
@@ -132,17 +154,18 @@ class Client:
                 f"{self._script.saga_id} was acknowledged, and so was another content",
             )
 
-    async def _cancel(self) -> None:
+    async def cancel(self) -> None:
+        """Somebody turns the saga back."""
         self._world.faults.count(Fault.CANCEL, self._script.saga_id)
         self.journal.asked_to_cancel = True
+        author = self._author(Fault.CANCEL)
         try:
             view, answer = await self._ask(
-                "cancel", lambda runtime: runtime.cancel_saga(self._script.saga_id, "test", "test")
+                "cancel", lambda runtime: runtime.cancel_saga(self._script.saga_id, author, "test")
             )
         except (*NO_ANSWER, NotFound):
             return
-        self.journal.answers.append(answer)
-        self._saw(view)
+        self._answered(view, answer, author)
 
     def reconnect(self) -> None:
         """Leave the runtime it is connected to: a replaced one that has nothing to write goes on.
@@ -152,34 +175,64 @@ class Client:
         self._process = None
 
     async def retry(self) -> None:
-        """An operator tries again what is stuck."""
-        try:
-            view, answer = await self._ask(
-                "retry",
-                lambda runtime: runtime.retry_saga(self._script.saga_id, None, "test", "test"),
-            )
-        except (*NO_ANSWER, NotFound):
-            return
-        self._answered(view, answer, Answer.RETRIED, Fault.RETRY)
+        """An operator tries again what is stuck, or waits."""
+        author = self._author(Fault.RETRY)
+        await self._operate(
+            author,
+            lambda runtime: runtime.retry_saga(
+                self._script.saga_id, None, author, "test", request_id=author
+            ),
+        )
+
+    async def abandon_by_force(self) -> None:
+        """An operator gives the saga up, stuck or not."""
+        await self._abandon(by_force=True)
 
     async def abandon(self) -> None:
         """An operator gives the saga up."""
-        self.journal.asked_to_abandon = True
-        try:
-            view, answer = await self._ask(
-                "abandon",
-                lambda runtime: runtime.abandon_saga(
-                    self._script.saga_id, "test", "test", force=self._script.by_force
-                ),
-            )
-        except (*NO_ANSWER, NotFound):
-            return
-        self._answered(view, answer, Answer.ABANDONED, Fault.ABANDON)
+        await self._abandon(by_force=self._script.by_force)
 
-    def _answered(self, view: SagaView, answer: Answer, done: Answer, as_what: Fault) -> None:
-        if answer is done:
-            self._world.faults.count(as_what, self._script.saga_id)
-        self.journal.answers.append(answer)
+    async def _abandon(self, *, by_force: bool) -> None:
+        self.journal.asked_to_abandon = True
+        author = self._author(Fault.ABANDON, by_force=by_force)
+        if self._world.polls_wait(self._script.saga_id):
+            self._world.faults.count(Fault.POLL_WAITS, self._script.saga_id)
+        await self._operate(
+            author,
+            lambda runtime: runtime.abandon_saga(
+                self._script.saga_id, author, "test", force=by_force, request_id=author
+            ),
+        )
+
+    async def _operate(
+        self, author: str, request: Callable[[Supervisor], Awaitable[tuple[SagaView, Answer]]]
+    ) -> None:
+        """Ask until there is an answer, as the client's library does: it is one request."""
+        for _ in range(OPERATE_TIMES):
+            try:
+                view, answer = await self._ask(author, request)
+            except NotFound:
+                return
+            except NO_ANSWER:
+                await anyio.sleep(self._world.faults.between(*AGAIN_S))
+            else:
+                if answer in (Answer.RETRIED, Answer.ABANDONED):
+                    kind = self.journal.requests[author].kind
+                    self._world.faults.count(kind, self._script.saga_id)
+                self._answered(view, answer, author)
+                if not self._world.faults.strikes(Fault.OPERATION_REPEATED, author):
+                    return
+                await anyio.sleep(self._world.faults.between(*AGAIN_S))
+
+    def _author(self, kind: Fault, *, by_force: bool = False) -> str:
+        """A name of its own for everybody who asks for something."""
+        requests = self.journal.requests
+        author = f"{kind.name.lower()}-{len(requests)}"
+        requests[author] = Request(kind, by_force)
+        return author
+
+    def _answered(self, view: SagaView, answer: Answer, author: str) -> None:
+        self.journal.answers.append(Answered(answer, author, view.saga))
         self._saw(view)
 
     async def _wait(self) -> None:
@@ -225,10 +278,21 @@ class Client:
 
     # -- what it learns --------------------------------------------------------------------------
 
-    def _refused(self, refusal: Refusal) -> None:
-        """Only other content, if there was any, may have taken the id."""
+    def _refused(self, refusal: Refusal) -> bool:
+        """Whether it may be otherwise later.
+
+        Only other content, if there was any, may have taken the id; and a participant may be gone.
+        """
+        called = {step.participant for step in self._script.plan.steps}
+        if refusal.reason == "PARTICIPANT_NOT_REGISTERED" and called.intersection(
+            self._world.schedule.by_hand
+        ):
+            self._world.faults.count(Fault.NOT_REGISTERED, self._script.saga_id)
+            self.reconnect()
+            return True
         if not isinstance(refusal, AlreadyExists) or self._script.other_at_s is None:
             self.journal.refused.append(refusal)
+        return False
 
     def _acknowledged(self, view: SagaView) -> None:
         self.journal.acknowledged = True

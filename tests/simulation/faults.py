@@ -41,6 +41,7 @@ class Fault(enum.Enum):
     CRASH_IN_HANDLER = "participant crashed inside a transaction"
     PARTICIPANT_DOWN = "participant down for a while"
     IN_PROGRESS = "InProgress answered"
+    GONE_AT_WORK = "participant gone after InProgress, its saga stopped meanwhile"
     HELD = "call found its step held"
     REJECT = "Rejected answered"
     BROKEN = "Broken answered"
@@ -48,6 +49,8 @@ class Fault(enum.Enum):
     REJECT_COMPENSATION = "compensation Rejected, against the contract"
     FENCED = "late call met the fence"
     BREAKER_OPEN = "breaker opened"
+    LONG_OUTAGE = "participant down for more than ten minutes"
+    POLL_WAITS = "poll waits, and its saga turned back or was abandoned"
 
     # The runtime.
     CRASH_BEFORE_COMMIT = "runtime killed before a commit"
@@ -70,6 +73,7 @@ class Fault(enum.Enum):
     COMMIT_FAILED_WRITTEN = "commit failed although written"
     COMMIT_FAILED = "commit failed and not written"
     REOPEN_FAILED = "reopening failed"
+    STORE_LOST = "reopening failed after a write of an operator's"
     READ_FAILED = "read failed"
 
     # Clients.
@@ -80,7 +84,11 @@ class Fault(enum.Enum):
     CANCEL = "CancelSaga"
     RETRY = "RetrySaga that tried something again"
     ABANDON = "AbandonSaga that ended a saga"
+    OPERATION_REPEATED = "operator's request repeated, though answered"
     MOVE = "participant moved by an operator"
+    REMOVE = "participant removed by an operator, for a while"
+    REGISTER = "definition registered by an operator"
+    NOT_REGISTERED = "start refused, its participant was removed"
     OVERLOADED = "start refused, too many sagas"
 
 
@@ -96,7 +104,8 @@ RATES: Mapping[Fault, float] = {
     Fault.EMPTY_REPLY: 0.03,
     Fault.FAIL: 0.08,
     Fault.SLOW_HANDLER: 0.04,
-    Fault.IN_PROGRESS: 0.08,
+    Fault.IN_PROGRESS: 0.12,
+    Fault.GONE_AT_WORK: 0.6,
     Fault.REJECT: 0.05,
     Fault.BROKEN: 0.01,
     Fault.MISCONFIGURED: 0.02,
@@ -113,7 +122,9 @@ RATES: Mapping[Fault, float] = {
     Fault.COMMIT_FAILED_WRITTEN: 0.03,
     Fault.COMMIT_FAILED: 0.03,
     Fault.REOPEN_FAILED: 0.3,
+    Fault.STORE_LOST: 0.3,
     Fault.READ_FAILED: 0.1,
+    Fault.OPERATION_REPEATED: 0.3,
     Fault.CLIENT_REQUEST_LOST: 0.15,
     Fault.CLIENT_REPLY_LOST: 0.15,
 }
@@ -129,6 +140,8 @@ INCIDENTS: Sequence[Fault] = (
     Fault.CLOCK_FORWARD,
     Fault.CLOCK_BACK,
     Fault.MOVE,
+    Fault.REMOVE,
+    Fault.REGISTER,
 )
 """Kinds that a schedule plans for an instant of their own."""
 
@@ -137,6 +150,9 @@ OBSERVED: Sequence[Fault] = (
     Fault.HELD,
     Fault.FENCED,
     Fault.BREAKER_OPEN,
+    Fault.NOT_REGISTERED,
+    Fault.LONG_OUTAGE,
+    Fault.POLL_WAITS,
     Fault.OWNERSHIP_LOST,
     Fault.RETRY,
     Fault.ABANDON,

@@ -13,7 +13,18 @@ import grpc
 
 from amends.v1 import participant_pb2, types_pb2
 from amends_runtime import wire
-from amends_runtime.core.records import AttemptStarted
+from amends_runtime.core.breaker import BreakerState
+from amends_runtime.core.records import (
+    AttemptFailed,
+    AttemptLost,
+    AttemptStarted,
+    AttemptWithdrawn,
+    Record,
+    SagaEnded,
+    StepCompensated,
+    StepExecuted,
+    StepRejected,
+)
 from amends_runtime.dispatch.status import reply_of
 from amends_runtime.ports import Call, ParticipantAddress, Reply
 from tests.simulation.faults import Fault
@@ -49,7 +60,9 @@ class Transport:
             process.die()
         await process.wait_if_dead()
         self._world.trace.add("{} calls {}", process.name, where)
-        self._check_persisted(call)
+        self._check_attempt(call)
+        lane = process.engine.lanes.of(call.participant)
+        is_probe = lane._breaker.state is BreakerState.HALF_OPEN
         message = wire.call_to_proto(
             call,
             process.store.identity,
@@ -64,22 +77,48 @@ class Transport:
             process.die()
             await process.wait_if_dead()
         if isinstance(answer, grpc.StatusCode):
-            return reply_of(answer, "simulated")
-        return Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
+            reply = reply_of(answer, "simulated")
+        else:
+            reply = Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
+        is_there = lane._route is not None and lane._route.transport is self
+        attempt = (call.saga_id, call.step, call.verb, call.round, call.attempt)
+        if is_probe and is_there and reply.healthy is False:
+            self._world.facts.probes.add(attempt)
+        else:
+            self._world.facts.probes.discard(attempt)
+        return reply
 
-    def _check_persisted(self, call: Call) -> None:
-        """Rule 1 of the semantics: what leaves is on the disk."""
-        disk = self._world.disk
+    def _check_attempt(self, call: Call) -> None:
+        """What leaves is on the disk, and asked for still.
+
+        An attempt that was settled, lost or abandoned with its saga is nobody's: only what was on
+        the wire by then may arrive.
+        """
+        disk, store = self._world.disk, self._process.store
         saga_no = disk.saga_nos.get(call.saga_id, 0)
         wanted = (call.step, call.verb, call.round, call.attempt)
+        over: Record | None = None
         for turn in reversed(disk.history.get(saga_no, [])):
-            for record in turn.records:
-                if isinstance(record, AttemptStarted) and wanted == (
+            for record in reversed(turn.records):
+                if isinstance(record, SagaEnded):
+                    over = record if store.knows(saga_no, turn.version) else over
+                elif not isinstance(record, _OF_AN_ATTEMPT) or wanted != (
                     record.step,
                     record.verb,
                     record.round,
                     record.attempt,
                 ):
+                    continue
+                elif not isinstance(record, AttemptStarted):
+                    over = record if store.knows(saga_no, turn.version) else over
+                elif over is not None:
+                    self._world.violation(
+                        "no call leaves for an attempt, or a saga, that is over",
+                        f"{call.saga_id}: {call.step_name} {call.verb.name} attempt {call.attempt},"
+                        f" after {over}",
+                    )
+                    return
+                else:
                     return
         self._world.violation(
             "persist before send: no call leaves before its attempt is on the disk",
@@ -88,6 +127,17 @@ class Transport:
 
     async def close(self) -> None:
         """Nothing is open between calls."""
+
+
+_OF_AN_ATTEMPT = (
+    AttemptStarted
+    | StepExecuted
+    | StepRejected
+    | StepCompensated
+    | AttemptFailed
+    | AttemptLost
+    | AttemptWithdrawn
+)
 
 
 class _Flight:

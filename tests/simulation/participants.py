@@ -224,6 +224,8 @@ class Participant:
         self._check_results(call)
         faults, where = self._world.faults, f"{call.saga_id}/{call.step}/{call.verb}/{call.attempt}"
         if faults.strikes(Fault.IN_PROGRESS, where):
+            if faults.strikes(Fault.GONE_AT_WORK, where):
+                self._world.goes_at_work(self.name, call.saga_id)
             return InProgress(faults.between(0.01, 0.5))
         if faults.strikes(Fault.BROKEN, where):
             self._world.facts.broken.add((call.saga_id, call.step))

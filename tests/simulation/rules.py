@@ -14,26 +14,39 @@ from typing import TYPE_CHECKING
 from amends.outcomes import Verb
 from amends_runtime.core.definition import Kind, Plan
 from amends_runtime.core.records import (
+    AttemptFailed,
     AttemptLost,
     AttemptStarted,
+    CancelRequested,
     OperatorActed,
+    OperatorAction,
     Record,
     SagaEnded,
     SagaState,
     SagaTurnedBack,
+    StepGivenUp,
     TurnCause,
 )
 from amends_runtime.core.records import Verb as CoreVerb
-from amends_runtime.core.saga import Answer, Phase, Saga, StepStatus, fold, remaining_steps
+from amends_runtime.core.saga import (
+    IN_PROGRESS,
+    Answer,
+    Phase,
+    Saga,
+    StepStatus,
+    fold,
+    remaining_steps,
+)
 from amends_runtime.ports import SagaSummary
 from amends_runtime.storage.read_model import verify_read_model
 from tests.core.rules import Ledger, RuleBroken
+from tests.simulation.faults import Fault
 from tests.simulation.flows import is_hasty
 from tests.simulation.participants import Effect
 from tests.simulation.schedule import SagaScript
 
 if TYPE_CHECKING:
-    from tests.simulation.client import Client
+    from tests.simulation.client import Answered, Client
     from tests.simulation.world import World
 
 __all__ = ["audit", "check_stuck", "deadline_is_ahead", "state_of"]
@@ -48,6 +61,8 @@ async def audit(world: World) -> None:
         saga = state_of(world, row.saga_no)
         _check_history(world, plan, saga_id, row, records)
         _check_turning(world, plan, saga_id, records)
+        _check_giving_up(world, plan, saga_id, records)
+        _check_operators(world, plan, saga_id, records)
         _check_ledger(world, plan, saga_id, saga)
     for client in world.clients:
         _check_journal(world, client, sagas)
@@ -123,6 +138,7 @@ def _check_turning(world: World, plan: Plan, saga_id: str, records: Sequence[Rec
             given = (saga_id, name) in facts.rejected
         elif record.cause is TurnCause.GAVE_UP:
             assert record.step is not None, "a step was given up"
+            # How much of it was a long outage's is the business of `_check_giving_up`.
             given = is_hasty(plan.steps[record.step].retry)
         elif record.cause is TurnCause.DEADLINE:
             given = script.script.deadline_ms > 0
@@ -133,6 +149,75 @@ def _check_turning(world: World, plan: Plan, saga_id: str, records: Sequence[Rec
                 "a saga turns back only after a refusal, a give-up, a deadline or a cancellation",
                 f"{saga_id} turned back: {record.cause.name} {name}",
             )
+
+
+def _check_giving_up(world: World, plan: Plan, saga_id: str, records: Sequence[Record]) -> None:
+    """Retries are used up by attempts that failed while the breaker let calls pass.
+
+    An outage alone never does that: its probes are on nobody's account.
+    """
+    spent_ms: Counter[int] = Counter()
+    failures: Counter[int] = Counter()
+    verbs: dict[int, CoreVerb] = {}
+    for record in records:
+        if isinstance(record, AttemptStarted) and verbs.get(record.step) is not record.verb:
+            verbs[record.step] = record.verb
+            spent_ms[record.step] = failures[record.step] = 0
+        elif isinstance(record, OperatorActed) and record.step is not None:
+            spent_ms[record.step] = failures[record.step] = 0
+        elif isinstance(record, AttemptFailed):
+            attempt = (saga_id, record.step, record.verb, record.round, record.attempt)
+            if attempt in world.facts.probes:
+                continue
+            took_ms = max(0, record.timing.answered_at_ms - record.timing.sent_at_ms)
+            if record.failure.reason != IN_PROGRESS:
+                took_ms = min(took_ms, plan.steps[record.step].timeout_ms)
+            failures[record.step] += 1
+            spent_ms[record.step] += took_ms
+            if record.retry_at_ms:
+                spent_ms[record.step] += record.retry_at_ms - record.at_ms
+        elif isinstance(record, StepGivenUp):
+            step = plan.steps[record.step]
+            executing = verbs[record.step] is CoreVerb.EXECUTE
+            policy = step.retry if executing else step.compensation_retry
+            assert policy is not None, "a plan is normalised"
+            exponent = max(0, failures[record.step] - 1)
+            next_ms = min(policy.max_ms, int(policy.first_ms * policy.factor ** min(exponent, 60)))
+            if spent_ms[record.step] + next_ms < policy.give_up_after_ms:
+                world.violation(
+                    "an outage uses up no retries",
+                    f"{saga_id}: {step.name} was given up, and its attempts while the breaker let"
+                    f" calls pass took {spent_ms[record.step]} ms of {policy.give_up_after_ms}",
+                )
+
+
+def _check_operators(world: World, plan: Plan, saga_id: str, records: Sequence[Record]) -> None:
+    """Whatever a history says that somebody did, somebody asked for, and once."""
+    requests = next(
+        c.journal.requests for c in world.clients if c.journal.script.saga_id == saga_id
+    )
+    retried: set[tuple[str, int | None]] = set()
+    for place, record in enumerate(records):
+        if not isinstance(record, OperatorActed):
+            continue
+        abandons = record.action is OperatorAction.ABANDON
+        request = requests.get(record.author)
+        if request is None or request.kind is not (Fault.ABANDON if abandons else Fault.RETRY):
+            world.violation(
+                "only what was asked for is done", f"{saga_id}: {record.action.name} by nobody"
+            )
+        elif (record.author, record.step) in retried:
+            world.violation(
+                "a request that is repeated is done once", f"{saga_id}: {record.author}"
+            )
+        elif abandons and not request.by_force:
+            before = fold(plan, records[:place])
+            if before is None or before.state is not SagaState.STUCK:
+                world.violation(
+                    "only a stuck saga is abandoned without force",
+                    f"{saga_id} was {before.state.name if before else 'not there'}",
+                )
+        retried.add((record.author, record.step))
 
 
 def check_stuck(world: World) -> None:
@@ -267,7 +352,7 @@ def _check_journal(world: World, client: Client, sagas: dict[str, SagaSummary]) 
         if not _holds(answer, saga, records):
             world.violation(
                 "what a cancellation or an operator was answered holds",
-                f"{saga_id} was answered {answer.name} and is {saga.state.name}",
+                f"{saga_id} was answered {answer.answer.name} and is {saga.state.name}",
             )
     for view in journal.views:
         known = fold(
@@ -280,14 +365,24 @@ def _check_journal(world: World, client: Client, sagas: dict[str, SagaSummary]) 
             )
 
 
-def _holds(answer: Answer, saga: Saga, records: Sequence[Record]) -> bool:
+def _holds(answered: Answered, saga: Saga, records: Sequence[Record]) -> bool:
     """Whether an answer that was given is true to the end."""
+    answer, author = answered.answer, answered.author
     if answer in (Answer.TURNED_BACK, Answer.ALREADY_TURNED_BACK):
-        return saga.turn is not None and saga.end is not SagaState.COMPLETED
+        by_it = answer is not Answer.TURNED_BACK or any(
+            isinstance(record, CancelRequested) and record.author == author for record in records
+        )
+        return by_it and saga.turn is not None and saga.end is not SagaState.COMPLETED
     if answer is Answer.RETRIED:
-        return any(isinstance(record, OperatorActed) for record in records)
-    if answer in (Answer.ABANDONED, Answer.ALREADY_ABANDONED):
+        return _did(records, OperatorAction.RETRY, author)
+    if answer is Answer.ABANDONED:
+        return saga.end is SagaState.ABANDONED and _did(records, OperatorAction.ABANDON, author)
+    if answer is Answer.ALREADY_ABANDONED:
         return saga.end is SagaState.ABANDONED
+    if answer is Answer.NOT_STUCK:
+        return answered.saga.state is not SagaState.STUCK
+    if answer is Answer.NOTHING_STUCK:
+        return all(step.status is not StepStatus.STUCK for step in answered.saga.steps)
     if answer is Answer.ENDED:
         return saga.ended
     if answer is Answer.COMPLETED:
@@ -295,6 +390,13 @@ def _holds(answer: Answer, saga: Saga, records: Sequence[Record]) -> bool:
     if answer is Answer.PAST_NO_RETURN:
         return saga.end is not SagaState.COMPENSATED
     return True
+
+
+def _did(records: Sequence[Record], action: OperatorAction, author: str) -> bool:
+    return any(
+        isinstance(record, OperatorActed) and (record.action, record.author) == (action, author)
+        for record in records
+    )
 
 
 # -- memory and read model -------------------------------------------------------------------------

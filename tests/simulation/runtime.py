@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from anyio.abc import TaskGroup
 
 from amends_runtime.actors import supervisor, timers, turns
-from amends_runtime.core.breaker import BreakerPolicy, BreakerState
+from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.records import Record
 from amends_runtime.engine import Engine
 from amends_runtime.errors import AmendsError, OwnershipLost, Unavailable
@@ -28,7 +28,7 @@ from amends_runtime.storage.memory import MemoryStore
 from amends_runtime.testing.virtual_time import VirtualClock
 from tests.simulation.faults import Fault
 from tests.simulation.loop import OWNER
-from tests.simulation.network import Transport, configured
+from tests.simulation.network import Transport
 from tests.simulation.store import Store
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = ["Deployment", "Process", "pages_of"]
 
 T = TypeVar("T")
 
-BREAKER = BreakerPolicy(failures_to_open=3, open_ms=200, max_open_ms=2_000)
 CONCURRENCY = 4  # a lane that is sometimes full
 BOOT_S = (0.005, 0.4)  # a process starts
 MACHINES = 2
@@ -94,6 +93,7 @@ class Process:
         self.name = f"runtime {number}"
         self.is_dead = False
         self.is_paused = False
+        self._paused_at_s = 0.0
         self.is_serving = False
         self.context = world.context.copy()
         self.context.run(OWNER.set, self)
@@ -105,7 +105,7 @@ class Process:
             clock=clock,
             observer=self,
             connect=self._connect,
-            breaker=BREAKER,
+            breaker=world.schedule.breaker,
             limits=world.schedule.limits,
             concurrency=dict.fromkeys(world.participants, CONCURRENCY),
         )
@@ -122,7 +122,7 @@ class Process:
         """Come up as the engine's own order has it, then last until a part dies."""
         await self.engine.load()
         group = cast("TaskGroup", self.tasks)
-        self.engine.open(group, [configured(name) for name in self.world.participants])
+        self.engine.open(group, self.world.configured())
         self.engine.run(group)
         self.is_serving = True
         try:
@@ -206,6 +206,7 @@ class Process:
     def pause(self) -> None:
         """Stop, while everybody else's time passes."""
         self.is_paused = True
+        self._paused_at_s = self.world.now_s()
         self.world.loop.hold(self)
         self.world.trace.add("{} is paused", self.name)
 
@@ -213,6 +214,7 @@ class Process:
         """Go on, as if no time had passed."""
         if self.is_paused:
             self.is_paused = False
+            self.store.went_on(self._paused_at_s)
             self.world.loop.release(self)
             self.world.trace.add("{} goes on", self.name)
 

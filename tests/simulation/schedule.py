@@ -13,9 +13,10 @@ from collections.abc import Collection
 import msgspec
 
 from amends_runtime.actors.supervisor import Limits
+from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Plan
 from tests.simulation.faults import INCIDENTS, Fault, Faults, draw_weather
-from tests.simulation.flows import flows
+from tests.simulation.flows import PARTICIPANTS, flows
 
 __all__ = ["Incident", "SagaScript", "Schedule", "draw"]
 
@@ -63,6 +64,13 @@ class SagaScript(msgspec.Struct, frozen=True, kw_only=True):
         return f"saga {self.saga_id}, {self.plan.definition.name} [{steps}]: {said}"
 
 
+BREAKER = BreakerPolicy(failures_to_open=3, open_ms=200, max_open_ms=2_000)
+"""Opens soon, and probes often: most schedules last for seconds."""
+
+PATIENT_BREAKER = BreakerPolicy(failures_to_open=3)
+"""Probes as seldom as in life: hours of an outage are some hundred probes."""
+
+
 class Incident(msgspec.Struct, frozen=True):
     """A fault that is planned for an instant. `lasts_s` for those that last."""
 
@@ -80,6 +88,10 @@ class Schedule(msgspec.Struct, frozen=True):
     limits              the runtime's, with which it was configured
     page                how much it takes at once where it goes in pages and slices; None: as in
                         life, where a page is more than a schedule has
+    breaker             of every participant
+    by_hand             participants that the configuration does not have: an operator registered
+                        them, and they are gone when one removes them
+    is_outage           nothing goes wrong but that one participant is down for very long
     """
 
     sagas: tuple[SagaScript, ...]
@@ -89,6 +101,9 @@ class Schedule(msgspec.Struct, frozen=True):
     abandons: bool = False
     limits: Limits = Limits()
     page: int | None = None
+    breaker: BreakerPolicy = BREAKER
+    by_hand: tuple[str, ...] = ()
+    is_outage: bool = False
 
     def without(self, sagas: Collection[int], incidents: Collection[int]) -> Schedule:
         """The schedule without some of its sagas and incidents, by number."""
@@ -124,14 +139,41 @@ def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
             live_sagas=chance.choice((1, 2, 100, 100, 100, 100)),
         ),
         page=chance.choice((1, 2, None)),
+        by_hand=tuple(name for name in PARTICIPANTS if chance.random() < 0.5),
     )
     weather = draw_weather(chance)
+    if chance.random() < OUTAGE_CHANCE:
+        schedule, weather = _outage(schedule, chance), {Fault.IN_PROGRESS: 0.2}
     dice = random.Random(chance.getrandbits(64))  # noqa: S311  # to be repeated
     return schedule, Faults(dice, weather, off)
 
 
 INCIDENT_CHANCE = 0.15
 """How probable it is that a schedule has incidents of one kind."""
+
+OUTAGE_CHANCE = 0.008
+"""How probable it is that a schedule is one long outage."""
+
+OUTAGE_S = (700.0, 2_000.0, 7_000.0)
+
+
+def _outage(schedule: Schedule, chance: random.Random) -> Schedule:
+    """A participant is down for longer than any retry lasts, and all else is as it should be."""
+    at_s, lasts_s = chance.choice((0.0, 0.05, 0.3)), chance.choice(OUTAGE_S)
+    name = chance.choice(schedule.sagas[0].plan.steps).participant
+    sagas = tuple(
+        msgspec.structs.replace(saga, start_at_s=chance.random() * chance.choice((1.0, lasts_s)))
+        for saga in schedule.sagas[:3]
+    )
+    return msgspec.structs.replace(
+        schedule,
+        sagas=sagas,
+        incidents=(Incident(at_s, Fault.PARTICIPANT_DOWN, name, lasts_s),),
+        calm_at_s=at_s + lasts_s + 1.0,
+        limits=Limits(),  # who finds no place would ask for hours
+        breaker=PATIENT_BREAKER,
+        is_outage=True,
+    )
 
 
 def _saga(saga_id: str, calm_at_s: float, chance: random.Random) -> SagaScript:
@@ -158,7 +200,7 @@ def _saga(saga_id: str, calm_at_s: float, chance: random.Random) -> SagaScript:
         other_at_s=other_at_s if others < 0.08 else None,
         looks_at_s=looks[: chance.choice((0, 0, 1, 2))],
         waits=chance.random() < 0.3,
-        retry_at_s=retry_at_s if retries < 0.1 else None,
+        retry_at_s=retry_at_s if retries < 0.15 else None,
         abandon_at_s=abandon_at_s if abandons < 0.06 else None,
         by_force=chance.random() < 0.7,
     )

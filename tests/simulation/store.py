@@ -7,6 +7,7 @@ cancels whoever waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,6 +50,8 @@ class Store:
     def __init__(self, process: Process, inner: MemoryStore) -> None:
         self.inner = inner
         self.commits = 0  # that this process has seen succeed
+        self.lost_at_s: float | None = None  # when it could not be reopened after a lone write
+        self._told_at_s: dict[tuple[int, int], float] = {}  # by saga and version; inf: not yet
         self._process = process
         self._world = process.world
 
@@ -66,24 +69,48 @@ class Store:
     async def commit(self, transitions: Sequence[Transition]) -> int:
         """Commit turns."""
         shown = ShownTransitions(transitions)
+        turns = [(transition.saga_no, transition.version) for transition in transitions]
+        self._told_at_s.update(dict.fromkeys(turns, math.inf))
         seq = await self._write(lambda: self.inner.commit(transitions), shown)
+        self._told_at_s.update(dict.fromkeys(turns, self._world.now_s()))
         self.commits += 1
         return seq
 
-    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+    async def put_participant(
+        self, name: str, address: str, words: OperatorWords, *, tls: bool = False
+    ) -> None:
         """Register a participant by hand."""
         await self._write(
-            lambda: self.inner.put_participant(name, address, words), f"{name} at {address}"
+            lambda: self.inner.put_participant(name, address, words, tls=tls),
+            f"{name} at {address}",
+            alone=True,
         )
 
     async def remove_participant(self, name: str, words: OperatorWords) -> bool:
         """Take that back."""
         return await self._write(
-            lambda: self.inner.remove_participant(name, words), f"{name} where it is configured"
+            lambda: self.inner.remove_participant(name, words),
+            f"{name} where it is configured",
+            alone=True,
         )
 
-    async def _write(self, write: Callable[[], Awaitable[T]], what: object) -> T:
-        """Write, or fail, or die: before, after the write, or after the answer."""
+    async def put_definition(
+        self, definition: Definition, now_ms: int
+    ) -> tuple[RegisteredDefinition, bool]:
+        """Register a definition."""
+        return await self._write(
+            lambda: self.inner.put_definition(definition, now_ms),
+            f"definition {definition.name}",
+            alone=True,
+        )
+
+    async def _write(
+        self, write: Callable[[], Awaitable[T]], what: object, *, alone: bool = False
+    ) -> T:
+        """Write, or fail, or die: before, after the write, or after the answer.
+
+        After a failed write of its own, which is no turn's, a store reopens itself or is lost.
+        """
         process, faults = self._process, self._world.faults
         await process.wait_if_dead()
         self._die_if(Fault.CRASH_BEFORE_COMMIT)
@@ -93,10 +120,13 @@ class Store:
         await self._takes(faults.between(low, high))
         written = faults.strikes(Fault.COMMIT_FAILED_WRITTEN, process.name)
         if written or faults.strikes(Fault.COMMIT_FAILED, process.name):
-            self.inner.disk.fail_next_commit(written=written)
+            loses = alone and faults.strikes(Fault.STORE_LOST, process.name)
+            self.inner.disk.fail_next_commit(written=written, reopens=not loses)
         try:
             answer = await write()
         except CommitUnknown:
+            if self.inner.lost:
+                self.lost_at_s = self._world.now_s()
             if written:
                 self._world.wrote(process, what)
             await self._takes(faults.between(*COMMIT_S))
@@ -114,13 +144,29 @@ class Store:
         if self._world.faults.strikes(Fault.REOPEN_FAILED, self._process.name):
             raise StoreError("the store could not be reopened, as planned")
         await self.inner.reopen()
+        now_s = self._world.now_s()
+        for turn, at_s in self._told_at_s.items():
+            if at_s == math.inf:
+                self._told_at_s[turn] = now_s
 
-    async def put_definition(
-        self, definition: Definition, now_ms: int
-    ) -> tuple[RegisteredDefinition, bool]:
-        """Register a definition."""
-        await self._process.wait_if_dead()
-        return await self.inner.put_definition(definition, now_ms)
+    def knows(self, saga_no: int, version: int) -> bool:
+        """Whether this process has had the time to act on a turn that is on the disk.
+
+        Not while the turn's own commit has no answer, nor at that answer's very instant: what was
+        taken from a queue before may leave then. One that was replaced knows nothing more.
+        """
+        if self.inner.disk.epoch != self.identity.epoch:
+            return False
+        return self._told_at_s.get((saga_no, version), -1.0) < self._world.now_s()
+
+    def went_on(self, paused_at_s: float) -> None:
+        """The process was paused: what it was told at that instant it acts upon now."""
+        now_s = self._world.now_s()
+        for turn, at_s in self._told_at_s.items():
+            if at_s == paused_at_s:
+                self._told_at_s[turn] = now_s
+        if self.lost_at_s is not None:
+            self.lost_at_s = now_s
 
     async def close(self) -> None:
         """A simulated process never ends in order."""

@@ -18,8 +18,10 @@ from typing import Any
 import anyio
 import msgspec
 
-from amends_runtime.core.records import SagaState
-from amends_runtime.ports import RegisteredDefinition
+from amends_runtime.core.records import SagaState, Verb
+from amends_runtime.core.saga import Phase
+from amends_runtime.dispatch.lanes import Lane, _Entry
+from amends_runtime.ports import ParticipantAddress, RegisteredDefinition
 from amends_runtime.storage.memory import MemoryDisk
 from amends_runtime.testing.virtual_time import START_MS, Stalled
 from tests.simulation import rules
@@ -27,7 +29,7 @@ from tests.simulation.client import Client
 from tests.simulation.faults import Fault, Faults
 from tests.simulation.flows import PARTICIPANTS
 from tests.simulation.loop import Livelock, SimulatedLoop
-from tests.simulation.network import Network
+from tests.simulation.network import Network, configured
 from tests.simulation.operators import Operators
 from tests.simulation.participants import Effect, Participant
 from tests.simulation.runtime import Deployment, Process, pages_of
@@ -39,6 +41,11 @@ __all__ = ["Course", "Facts", "Violation", "World", "run"]
 CALM_S = 400.0  # the longest backoffs, deadlines and breakers, one after the other
 OPERATOR_ROUNDS = 4  # a saga may go from one stuck step to the next
 LOOK_S = 0.25  # how often it is asked whether all is over, and whether anybody was forgotten
+MOST_LOOKS = 100  # in a storm of hours
+LONG_OUTAGE_S = 600.0
+GONE_S = (1.0, 3.0)  # how long a participant is away that goes at work
+STOPPED_S = (0.02, 0.9)  # until its saga is stopped; it would have been asked again in 0.5 s
+POLL_GRACE_S = 1.0  # after an attempt's deadline, until a poll of it that cannot be sent is over
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -56,6 +63,8 @@ class Facts(msgspec.Struct):
     misread: set[tuple[str, str]] = msgspec.field(default_factory=set)
     misconfigured: dict[tuple[str, str], float] = msgspec.field(default_factory=dict)
     """Until when, in seconds of virtual time."""
+    probes: set[tuple[str, int, Verb, int, int]] = msgspec.field(default_factory=set)
+    """Attempts whose last call was a breaker's probe, and found nobody; round and attempt last."""
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -91,6 +100,8 @@ class World:
         self.clients = [Client(self, script) for script in schedule.sagas]
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._planned = 0  # things that clients have yet to begin
+        # Polls of sagas that turned back, and since when they were seen to wait.
+        self._stopped_polls: dict[int, tuple[object, float]] = {}
         faults.tell = lambda fault, where: self.trace.add("! {} ({})", fault.value, where)
 
     # -- for everybody in it ---------------------------------------------------------------------
@@ -140,6 +151,18 @@ class World:
         self.commits += 1
         self.trace.add("{} wrote {}", process.name, what)
 
+    def configured(self) -> list[ParticipantAddress]:
+        """The participants of the configuration."""
+        return [configured(name) for name in self.participants if name not in self.schedule.by_hand]
+
+    def polls_wait(self, saga_id: str) -> bool:
+        """Whether a call of a saga's that was sent already waits in a lane to be sent again."""
+        current = self.deployment.current
+        if current is None:
+            return False
+        entries = [e for lane in current.engine.lanes._lanes.values() for e in _waiting_polls(lane)]
+        return any(entry.call.saga_id == saga_id for entry in entries)
+
     def ledger_of(self, saga_id: str, step: str) -> list[Effect]:
         """The effects and fences of one step."""
         return [e for e in self.ledger if e.saga_id == saga_id and e.step == step]
@@ -165,8 +188,9 @@ class World:
             client.begin()
         for incident in self.schedule.incidents:
             self.later(incident.at_s, self._happen, incident)
+        look_s = max(LOOK_S, self.schedule.calm_at_s / MOST_LOOKS)
         while self.now_s() < self.schedule.calm_at_s:
-            await anyio.sleep(min(LOOK_S, self.schedule.calm_at_s - self.now_s()) + 0.0001)
+            await anyio.sleep(min(look_s, self.schedule.calm_at_s - self.now_s()) + 0.0001)
             self._look()
 
     def _calm_down(self) -> None:
@@ -174,6 +198,7 @@ class World:
         self.faults.is_calm = True
         for participant in self.participants.values():
             participant.is_down = False
+        self.at(0.0, self.operators.bring_back)
         for process in self.deployment.living():
             process.resume()
 
@@ -252,6 +277,47 @@ class World:
                         "a saga that has not ended has something that wakes it",
                         f"{process.name}: {counts}",
                     )
+                self._look_at_store(process)
+                for lane in process.engine.lanes._lanes.values():
+                    self._look_at_lane(process, lane)
+
+    def _look_at_store(self, process: Process) -> None:
+        lost_at_s = process.store.lost_at_s
+        if lost_at_s is not None and lost_at_s + LOOK_S < self.now_s():
+            self.violation(
+                "a runtime whose store could not be reopened ends",
+                f"{process.name} lives since {lost_at_s:.3f}",
+            )
+
+    def _look_at_lane(self, process: Process, lane: Lane) -> None:
+        """What waits there is still wanted."""
+        for entry in lane._entries.values():
+            saga_no = self.disk.saga_nos[entry.call.saga_id]
+            is_over = self.disk.sagas[saga_no].ended_at_ms > 0
+            if is_over and process.store.knows(saga_no, len(self.disk.history[saga_no])):
+                self.violation(
+                    "a lane holds no call of a saga that has ended",
+                    f"{process.name}: {entry.call.saga_id} {entry.call.step_name}",
+                )
+        for entry in _waiting_polls(lane):
+            call = entry.call
+            actor = process.supervisor._actors.get(call.saga_id)
+            saga = actor.saga if actor is not None else None
+            if saga is None or saga.phase is not Phase.BACKWARD or call.verb is not Verb.EXECUTE:
+                continue
+            if process is not self.deployment.current:
+                continue  # it is told nothing of a participant that comes back
+            since_s = self._stopped_polls.setdefault(id(entry), (entry, self.now_s()))[1]
+            if since_s == self.now_s():
+                self.faults.count(Fault.POLL_WAITS, call.saga_id)
+            limit_s = call.timeout_ms / 1000 + POLL_GRACE_S
+            if self.faults.fired[Fault.PAUSE] or self.faults.fired[Fault.CLOCK_BACK]:
+                continue  # its deadline is by the wall clock, and its timer was held
+            if since_s + limit_s < self.now_s():
+                self.violation(
+                    "a poll that cannot be sent holds up no compensation beyond its deadline",
+                    f"{call.saga_id}: {call.step_name} waits since {since_s:.3f}",
+                )
 
     def _everything_again(self) -> None:
         """Copies of all that was ever sent arrive once more: nothing comes of them."""
@@ -283,8 +349,10 @@ class World:
             self._count(incident)
             self.participants[incident.target].crash()
             self.participants[incident.target].is_down = True
+            if incident.lasts_s > LONG_OUTAGE_S:
+                self.faults.count(Fault.LONG_OUTAGE, incident.target)
             self.later(incident.lasts_s, self._up_again, incident.target)
-            if self.faults.pick((True, False)):
+            if self.faults.pick((True, False)) and not self.schedule.is_outage:
                 moved = Incident(0.0, Fault.MOVE, incident.target)
                 self.later(incident.lasts_s / 2, self._happen, moved)
         elif fault in (Fault.CLOCK_FORWARD, Fault.CLOCK_BACK):
@@ -297,6 +365,14 @@ class World:
         elif fault is Fault.MOVE:
             self._count(incident)
             self.operators.move(current, incident.target)
+        elif fault is Fault.REMOVE:
+            if incident.target in self.schedule.by_hand:
+                self._count(incident)
+                _ = self.operators.remove(current, incident.target)
+                self.later(incident.lasts_s, self._put_back, incident.target)
+        elif fault is Fault.REGISTER:
+            self._count(incident)
+            self.operators.register(current)
         else:
             self._strike(incident, current)
 
@@ -322,6 +398,26 @@ class World:
 
     def _up_again(self, name: str) -> None:
         self.participants[name].is_down = False
+
+    def goes_at_work(self, name: str, saga_id: str) -> None:
+        """A participant goes in the middle of slow work, and somebody stops its saga meanwhile."""
+        lasts_s = self.faults.between(*GONE_S)
+        stop_at_s = self.now_s() + self.faults.between(*STOPPED_S)
+        client = next(c for c in self.clients if c.journal.script.saga_id == saga_id)
+        abandons = self.faults.pick((True, False))
+        self.at(stop_at_s, client.abandon_by_force if abandons else client.cancel)
+        current = self.deployment.current
+        if name not in self.schedule.by_hand:
+            self.later(0.0, self._happen, Incident(0.0, Fault.PARTICIPANT_DOWN, name, lasts_s))
+        elif current is not None and not current.is_paused:
+            _ = self.operators.remove(current, name)
+            self.operators.away_until_s = self.now_s() + lasts_s
+            self.later(lasts_s, self._put_back, name)
+
+    def _put_back(self, name: str) -> None:
+        current = self.deployment.current
+        if current is not None and name not in self.disk.participants:
+            _ = self.operators.put(current, name)
 
     def _count(self, incident: Incident) -> None:
         self.faults.count(incident.fault, incident.target)
@@ -401,7 +497,15 @@ def _disk(schedule: Schedule) -> MemoryDisk:
             plan.content_hash,
             RegisteredDefinition(plan.definition, plan.content_hash, 1, START_MS, number),
         )
+    for name in schedule.by_hand:
+        held = msgspec.structs.replace(configured(name), by_operator=True)
+        disk.participants[name] = held
     return disk
+
+
+def _waiting_polls(lane: Lane) -> list[_Entry]:
+    """Calls that were sent, were in progress, and wait to be asked again but for their lane."""
+    return [entry for entry in lane._entries.values() if entry.queued and entry.sent_at_ms]
 
 
 def _is_at_rest(world: World, saga_no: int) -> bool:

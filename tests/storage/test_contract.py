@@ -630,6 +630,52 @@ async def test_participants_by_hand_are_kept_with_who_and_why(place: Place) -> N
         assert len(await store.audit(2)) == 2
 
 
+async def test_a_participant_of_tls_stays_one_until_somebody_says_otherwise(place: Place) -> None:
+    """Whether it is called with TLS is kept beside its address, also through a restart."""
+    async with place.open() as store:
+        await store.put_participant("mail", "127.0.0.1:7001", BY, tls=True)
+        await store.put_participant("bank", "127.0.0.1:7002", BY)
+    async with place.open() as store:
+        assert [(one.name, one.tls) for one in await store.participants()] == [
+            ("bank", False),
+            ("mail", True),
+        ]
+        await store.put_participant("mail", "127.0.0.1:7001", BY)
+        assert not any(one.tls for one in await store.participants())
+        assert [entry.details for entry in await store.audit(9)] == [
+            "at 127.0.0.1:7001",
+            "at 127.0.0.1:7002",
+            "at 127.0.0.1:7001, with TLS",
+        ]
+
+
+async def test_a_repeated_request_changes_no_participant(place: Place) -> None:
+    """It was carried out: once more it is neither an act nor undoes what came after it."""
+    put = OperatorWords("ada", "moved", NOW_MS, "r-1")
+    remove = OperatorWords("ada", "moved back", NOW_MS + 1, "r-2")
+    async with place.open() as store:
+        await store.put_participant("mail", "127.0.0.1:7001", put)
+        await store.put_participant("mail", "127.0.0.1:7001", put)
+        assert len(await store.audit(9)) == 1
+    async with place.open() as store:
+        await store.put_participant("mail", "127.0.0.1:7002", BY)
+        await store.put_participant("mail", "127.0.0.1:7001", put)
+        assert [one.address for one in await store.participants()] == ["127.0.0.1:7002"]
+        assert await store.remove_participant("mail", remove)
+        assert await store.remove_participant("mail", remove)
+        assert not await store.remove_participant("mail", OperatorWords("ada", "-", 1, "r-3"))
+        await store.put_participant("bank", "127.0.0.1:7003", put)  # another participant's
+        assert [entry.words for entry in await store.audit(9)] == [put, remove, BY, put]
+        assert [one.name for one in await store.participants()] == ["bank"]
+
+
+async def test_requests_without_an_id_are_all_carried_out(store: AnyStore) -> None:
+    """Older clients send none."""
+    await store.put_participant("mail", "127.0.0.1:7001", BY)
+    await store.put_participant("mail", "127.0.0.1:7001", BY)
+    assert len(await store.audit(9)) == 2
+
+
 async def test_removing_what_nobody_registered_is_no_act(store: AnyStore) -> None:
     """It is told, and leaves no entry behind."""
     assert not await store.remove_participant("mail", BY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError
-from amends_runtime.ports import LoadedSaga, SagaFilter
+from amends_runtime.ports import LoadedSaga, OperatorWords, SagaFilter
 from amends_runtime.storage import MemoryDisk, MemoryStore, open_memory_store
 from tests.storage.samples import start
 
@@ -42,3 +42,17 @@ async def test_a_disk_outlives_its_stores() -> None:
         await store.commit([played.done()])
         with pytest.raises(OwnershipLost):
             await died.commit([played.done()])
+
+
+async def test_a_store_that_cannot_reopen_itself_is_lost() -> None:
+    """A lone write failed, and so did the reopening: nothing can be asked, and it is said."""
+    disk = MemoryDisk()
+    async with open_memory_store(disk) as store:
+        disk.fail_next_commit(written=False, reopens=False)
+        with pytest.raises(CommitUnknown):
+            await store.put_participant("shop", "localhost:1", OperatorWords("a", "b", 1))
+        assert store.lost
+        with pytest.raises(StoreError, match="reopened"):
+            await store.wait_lost()
+        with pytest.raises(StoreError, match="reopened"):
+            await store.participants()

@@ -6,8 +6,9 @@ import json
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -197,6 +198,37 @@ async def test_a_failed_change_of_a_participant_reopens_the_store_by_itself(path
         await store.put_participant("mail", "127.0.0.1:7001", words)
         assert [one.name for one in await store.participants()] == ["mail"]
         await store.commit([played.done()])
+
+
+@pytest.mark.parametrize("what", ["participant", "definition"])
+async def test_a_store_that_cannot_reopen_by_itself_says_so(path: Path, what: str) -> None:
+    """To whoever waits for that: the caller of the write only learns that nobody knows."""
+    lost: list[StoreError] = []
+
+    async def wait_lost() -> None:
+        with pytest.raises(StoreError) as error:
+            await store.wait_lost()
+        lost.append(error.value)
+
+    async with open_sqlite_store(path) as store, anyio.create_task_group() as tasks:
+        tasks.start_soon(wait_lost)
+        await anyio.wait_all_tasks_blocked()
+        assert store._writer is not None
+        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
+        await store._writer.execute("CREATE TEMP VIEW definitions AS SELECT 1")
+        for each in path.parent.glob("amends.db*"):
+            if each.suffix != ".lock":
+                each.unlink()
+        words = OperatorWords("ada", "test", NOW_MS)
+        refund = msgspec.structs.replace(ORDER, name="refund")
+        write: Coroutine[Any, Any, object] = (
+            store.put_participant("mail", "127.0.0.1:7001", words)
+            if what == "participant"
+            else store.put_definition(refund, NOW_MS)
+        )
+        with pytest.raises(CommitUnknown):
+            await write
+    assert "could not be reopened after a failed commit" in str(lost[0])
 
 
 # -- the log ---------------------------------------------------------------------------------------

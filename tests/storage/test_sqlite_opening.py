@@ -96,7 +96,8 @@ REFUSED: dict[Callable[[Path], Awaitable[None]], str] = {
     cut_short: r"is damaged: restore a backup",
     folder: r"is a folder: give the path of a file inside it",
     loop_of_links: r"cannot be opened: ",
-    two_names: r"has 2 names \(hard links\).*copy it instead",
+    two_names: r"has 2 names \(hard links\).*copy it instead, or remove the other name "
+    r"\(find DIR -samefile .*amends\.db shows it\)",
 }
 
 

@@ -1,10 +1,13 @@
 """Logs: their two forms, and what must never be in them."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import structlog
@@ -83,6 +86,29 @@ def test_no_color_means_no_escape_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hello" in terminal.getvalue()
     assert "answer=42" in terminal.getvalue()
     assert "\x1b" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize("how", ["full", "closed", "nobody reads"])
+def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(form: str, how: str) -> None:
+    """Of ours and of other libraries: a full disk or a closed pipe must end no saga."""
+    stream = unwritable(how)
+    configure_logging(form, "info", stream)
+    if how == "closed":
+        stream.close()
+    structlog.get_logger("test").info("ours", attempt=1)
+    logging.getLogger("other").error("foreign")
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+def unwritable(how: str) -> TextIO:
+    """A stream that cannot be written to, or is about to be closed."""
+    if how == "full":
+        return Path("/dev/full").open("w", encoding="utf-8", buffering=1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8", buffering=1)
 
 
 @pytest.mark.parametrize("form", ["console", "json"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import warnings
+from pathlib import Path
 
+import grpc
 import pytest
 import structlog
 
@@ -69,8 +72,14 @@ def test_wrong_words_are_refused() -> None:
     """Statuses, times, and how long something takes."""
     with pytest.raises(InvalidScript, match="did you mean 'UNAVAILABLE'"):
         Status("UNAVAILABEL")
+    with pytest.raises(InvalidScript, match="did you mean 'UNAVAILABLE'"):
+        Status("unavailable")
     with pytest.raises(InvalidScript, match="not a gRPC error status"):
         Status("OK")
+    with pytest.raises(InvalidScript) as all_named:
+        Status("NOPE")
+    for code in grpc.StatusCode:
+        assert (code.name in str(all_named.value)) is (code is not grpc.StatusCode.OK)
     with pytest.raises(InvalidScript, match="finite seconds"):
         Slow(-1)
     with SagaTest(ORDER) as test:
@@ -81,6 +90,15 @@ def test_wrong_words_are_refused() -> None:
             charge.answers()
         with pytest.raises(InvalidScript, match="cannot be refused"):
             test.participant("payments").compensate("charge").rejects("no")
+
+
+def test_what_is_no_definition_is_refused() -> None:
+    """A file's name says how it is read."""
+    for file in ("trip.yaml", Path("trip.yaml")):
+        with pytest.raises(TypeError, match=r"amends\.Definition\.from_file\('trip\.yaml'\)"):
+            SagaTest(file)  # type: ignore[arg-type]  # that is it
+    with pytest.raises(TypeError, match="not a dict"):
+        SagaTest({"name": "trip"})  # type: ignore[arg-type]  # as above
 
 
 def test_a_handler_with_a_transaction_is_refused() -> None:
@@ -257,3 +275,22 @@ def test_nothing_is_left_behind(capsys: pytest.CaptureFixture[str]) -> None:
         gc.collect()
     assert not structlog.is_configured()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_outage_does_not_bury_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """That the breaker opens and closes is said; its probes are details, which DEBUG shows."""
+    structlog.reset_defaults()  # a test before this one may have captured logs
+
+    def said() -> list[str]:
+        records = list(caplog.records)
+        caplog.clear()
+        return [one.levelname for one in records if "breaker_changed" in one.getMessage()]
+
+    for level, probes in ((logging.INFO, False), (logging.DEBUG, True)):
+        caplog.set_level(level, "amends_runtime")
+        with SagaTest(ORDER) as test:
+            test.participant("payments").down(for_s=3600)
+            assert test.run().completed
+        levels = said()
+        assert [one for one in levels if one != "DEBUG"] == ["WARNING", "INFO"]
+        assert (len(levels) > 10) is probes

@@ -49,6 +49,49 @@ def test_it_stops_exactly_where_a_step_is_done() -> None:
         assert test.course == [*ALL[:3], "compensate charge", "compensate reserve"]
 
 
+def _parallel() -> amends.Definition:
+    """Two branches that are done at the same instant, and the pivot after both."""
+    return (
+        amends.Definition("trip")
+        .step("a", "travel", "a", after=[])
+        .step("b", "travel", "b", after=[])
+        .pivot("c", "payments", "c", after=["a", "b"])
+    )
+
+
+def test_a_cancellation_comes_before_what_is_under_way_at_that_instant() -> None:
+    """The other branch's answer is there, but not at the runtime: the pivot has not begun."""
+    with SagaTest(_parallel()) as test:
+        saga = test.start()
+        saga.run_until_step("a", amends.StepState.EXECUTED)
+        assert saga.step("b").state is amends.StepState.EXECUTING
+        assert saga.cancel().disposition is amends.CancelDisposition.TURNED_BACK
+        assert saga.result().state is amends.SagaState.COMPENSATED
+        assert "execute c" not in test.course
+        assert test.effects == []
+
+
+def test_a_script_changed_at_a_moment_holds_from_there() -> None:
+    """The pivot is called after the test has said what it answers."""
+    with SagaTest(_parallel()) as test:
+        saga = test.start()
+        saga.run_until_step("a", amends.StepState.EXECUTED)
+        test.participant("payments").execute("c").rejects("too_late")
+        assert saga.result().state is amends.SagaState.COMPENSATED
+
+
+def test_an_abandonment_comes_before_what_is_under_way_at_that_instant() -> None:
+    """As a cancellation: the operator's word is the next thing that the saga hears."""
+    with SagaTest(_parallel()) as test:
+        test.participant("travel").execute("a").answers(amends.Broken("plane_lost"))
+        saga = test.start()
+        saga.run_until_step("a", amends.StepState.STUCK)
+        abandoned = saga.abandon(reason="it is a test", force=True)  # the other branch goes on
+        assert abandoned.saga.step("b").state is amends.StepState.UNKNOWN
+        assert "b" in abandoned.remaining_steps
+        assert "execute c" not in test.course
+
+
 def test_it_stops_where_a_condition_holds() -> None:
     """After a call its effect is there, and the runtime does not know of it."""
     with SagaTest(ORDER) as test:

@@ -103,25 +103,32 @@ Global___StepResolution: _TypeAlias = StepResolution  # noqa: Y015
 
 @_typing.final
 class Audit(_message.Message):
-    """Who does it and why; both required."""
+    """Who does it and why; both required. And which request it is, for clients that ask again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """A person or a program."""
     reason: _builtins.str
     """In words."""
+    request_id: _builtins.str
+    """A client's own id of the request, at most 128 bytes, so that a repeat does nothing and is answered
+    as what has been done: make one for each request, at random, and keep it when you ask again after
+    a lost answer. Empty: every request counts.
+    """
     def __init__(
         self,
         *,
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1219,7 +1226,10 @@ class GetRuntimeResponse(_message.Message):
     started_at_ms: _builtins.int
     """When it started."""
     without_wake_up: _builtins.int
-    """Sagas without anything that would wake them. 0, or there is a bug."""
+    """Sagas that nothing wakes by itself and that no list shows as stuck. 0, or there is a bug: deciding
+    about them failed again and again, or their history cannot be read. The runtime's log names them,
+    and GetSaga shows the first kind as STUCK.
+    """
     @_builtins.property
     def sagas(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Sagas by state."""

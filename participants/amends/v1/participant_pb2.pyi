@@ -73,6 +73,7 @@ class Call(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     POLL_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """Same for every attempt of this verb, step and round, and different from every other:
     store/saga/step/verb/round. Pass it on to systems that cannot share your transaction.
@@ -111,6 +112,11 @@ class Call(_message.Message):
     """Asked again after InProgress, not sent for the first time."""
     mode: _types_pb2.Mode.ValueType
     """Two-phase commit: this call belongs to one, so that Execute means commit."""
+    participant: _builtins.str
+    """Whom the call is for: the name that the participant is registered by. Whoever goes by another
+    name has been given a wrong address: it answers UNIMPLEMENTED, and nothing runs. Empty from an
+    older runtime, which does not say: take the call.
+    """
     @_builtins.property
     def input(self) -> _types_pb2.Payload:
         """The saga's input."""
@@ -146,10 +152,11 @@ class Call(_message.Message):
         incarnation: _builtins.str = ...,
         poll: _builtins.bool = ...,
         mode: _types_pb2.Mode.ValueType = ...,
+        participant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compensation", b"compensation", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attempt", b"attempt", "compensation", b"compensation", "deadline_at_ms", b"deadline_at_ms", "definition", b"definition", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "incarnation", b"incarnation", "input", b"input", "mode", b"mode", "oldest_open_at_ms", b"oldest_open_at_ms", "poll", b"poll", "results", b"results", "round", b"round", "saga_id", b"saga_id", "step", b"step", "store_id", b"store_id", "traceparent", b"traceparent", "tracestate", b"tracestate", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attempt", b"attempt", "compensation", b"compensation", "deadline_at_ms", b"deadline_at_ms", "definition", b"definition", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "incarnation", b"incarnation", "input", b"input", "mode", b"mode", "oldest_open_at_ms", b"oldest_open_at_ms", "participant", b"participant", "poll", b"poll", "results", b"results", "round", b"round", "saga_id", b"saga_id", "step", b"step", "store_id", b"store_id", "traceparent", b"traceparent", "tracestate", b"tracestate", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -613,6 +613,10 @@ class Supervisor:
             elif isinstance(effect, PollParticipant):
                 call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
                 self._outbox.poll(call, saga.started_at_ms, effect)
+                if saga.phase is core.Phase.BACKWARD and effect.verb is Verb.EXECUTE:
+                    # It was on the wire when the saga turned back, and could not be withdrawn then.
+                    key = (effect.step, effect.verb, effect.round, effect.attempt)
+                    self._outbox.withdraw(call.participant, actor.saga_id, WithdrawCall(*key))
             else:
                 participant = actor.plan.steps[effect.step].participant
                 self._outbox.withdraw(participant, actor.saga_id, effect)

@@ -10,14 +10,14 @@ from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import Answer, StepStatus
 from amends_runtime.errors import WrongState
 
-__all__ = ["not_abandoned", "not_retried"]
+__all__ = ["not_abandoned", "not_retried", "stuck_steps"]
 
 
 def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
     """The refusal of a retry; `step` is the one that was named, if one was."""
     if answer is Answer.ENDED:
         return _ended(view, "nothing of it is tried again")
-    saga_id, stuck = view.saga.saga_id, list(_stuck(view))
+    saga_id, stuck = view.saga.saga_id, list(stuck_steps(view))
     metadata = {"saga_id": saga_id, "state": view.saga.state.name, "stuck": ", ".join(stuck)}
     if step is None:
         return WrongState(
@@ -62,7 +62,8 @@ def _ended(view: SagaView, so: str) -> WrongState:
     )
 
 
-def _stuck(view: SagaView) -> Iterator[str]:
+def stuck_steps(view: SagaView) -> Iterator[str]:
+    """The names of its steps that wait for an operator."""
     for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
         if state.status is StepStatus.STUCK:
             yield step.name

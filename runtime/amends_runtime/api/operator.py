@@ -17,12 +17,14 @@ from amends_runtime.api.by_hand import not_abandoned, not_retried
 from amends_runtime.api.differences import differences
 from amends_runtime.api.door import Context, Door, answering, not_available
 from amends_runtime.api.status import ShuttingDown
+from amends_runtime.api.unregistered import with_remedies
 from amends_runtime.api.validation import Checks
 from amends_runtime.core.definition import content_hash, violations
 from amends_runtime.core.saga import Answer, remaining_steps
 from amends_runtime.dispatch.lanes import Lanes, LaneStatus
 from amends_runtime.dispatch.participants import Participants
-from amends_runtime.errors import FieldViolation, NotFound, WrongState
+from amends_runtime.dispatch.reaching import why_not_reached
+from amends_runtime.errors import FieldViolation, InvalidRequest, NotFound, WrongState
 from amends_runtime.ports import Insights, RegisteredDefinition, StoreIdentity
 
 __all__ = ["OperatorService", "RuntimeFacts"]
@@ -73,7 +75,11 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.RegisterDefinitionRequest, context: Context
     ) -> operator_pb2.RegisterDefinitionResponse:
         definition = wire.definition_from_proto(request.definition)
-        registered, existed = await self._definitions.register(definition)
+        try:
+            registered, existed = await self._definitions.register(definition)
+        except InvalidRequest as refusal:
+            found = with_remedies(refusal.violations, definition, self._lanes.names())
+            raise InvalidRequest(refusal.reason, found, refusal.metadata) from None
         return operator_pb2.RegisterDefinitionResponse(
             registered=self._shown(registered), existed=existed
         )
@@ -116,6 +122,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             FieldViolation(violation.field, violation.message)
             for violation in violations(definition, self._lanes.names())
         ]
+        found = with_remedies(found, definition, self._lanes.names())
         response = operator_pb2.DiffDefinitionResponse(
             violations=[
                 types_pb2.Error(
@@ -156,14 +163,17 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         checks = Checks()
         name = checks.participant_name("name", request.name)
         address = checks.address("address", request.address)
-        author, reason = checks.audit("audit", request.audit)
+        author, reason, request_id = checks.audit("audit", request.audit)
         checks.passed()
         if self.door.closing:
             raise ShuttingDown
-        await self._participants.put(name, address, author, reason)
-        return operator_pb2.PutParticipantResponse(
-            participant=self._shown_participant(self._lanes.of(name).status())
-        )
+        await self._participants.put(name, address, author, reason, request_id=request_id)
+        # Durable by now, and so it stays: a wrong address is said while its giver still looks.
+        nobody = await why_not_reached(address)
+        shown = self._shown_participant(self._lanes.of(name).status())
+        if nobody and not shown.last_error and shown.address == address:
+            shown.last_error = nobody
+        return operator_pb2.PutParticipantResponse(participant=shown)
 
     @answering
     async def RemoveParticipant(
@@ -171,15 +181,17 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.RemoveParticipantResponse:
         checks = Checks()
         name = checks.participant_name("name", request.name)
-        author, reason = checks.audit("audit", request.audit)
+        author, reason, request_id = checks.audit("audit", request.audit)
         checks.passed()
         if self.door.closing:
             raise ShuttingDown
-        await self._participants.remove(name, author, reason)
+        await self._participants.remove(name, author, reason, request_id=request_id)
         return operator_pb2.RemoveParticipantResponse()
 
     def _shown_participant(self, lane: LaneStatus) -> operator_pb2.Participant:
-        return wire.participant_to_proto(lane, self._participants.configured_address(lane.name))
+        shown = wire.participant_to_proto(lane, self._participants.configured_address(lane.name))
+        shown.last_error = self._participants.why_unconnected(lane.name) or shown.last_error
+        return shown
 
     @answering
     async def ListBreakers(
@@ -200,9 +212,11 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         checks = Checks()
         saga_id = checks.saga_id("saga_id", request.saga_id)
         step = checks.step_name("step", request.step)
-        author, reason = checks.audit("audit", request.audit)
+        author, reason, request_id = checks.audit("audit", request.audit)
         checks.passed()
-        view, answer = await self._supervisor.retry_saga(saga_id, step, author, reason)
+        view, answer = await self._supervisor.retry_saga(
+            saga_id, step, author, reason, request_id=request_id
+        )
         if answer is not Answer.RETRIED:
             raise not_retried(view, answer, step)
         return operator_pb2.RetrySagaResponse(saga=wire.saga_to_proto(view))
@@ -213,10 +227,10 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.AbandonSagaResponse:
         checks = Checks()
         saga_id = checks.saga_id("saga_id", request.saga_id)
-        author, reason = checks.audit("audit", request.audit)
+        author, reason, request_id = checks.audit("audit", request.audit)
         checks.passed()
         view, answer = await self._supervisor.abandon_saga(
-            saga_id, author, reason, force=request.force
+            saga_id, author, reason, force=request.force, request_id=request_id
         )
         if answer not in (Answer.ABANDONED, Answer.ALREADY_ABANDONED):
             raise not_abandoned(view, answer)

@@ -21,12 +21,14 @@ from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.saga_actor import ended
 from amends_runtime.actors.supervisor import SagaView, StartRequest, Supervisor
 from amends_runtime.api.awaiting import AwaitedSagas
+from amends_runtime.api.by_hand import stuck_steps
 from amends_runtime.api.door import Context, Door, answering, error_for, not_available, streaming
 from amends_runtime.api.paging import fitting, question, token_for
 from amends_runtime.api.resuming import check_position
 from amends_runtime.api.status import ShuttingDown
 from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Checks
 from amends_runtime.api.watching import Watchers
+from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import Answer, Saga, StepStatus
 from amends_runtime.core.tracing import TRACEPARENT
 from amends_runtime.errors import NotFound, Unavailable, WrongState
@@ -273,12 +275,18 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
 
         def decided(saga: Saga) -> bool:
             # A stuck pivot waits for an operator, and so would the caller.
-            return saga.turn is not None or saga.steps[pivot].status is not StepStatus.EXECUTING
+            return (
+                saga.ended
+                or saga.turn is not None
+                or saga.steps[pivot].status is not StepStatus.EXECUTING
+            )
 
         try:
             view = await self._wait(view.saga.saga_id, MAX_CANCEL_WAIT_MS, context, decided)
         except Unavailable:
             return view, Answer.WAITS_FOR_PIVOT  # the request is recorded: that is the answer
+        if view.saga.state is SagaState.ABANDONED:
+            return view, Answer.ENDED  # an operator was faster than the pivot
         if view.saga.turn is not None:
             return view, Answer.TURNED_BACK
         if view.saga.steps[pivot].status is StepStatus.EXECUTED:
@@ -334,6 +342,16 @@ def _not_cancelled(view: SagaView, answer: Answer) -> WrongState:
             f"saga {saga.saga_id!r} was abandoned by an operator and stays as it is: its history"
             " says by whom and why",
             metadata,
+        )
+    stuck = list(stuck_steps(view))
+    if stuck:
+        return WrongState(
+            "PAST_NO_RETURN",
+            f"saga {saga.saga_id!r} is past its point of no return, where nothing turns it back,"
+            f" and it is stuck at {', '.join(stuck)}, where it does not go on by itself: mend what"
+            f" stops it and try again with amends retry {saga.saga_id} --reason WHY, or end it as"
+            f" it is with amends abandon {saga.saga_id} --reason WHY",
+            {**metadata, "stuck": ", ".join(stuck)},
         )
     return WrongState(
         "PAST_NO_RETURN",

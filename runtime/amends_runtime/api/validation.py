@@ -41,12 +41,15 @@ MAX_AUTHOR_BYTES: Final = 256
 """A person or a program."""
 MAX_REASON_BYTES: Final = 1024
 """A few sentences; it lands in the history."""
+MAX_REQUEST_ID_BYTES: Final = 128
+"""Room for a UUID with a prefix. It is kept for as long as what it did."""
 MAX_SHOWN_CHARS: Final = 64
 """Of a wrong value: enough to recognise it."""
 
 SAGA_ID: Final = re.compile(r"[A-Za-z0-9._:-]+")
 ANY_SAGA_ID: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
+CONTENT_TYPE: Final = re.compile(r"[ -~]*")
 CONTENT_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -126,15 +129,21 @@ class Checks:
             self.refuse(field, f"{size} bytes, and {max_bytes} are the most: say it shorter")
         return value
 
-    def audit(self, field: str, message: operator_pb2.Audit) -> tuple[str, str]:
-        """Who does something by hand, and why: both are asked for."""
+    def audit(self, field: str, message: operator_pb2.Audit) -> tuple[str, str, str]:
+        """Who does something by hand, and why: both are asked for. And the request's own id."""
         author = self.text(f"{field}.author", message.author, MAX_AUTHOR_BYTES)
         reason = self.text(f"{field}.reason", message.reason, MAX_REASON_BYTES)
         if not author.strip():
             self.refuse(f"{field}.author", "it is missing: say who does it, it is written down")
         if not reason.strip():
             self.refuse(f"{field}.reason", "it is missing: say why, it is written down")
-        return author, reason
+        size = len(message.request_id.encode())
+        if size > MAX_REQUEST_ID_BYTES:
+            self.refuse(
+                f"{field}.request_id",
+                f"{size} bytes, and {MAX_REQUEST_ID_BYTES} are the most: use a UUID",
+            )
+        return author, reason, message.request_id
 
     def step_name(self, field: str, value: str) -> str | None:
         """The name of a step; empty is none. What the definition has is looked up elsewhere."""
@@ -232,6 +241,12 @@ class Checks:
             self.refuse(
                 f"{field}.content_type",
                 f"{size} bytes, and {wire.MAX_CONTENT_TYPE_BYTES} are the most",
+            )
+        elif not CONTENT_TYPE.fullmatch(message.content_type):
+            self.refuse(
+                f"{field}.content_type",
+                f"{_shown(message.content_type)} is not a content type: use printable ASCII, as in"
+                " application/json, or leave it out",
             )
         return wire.payload_from_proto(message)
 

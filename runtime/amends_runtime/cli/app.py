@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from cyclopts import App, Group
-from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
+from cyclopts.exceptions import (
+    CycloptsError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from amends_runtime.cli import (
     completion,
@@ -168,6 +173,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _abandon_stdout()  # the reader has seen enough, as in `amends list | head`
         return ExitCode.OK
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return ExitCode.OK  # as above; what prints help turns it into this
     except OSError as error:
         if _runs_a_runtime(app, arguments):
             return report(error, debug=debug_wanted(arguments))
@@ -223,7 +232,13 @@ def _shared_options_last(app: App, arguments: list[str]) -> list[str]:
 
 
 def _usage_line(error: CycloptsError, app: App, arguments: list[str]) -> str:
+    path = _command_path(app, _shared_options_last(app, arguments))
     match error:
+        case UnknownOptionError() if path[:1] == ["definitions"] and "-" in arguments:
+            return (
+                "-: definitions are not read from standard input, because the end of a file's name"
+                " tells its format; write it into a .yaml, .toml or .json file"
+            )
         case UnusedCliTokensError():
             tokens = " ".join(error.unused_tokens or [])
             what = f"one argument too many: {tokens} (quote a value that has spaces)"
@@ -233,7 +248,6 @@ def _usage_line(error: CycloptsError, app: App, arguments: list[str]) -> str:
         case _:
             what = str(error)
     what = " ".join(what.split()).rstrip(".")
-    path = _command_path(app, _shared_options_last(app, arguments))
     joint = " See" if what.endswith("?") else "; see"
     return f"{what}{joint} {' '.join(['amends', *path])} --help"
 

@@ -18,26 +18,41 @@ if TYPE_CHECKING:
 
     import amends
 
-__all__ = ["definitions", "participants", "saga_ids"]
+__all__ = ["added_participants", "definitions", "saga_ids"]
 
 Candidates = dict[str, str]
 """Candidates, each with a word about it."""
 
 PATIENCE_S: Final = 2.0  # longer than this nobody waits for a suggestion
 MOST: Final = 50  # the newest; more of them is not a suggestion but a list
+MOST_LOOKED_AT: Final = 10_000  # for what begins as it is typed: ten pages, half a second
 
 
 def saga_ids(*states: str) -> Callable[[CompletionContext], Candidates]:
-    """Ids of sagas in one of these states, by default in any; the newest ones."""
+    """Ids of sagas in one of these states, by default in any, which begin with what is typed.
 
-    async def found(client: amends.Client) -> Candidates:
-        from amends.sagas import SagaState
+    The newest ones, among as many of the newest as can be looked through in that time.
+    """
 
-        wanted = [SagaState(state) for state in states] or None
-        newest = client.list(state=wanted, limit=MOST)
-        return {saga.saga_id: f"{saga.definition} {saga.state}" async for saga in newest}
+    def completer(context: CompletionContext) -> Candidates:
+        typed = context.incomplete
+        matching: Candidates = {}
 
-    return lambda context: _ask(context, found)
+        async def found(client: amends.Client) -> Candidates:
+            from amends.sagas import SagaState
+
+            wanted = [SagaState(state) for state in states] or None
+            # The runtime has no filter for the beginnings of ids.
+            async for saga in client.list(state=wanted, limit=MOST_LOOKED_AT if typed else MOST):
+                if saga.saga_id.startswith(typed):
+                    matching[saga.saga_id] = f"{saga.definition} {saga.state}"
+                    if len(matching) == MOST:
+                        break
+            return matching
+
+        return _ask(context, found) or matching
+
+    return completer
 
 
 def definitions(context: CompletionContext) -> Candidates:
@@ -49,11 +64,11 @@ def definitions(context: CompletionContext) -> Candidates:
     return _ask(context, found)
 
 
-def participants(context: CompletionContext) -> Candidates:
-    """Names of participants."""
+def added_participants(context: CompletionContext) -> Candidates:
+    """Names of the participants that an operator has added or re-pointed."""
 
     async def found(client: amends.Client) -> Candidates:
-        return {each.name: each.address for each in await client.participants()}
+        return {each.name: each.address for each in await client.participants() if each.by_operator}
 
     return _ask(context, found)
 

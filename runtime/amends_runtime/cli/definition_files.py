@@ -32,6 +32,7 @@ __all__ = [
     "check_files",
     "find_definitions",
     "in_seconds",
+    "matching_paths",
     "problem_line",
     "read_definition",
     "read_definitions",
@@ -54,7 +55,7 @@ def find_definitions(patterns: Iterable[str]) -> list[Definition]:
     Their steps may name any participant; see `strangers`. Ends the command with a line for each
     thing that is wrong in any of them.
     """
-    found, problems = check_files(_paths(patterns), None)
+    found, problems = check_files(matching_paths(patterns), None)
     if problems:
         raise Exit(ExitCode.USAGE, *map(str, problems))
     return [wire.definition_from_proto(each.definition.to_proto()) for each in found]
@@ -65,15 +66,19 @@ def strangers(patterns: Iterable[str], participants: Collection[str]) -> list[st
 
     They may be registered all the same, by an operator: that stands in the database.
     """
-    return [str(problem) for problem in check_files(_paths(patterns), participants)[1]]
+    return [str(problem) for problem in check_files(matching_paths(patterns), participants)[1]]
 
 
-def _paths(patterns: Iterable[str]) -> list[Path]:
+def matching_paths(patterns: Iterable[str]) -> list[Path]:
+    """The files that paths and patterns name, each once.
+
+    Ends the command if a pattern matches none. A file whose own name looks like a pattern is meant.
+    """
     return list(dict.fromkeys(path for pattern in patterns for path in _matching(pattern)))
 
 
 def _matching(pattern: str) -> list[Path]:
-    if not glob.has_magic(pattern):
+    if not glob.has_magic(pattern) or Path(pattern).is_file():
         return [Path(pattern)]
     # Not Path.glob, which takes no absolute patterns.
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))  # noqa: PTH207
@@ -257,11 +262,13 @@ def _rest_of_step(
 
 # -- words -------------------------------------------------------------------------------------
 
+KIND: Final = re.compile(rf"\b({'|'.join(amends.StepKind.__members__)})\b")
 PART: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 def _in_words_of_file(field: str, message: str, definition: amends.Definition) -> DefinitionProblem:
     """What the runtime says of a field, with the field's place in a file and its words."""
+    message = KIND.sub(lambda kind: kind[0].lower(), message)
     path: list[str | int] = [
         int(number) if number else word
         for word, number in PART.findall(field.removeprefix("definition."))
@@ -275,6 +282,7 @@ def _in_words_of_file(field: str, message: str, definition: amends.Definition) -
             step = definition.steps[number]
             inside = inside[1:] if inside[:1] == ["call"] else inside
             if inside == ["participant"] and "is not registered" in message:
+                message = message.partition("; to register it: ")[0]  # a runtime's own words for it
                 message = (
                     f"{message.removesuffix('; there are none')}; give it to amends serve as "
                     f"--participant {step.participant}=HOST:PORT, as "

@@ -139,7 +139,7 @@ async def get(
 
 
 async def register(
-    files: Annotated[tuple[Path, ...], Parameter(name="FILE", negative="")],
+    files: Annotated[tuple[str, ...], Parameter(name="FILE", negative="")],
     /,
     *,
     common: Common = COMMON,
@@ -159,14 +159,14 @@ async def register(
     Parameters
     ----------
     files:
-        YAML, TOML or JSON; one definition each.
+        YAML, TOML or JSON, or a pattern of such; one definition each.
     """
     from amends_runtime.cli.client import connect
-    from amends_runtime.cli.definition_files import problem_line, read_definitions
+    from amends_runtime.cli.definition_files import matching_paths, problem_line, read_definitions
     from amends_runtime.cli.documents import print_list
     from amends_runtime.cli.tables import print_table
 
-    read = read_definitions(files)
+    read = read_definitions(matching_paths(files))
     problems: list[str] = []
     async with connect(common) as client:
         for each in read:
@@ -239,7 +239,7 @@ async def diff(
 
 
 def check(
-    files: Annotated[tuple[Path, ...], Parameter(name="FILE", negative="")],
+    files: Annotated[tuple[str, ...], Parameter(name="FILE", negative="")],
     /,
     *,
     participant: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
@@ -261,19 +261,19 @@ def check(
     Parameters
     ----------
     files:
-        YAML, TOML or JSON; one definition each.
+        YAML, TOML or JSON, or a pattern of such; one definition each.
     participant:
         A participant that there is; may be repeated. With it every step must name one of them.
     """
     from amends_runtime import wire
-    from amends_runtime.cli.definition_files import check_files
+    from amends_runtime.cli.definition_files import check_files, matching_paths
     from amends_runtime.cli.documents import print_document, print_each
     from amends_runtime.cli.tables import print_table
     from amends_runtime.core.definition import content_hash
 
     # NAME=ADDRESS is what amends serve takes: whoever has that at hand may give it here.
     names = [each.partition("=")[0] for each in participant]
-    found, problems = check_files(dict.fromkeys(files), names or None)
+    found, problems = check_files(matching_paths(files), names or None)
     right = [
         {
             "file": str(each.path),

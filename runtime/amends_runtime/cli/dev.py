@@ -159,9 +159,15 @@ async def _dev(
 
     from amends_runtime.api.server import check_listen
     from amends_runtime.cli.client import connect
+    from amends_runtime.errors import ConfigurationError
 
     # Before any file is made: a wrong address must not leave one.
-    await check_listen(config.server.listen, insecure=False)
+    try:
+        await check_listen(config.server.listen, insecure=False)
+    except ConfigurationError as error:
+        # No configuration is read here, so none can be the way out.
+        line = str(error).replace(" or listen under [server]", "")
+        raise Exit(ExitCode.USAGE, line) from error
     files.claim()
     async with AsyncExitStack() as stack:
         demo = await stack.enter_async_context(_demo(files))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 
 from amends_runtime.cli import candidates
 from amends_runtime.cli.authorship import checked_reason, whoever
-from amends_runtime.cli.exits import Exit, ExitCode
+from amends_runtime.cli.exits import Exit, ExitCode, one_line
 from amends_runtime.cli.options import COMMON, Common
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ async def add(
 
     It holds over what the configuration says, through restarts, until it is
     removed. Calls that wait for the participant leave for the new address; those
-    on their way to the old one get their answer.
+    on their way to the old one get their answer. If nothing answers at the address
+    yet, that is said on standard error, and the exit code is 0 all the same.
 
     For example:
 
@@ -79,14 +81,19 @@ async def add(
         added = await client.put_participant(name, address, author=whoever(author), reason=reason)
     if common.output == "table":
         _print([added], common)
-        return
-    from amends_runtime.cli.documents import document, print_document
+    else:
+        from amends_runtime.cli.documents import document, print_document
 
-    print_document(document(added), common.output)
+        print_document(document(added), common.output)
+    if added.last_error:
+        sys.stderr.write(
+            f"amends: {name} is added, and {one_line(added.last_error)}; its calls wait until it"
+            " answers: amends participants shows how it is\n"
+        )
 
 
 async def remove(
-    name: Annotated[str, Parameter(name="NAME", completer=candidates.participants)],
+    name: Annotated[str, Parameter(name="NAME", completer=candidates.added_participants)],
     /,
     *,
     reason: str,
@@ -95,8 +102,9 @@ async def remove(
 ) -> None:
     """Remove a participant that was added, or take back that it was re-pointed.
 
-    One that the configuration names goes back to what that says. Calls of one
-    that it does not name wait until it is added again.
+    One that the configuration names goes back to what that says; if it is there
+    already, nothing changes and the exit code is 4. Calls of one that it does not
+    name wait until it is added again.
 
     For example:
 

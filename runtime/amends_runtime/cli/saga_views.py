@@ -58,7 +58,7 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
                 step.name,
                 step.state,
                 _attempt(step),
-                _next(step),
+                "" if saga.ended else _next(step),
                 payload_text(step.result, payloads=payloads),
                 str(step.last_error or ""),
             )

@@ -484,7 +484,7 @@ class Lanes:
         policy: BreakerPolicy,
         clock: Clock,
         observer: Observer,
-        connect: Callable[[ParticipantAddress], Transport],
+        connect: Callable[[ParticipantAddress], Transport | None],
         limits: Mapping[str, int],
     ) -> None:
         self._policy = policy
@@ -512,7 +512,7 @@ class Lanes:
         lane = self._lanes.get(address.name)
         if lane is None:
             self._lanes[address.name] = self._lane(address, self._connect(address))
-        elif lane.address.address == address.address:
+        elif (lane.address.address, lane.address.tls) == (address.address, address.tls):
             lane.address = address
         else:
             lane.move(address, self._connect(address))

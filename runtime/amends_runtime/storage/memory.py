@@ -68,13 +68,18 @@ class MemoryDisk:
         self.definitions: dict[str, RegisteredDefinition] = {}
         self.tombstones: dict[str, Tombstone] = {}
         self.feed: list[FedTurn] = []  # by position
-        self.participants: dict[str, str] = {}
+        self.participants: dict[str, ParticipantAddress] = {}
         self.audit: list[AuditEntry] = []
+        self.reopens = True
         self._fault: bool | None = None
 
-    def fail_next_commit(self, *, written: bool) -> None:
-        """The next commit raises CommitUnknown, and has or has not been written."""
+    def fail_next_commit(self, *, written: bool, reopens: bool = True) -> None:
+        """The next commit raises CommitUnknown, and has or has not been written.
+
+        If it is one after which a store reopens itself, it does only if `reopens`.
+        """
         self._fault = written
+        self.reopens = reopens
 
     def take_fault(self) -> bool | None:
         """Whether the failing commit is written; None: it does not fail."""
@@ -105,6 +110,7 @@ class MemoryStore:
         self._encoder = msgspec.msgpack.Encoder()
         self._closed = False
         self._failed = False
+        self._lost = anyio.Event()
         self._moved = anyio.Event()  # something was committed, or the store is closed
 
     # -- what it is ----------------------------------------------------------------------------
@@ -165,42 +171,65 @@ class MemoryStore:
             return known, True
         else:
             registered = msgspec.structs.replace(known, activated=activated)
-        self.disk.definitions[wanted] = registered
+        self._write(lambda: self.disk.definitions.update({wanted: registered}))
         return registered, known is not None
 
-    async def wait_lost(self) -> None:
-        """Memory is not lost."""
-        await anyio.sleep_forever()
+    @property
+    def lost(self) -> bool:
+        """Whether it has failed for good; see `wait_lost`."""
+        return self._lost.is_set()
 
-    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+    async def wait_lost(self) -> None:
+        """Returns never. Raises StoreError once it was planned to fail and not to reopen itself."""
+        await self._lost.wait()
+        raise StoreError("the store could not be reopened after a failed commit, as planned")
+
+    async def put_participant(
+        self, name: str, address: str, words: OperatorWords, *, tls: bool = False
+    ) -> None:
         """Registers a participant by hand, or points it elsewhere; with its audit entry."""
         await anyio.lowlevel.checkpoint()
         self._check_writable()
-        self._write(lambda: self._put_participant(name, address, words))
+        if self._is_repeat("put_participant", name, words):
+            return
+        registered = ParticipantAddress(name, address, by_operator=True, tls=tls)
+        self._write(lambda: self._put_participant(registered, words))
 
     async def remove_participant(self, name: str, words: OperatorWords) -> bool:
         """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
         await anyio.lowlevel.checkpoint()
         self._check_writable()
+        if self._is_repeat("remove_participant", name, words):
+            return True
         if name not in self.disk.participants:
             return False
         self._write(lambda: self._remove_participant(name, words))
         return True
 
-    def _put_participant(self, name: str, address: str, words: OperatorWords) -> None:
-        self.disk.participants[name] = address
-        self.disk.audit.append(AuditEntry("put_participant", name, f"at {address}", words))
+    def _is_repeat(self, verb: str, name: str, words: OperatorWords) -> bool:
+        return bool(words.request_id) and any(
+            (entry.verb, entry.subject, entry.words.request_id) == (verb, name, words.request_id)
+            for entry in self.disk.audit
+        )
+
+    def _put_participant(self, registered: ParticipantAddress, words: OperatorWords) -> None:
+        self.disk.participants[registered.name] = registered
+        details = f"at {registered.address}{', with TLS' if registered.tls else ''}"
+        self.disk.audit.append(AuditEntry("put_participant", registered.name, details, words))
 
     def _remove_participant(self, name: str, words: OperatorWords) -> None:
-        was = f"was at {self.disk.participants.pop(name)}"
+        was = f"was at {self.disk.participants.pop(name).address}"
         self.disk.audit.append(AuditEntry("remove_participant", name, was, words))
 
     def _write(self, change: Callable[[], None]) -> None:
-        """A write that fails as planned leaves the store usable: SQLite's reopens by itself."""
+        """A write after whose failure the store reopens itself, as SQLite's does, if it can."""
         fault = self.disk.take_fault()
         if fault is not False:
             change()
         if fault is not None:
+            if not self.disk.reopens:
+                self._failed = True
+                self._lost.set()
             raise CommitUnknown("a commit failed, as planned, and may or may not have happened")
 
     def _conflicts(self, transitions: Sequence[Transition]) -> list[int]:
@@ -296,10 +325,7 @@ class MemoryStore:
 
     async def participants(self) -> list[ParticipantAddress]:
         await self._check_readable()
-        return [
-            ParticipantAddress(name, address, by_operator=True)
-            for name, address in sorted(self.disk.participants.items())
-        ]
+        return [registered for _, registered in sorted(self.disk.participants.items())]
 
     async def audit(self, limit: int) -> list[AuditEntry]:
         await self._check_readable()

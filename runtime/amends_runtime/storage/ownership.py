@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def usable_path(path: str | os.PathLike[str]) -> Path:
         if found.st_nlink > 1:
             raise StoreUnusable(
                 f"{given} has {found.st_nlink} names (hard links), and each would have its own"
-                " lock and its own write-ahead log: copy it instead"
+                " lock and its own write-ahead log: copy it instead, or remove the other name"
+                f" (find DIR -samefile {shlex.quote(str(database))} shows it)"
             )
     kind = filesystem_of(database, _mounts())
     if kind in NETWORK_FILESYSTEMS:

@@ -215,7 +215,9 @@ class SqliteStore:
                 self._or_reopen(lambda: self._put_definition(writer, definition, now_ms))
             )
 
-    async def put_participant(self, name: str, address: str, words: OperatorWords) -> None:
+    async def put_participant(
+        self, name: str, address: str, words: OperatorWords, *, tls: bool = False
+    ) -> None:
         """Registers a participant by hand, or points it elsewhere; with its audit entry.
 
         After CommitUnknown the store has reopened itself if it could, as for a definition; asking
@@ -224,7 +226,7 @@ class SqliteStore:
         async with self._write_lock:
             writer = self._usable_writer()
             await to_the_end(
-                self._or_reopen(lambda: self._change_participant(writer, name, address, words))
+                self._or_reopen(lambda: self._change_participant(writer, name, address, words, tls))
             )
 
     async def remove_participant(self, name: str, words: OperatorWords) -> bool:
@@ -232,7 +234,7 @@ class SqliteStore:
         async with self._write_lock:
             writer = self._usable_writer()
             return await to_the_end(
-                self._or_reopen(lambda: self._change_participant(writer, name, "", words))
+                self._or_reopen(lambda: self._change_participant(writer, name, "", words, False))
             )
 
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
@@ -403,12 +405,21 @@ class SqliteStore:
         return self._definitions[self._definition_nos[wanted]], known is not None
 
     async def _change_participant(
-        self, writer: aiosqlite.Connection, name: str, address: str, words: OperatorWords
+        self,
+        writer: aiosqlite.Connection,
+        name: str,
+        address: str,
+        words: OperatorWords,
+        tls: bool,  # noqa: FBT001  # the row's columns, in their order
     ) -> bool:
-        """Whether there was a row before. An empty address removes it."""
-        parameters = {"epoch": self._identity.epoch, "name": name, "address": address}
+        """Whether there was a row before, or this very request. An empty address removes it."""
+        parameters = {"epoch": self._identity.epoch, "name": name, "address": address, "tls": tls}
         parameters |= msgspec.structs.asdict(words)
+        verb = "put_participant" if address else "remove_participant"
+        request = {"request_id": words.request_id, "verb": verb, "subject": name}
         try:
+            if list(await writer.execute_fetchall(_SQL["find_request"], request)):
+                return True
             rows = await writer.execute_fetchall(_SQL["participants"])
             existed = name in {row[0] for row in rows}
             if not address and not existed:
@@ -534,14 +545,14 @@ class SqliteStore:
 
     async def participants(self) -> list[ParticipantAddress]:
         return [
-            ParticipantAddress(name, address, by_operator=True)
-            for name, address in await self._read("participants", {})
+            ParticipantAddress(name, address, by_operator=True, tls=bool(tls))
+            for name, address, tls in await self._read("participants", {})
         ]
 
     async def audit(self, limit: int) -> list[AuditEntry]:
         return [
-            AuditEntry(verb, subject, details, OperatorWords(author, reason, at_ms))
-            for verb, subject, details, author, reason, at_ms in await self._read(
+            AuditEntry(verb, subject, details, OperatorWords(author, reason, at_ms, request_id))
+            for verb, subject, details, author, reason, at_ms, request_id in await self._read(
                 "audit", {"limit": limit}
             )
         ]

@@ -18,6 +18,7 @@ a value, ``amends.Done(…)``     the action takes effect
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from dataclasses import dataclass
@@ -26,13 +27,12 @@ from typing import Final, TypeAlias
 import grpc
 
 import amends
-from amends.definition_checks import nearest
 from amends.payload import encode
 from amends_runtime.testing.errors import InvalidScript
 
 __all__ = ["LostReply", "NoReply", "Prepared", "Slow", "Status", "prepared"]
 
-_STATUSES: Final = frozenset(code.name for code in grpc.StatusCode if code.name != "OK")
+_STATUSES: Final = tuple(sorted(code.name for code in grpc.StatusCode if code.name != "OK"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class Status:
 
     def __post_init__(self) -> None:
         if self.name not in _STATUSES:
-            known = nearest(self.name, _STATUSES, "names")
+            near = difflib.get_close_matches(str(self.name).upper(), _STATUSES, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"they are: {', '.join(_STATUSES)}"
             raise InvalidScript(f"{self.name!r} is not a gRPC error status; {known}")
 
 

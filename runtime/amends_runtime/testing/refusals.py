@@ -24,7 +24,10 @@ _KINDS: Final[tuple[tuple[type[errors.Refusal], type[amends.ApiError], grpc.Stat
 
 _WHY: Final = {
     Answer.COMPLETED: ("SAGA_COMPLETED", "has completed, and nothing of it is undone"),
-    Answer.PAST_NO_RETURN: ("PAST_NO_RETURN", "is past its point of no return and goes forward"),
+    Answer.PAST_NO_RETURN: (
+        "PAST_NO_RETURN",
+        "is past its point of no return; nothing turns it back",
+    ),
     Answer.NOTHING_STUCK: ("NOTHING_STUCK", "has no such step that is stuck"),
     Answer.NOT_STUCK: ("NOT_STUCK", "is not stuck: abandon it with force=True, or wait"),
     Answer.ENDED: ("SAGA_ENDED", "has ended"),

@@ -8,6 +8,7 @@ asks for has happened when it returns.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -76,6 +77,9 @@ class SagaTest:
     ) -> None:
         if not definitions:
             raise TypeError("SagaTest tests definitions: give it at least one")
+        for each in definitions:
+            if not isinstance(each, amends.Definition):
+                raise TypeError(_no_definition(each))
         self._plans = {definition.name: _plan(definition) for definition in definitions}
         if len(self._plans) < len(definitions):
             raise ValueError(
@@ -356,6 +360,17 @@ class SagaTest:
                 state = "is down" if service.is_down else "is up"
                 lines.append(f"  participant {name} {state}; its breaker is {breaker.state}")
         return "\n".join(lines)
+
+
+def _no_definition(given: object) -> str:
+    kind = type(given).__name__
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        return (
+            f"SagaTest tests definitions, not files; {path!r} is a {kind}: read it first, with"
+            f" SagaTest(amends.Definition.from_file({path!r}))"
+        )
+    return f"SagaTest tests definitions, as amends.Definition makes them, not a {kind}"
 
 
 def _plan(definition: amends.Definition) -> Plan:

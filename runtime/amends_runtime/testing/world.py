@@ -8,7 +8,8 @@ Nothing happens by itself. The loop runs only while the test drives it, in one o
 
 - `ask` puts a question to the runtime, as a client does, and runs until it is answered. Records may
   become durable meanwhile; calls wait before the participants (the gate is shut), so that "started"
-  means started, and nothing more.
+  means started, and nothing more. Answers wait on their way back, too: what is asked is decided
+  before anything that has not reached the runtime yet, whatever was done at the same instant.
 - `drive` opens the gate and runs until a condition holds or so much time has passed.
 
 *Moments* are where something becomes true: before and after each commit, before and after each
@@ -101,6 +102,7 @@ class World:
         self._condition: Callable[[], bool] | None = None
         self._is_looking = False
         self._gate = asyncio.Event()
+        self._delivering = anyio.Lock()
         self._going_on = asyncio.Event()
         self._calls_left = 0
         self._working = 0
@@ -248,8 +250,20 @@ class World:
         with anyio.move_on_after(call.timeout_ms / 1000):
             reply = await self.services[call.participant].receive(message)
         await self.moment(incarnation, lambda: f"after {call.participant} has answered {name}")
-        await self._gate.wait()
+        await self._turn_of_reply(incarnation.supervisor())
         return reply
+
+    async def _turn_of_reply(self, supervisor: Supervisor) -> None:
+        """Until the next reply may reach the runtime: one at a time, when the last one is durable.
+
+        In the runtime's mailboxes replies of one instant would come before what the test asks next.
+        """
+        async with self._delivering:
+            while True:
+                await self._gate.wait()
+                await supervisor.wait_idle()
+                if self._gate.is_set():  # or the drive has come to its end meanwhile
+                    return
 
     def _holds(self, condition: Callable[[], bool]) -> bool:
         try:
