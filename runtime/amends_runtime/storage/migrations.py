@@ -19,7 +19,7 @@ __all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA_VERSION", "migrate", "schema_
 
 APPLICATION_ID = 0x616D6E64  # "amnd"
 
-MIGRATIONS = ("0001_initial.sql", "0002_sagas_after_turns.sql")
+MIGRATIONS = ("0001_initial.sql", "0002_watches_and_operators.sql")
 
 SCHEMA_VERSION = len(MIGRATIONS)
 
