@@ -433,12 +433,14 @@ class Reply(msgspec.Struct, frozen=True):
     """What came back of one attempt.
 
     `healthy` is what it says of the endpoint: True (it answered), False (it is unwell), None
-    (nothing).
+    (nothing). `away` says that there was no connection to it: not that the call never arrived, for
+    one may have broken meanwhile, but that nobody is there now.
     """
 
     outcome: Outcome
     status: str
     healthy: bool | None
+    away: bool = False
 
 
 class Transport(Protocol):

@@ -159,6 +159,7 @@ class LateParticipant:
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> bytes:
         """Keep the call, and tell the runtime that the connection broke."""
+        request.call.participant = ""  # whom it is for has another name
         self._held.append(request)
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
         raise AssertionError("abort raises")
@@ -167,6 +168,7 @@ class LateParticipant:
         """Let it through, and then everything that was kept."""
         async with grpc.aio.insecure_channel(self._behind) as channel:
             stub = participant_pb2_grpc.ParticipantServiceStub(channel)
+            request.call.participant = ""
             answer = await stub.Compensate(request)
             while self._held:
                 self.outcomes.append((await stub.Execute(self._held.pop(0))).outcome)

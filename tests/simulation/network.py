@@ -77,12 +77,12 @@ class Transport:
             process.die()
             await process.wait_if_dead()
         if isinstance(answer, grpc.StatusCode):
-            reply = reply_of(answer, "simulated")
+            reply = reply_of(answer, "simulated", away=self._participant.is_down)
         else:
             reply = Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
         is_there = lane._route is not None and lane._route.transport is self
         attempt = (call.saga_id, call.step, call.verb, call.round, call.attempt)
-        if is_probe and is_there and reply.healthy is False:
+        if is_probe and is_there and reply.away:
             self._world.facts.probes.add(attempt)
         else:
             self._world.facts.probes.discard(attempt)

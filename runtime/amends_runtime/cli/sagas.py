@@ -101,7 +101,9 @@ async def start(
     # Made here, so that whoever interrupts the command still learns it.
     saga_id = new_saga_id() if id_ is None else id_
     then = f"amends wait {saga_id} waits for its end, amends get {saga_id} shows it"
-    with interruptible(f"saga {saga_id} may have been started, and goes on if it was; {then}"):
+    known = "may have been started, and goes on if it was"
+    # One for both: in between the signal would end the command without a word.
+    with interruptible(lambda: f"saga {saga_id} {known}; {then}"):
         async with connect(common) as client:
             if definition_hash is not None:
                 definition_hash = await whole_hash(
@@ -115,9 +117,9 @@ async def start(
                 deadline_s=deadline,
                 definition_hash=definition_hash,
             )
-    saga = started.saga
-    if wait and not saga.ended:
-        with interruptible(f"saga {saga_id} has been started and goes on; {then}"):
+            known = "has been started and goes on"
+        saga = started.saga
+        if wait and not saga.ended:
             saga = await wait_for_end(saga, common, timeout_s=timeout)
     print_saga(saga, common, payloads=payloads)
     return _code_of_end(saga) if wait else ExitCode.OK

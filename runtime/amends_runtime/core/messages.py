@@ -84,7 +84,7 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time.
 
-    `probe` marks one that was sent to see whether the participant is back, and it is not.
+    `probe` marks one that was sent to see whether the participant is back, and nobody was there.
     """
 
     step: int

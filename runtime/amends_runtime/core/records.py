@@ -162,7 +162,7 @@ class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
 class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
     """An attempt ended and nobody knows its outcome. `retry_at_ms` 0: none follows by itself.
 
-    A failed `probe` of an open breaker uses up no retry.
+    A `probe` of an open breaker that found nobody there uses up no retry.
     """
 
     step: int

@@ -37,8 +37,8 @@ The rules:
    once the attempt's own deadline has passed, it counts as unknown.
 10. The give-up clock is the sum of what the records say: time on the wire, at most an attempt's
     time-out each, and the waits between attempts. A lost attempt adds nothing to it and never gives
-    up by itself. Nor does a failed probe of an open breaker: its lane paces it, and a participant
-    that is down is waited for, however long.
+    up by itself. Nor does a probe of an open breaker that finds nobody there: its lane paces it,
+    and a participant that is down is waited for, however long.
 11. Terminal stays terminal.
 12. An operator's retry gives a step that is stuck, or waits, a fresh give-up clock: under the same
     key, or, where a refusal ended its round, under the next round's. A compensation stays in the

@@ -9,8 +9,10 @@ because of that:
    than 1,000 half done.
 2. At most `limit` calls on the wire, of which forward calls may hold all but a share, so that slow
    forward calls never shut out the compensations.
-3. While the breaker is open nothing leaves. Its probes are the first in the queue. One that fails
-   is told as such: the lane paces it, and it uses up no retry.
+3. While the breaker is open nothing leaves. Its probes are the first in the queue. One that finds
+   nobody there is told as such: the lane paces it, and it uses up no retry. One that is answered
+   with an error counts as any other attempt, so that a call that always fails does not probe for
+   ever.
 4. A poll waits for its time and then queues like a call. It belongs to an attempt that was sent, so
    withdrawing it only brings it forward to the attempt's own deadline.
 5. A participant that is not registered (any more) has a lane without a transport: calls wait there,
@@ -372,7 +374,7 @@ class Lane:
                 status=reply.status,
                 polls=entry.polls,
                 outcome=reply.outcome,
-                probe=entry.probe and is_current and reply.healthy is False,
+                probe=entry.probe and is_current and reply.away,
             ),
         )
         if route in self._retired and not route.calls:

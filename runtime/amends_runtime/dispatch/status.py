@@ -40,8 +40,8 @@ _TOO_LARGE = "larger than max"  # how gRPC words it when a message exceeds the r
 _MAX_DETAILS = 500  # characters of a foreign text that go into the history
 
 
-def reply_of(status: grpc.StatusCode, details: str | None) -> Reply:
-    """The reply that an error status amounts to."""
+def reply_of(status: grpc.StatusCode, details: str | None, *, away: bool = False) -> Reply:
+    """The reply that an error status amounts to; `away`: without a connection to the endpoint."""
     text = details or ""
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in text:
         # Our own side refused the reply; the endpoint is well, and retrying brings the same again.
@@ -49,4 +49,4 @@ def reply_of(status: grpc.StatusCode, details: str | None) -> Reply:
     if len(text) > _MAX_DETAILS:
         text = text[:_MAX_DETAILS] + "…"
     outcome = Unknown(status.name, text, misconfigured=status in _MISCONFIGURED)
-    return Reply(outcome, status.name, False if status in _UNWELL else None)
+    return Reply(outcome, status.name, False if status in _UNWELL else None, away)

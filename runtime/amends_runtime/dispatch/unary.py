@@ -103,7 +103,9 @@ class UnaryTransport:
             details = error.details() or ""
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 details = explain_handshake(details, self._tls)
-            return reply_of(error.code(), details)
+            # A service that refuses every call has a connection; one that is down has none.
+            away = self._channel.get_state() is not grpc.ChannelConnectivity.READY
+            return reply_of(error.code(), details, away=away)
         except Exception as error:  # noqa: BLE001  # whatever it was, the outcome is unknown
             _log.exception("call_failed_inside", saga_id=call.saga_id, step=call.step_name)
             return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)

@@ -113,7 +113,7 @@ class Service:
     async def receive(self, message: participant_pb2.Call) -> Reply:
         """Answers one attempt; the caller sees to its deadline and may leave."""
         if self.is_down:
-            return _error("UNAVAILABLE", f"participant {self.name} is down")
+            return _error("UNAVAILABLE", f"participant {self.name} is down", away=True)
         call = call_from_wire(message)
         script = self.scripts[call.action, call.verb]
         script.calls.append(call)
@@ -210,7 +210,8 @@ class Service:
         if isinstance(answer, Status | NoReply):
             return await self._without_effect(answer)
         if death.is_set():
-            return _error("UNAVAILABLE", f"participant {self.name} went down in the middle of it")
+            why = f"participant {self.name} went down in the middle of it"
+            return _error("UNAVAILABLE", why, away=True)
         outcome = answer.answer if isinstance(answer, LostReply) else answer
         assert isinstance(outcome, Outcome), "answers are prepared"
         self._commit(call, question, outcome)
@@ -260,5 +261,5 @@ def _reply(verb: amends.Verb, outcome: Outcome) -> Reply:
     return Reply(said, "OK", healthy=True)
 
 
-def _error(status: str, message: str) -> Reply:
-    return reply_of(grpc.StatusCode[status], message)
+def _error(status: str, message: str, *, away: bool = False) -> Reply:
+    return reply_of(grpc.StatusCode[status], message, away=away)
