@@ -189,7 +189,19 @@ def run(arguments: Sequence[str]) -> int:
             _abandon_stdout()  # as above, out of a task
             return ExitCode.OK
         return report(error, debug=debug_wanted(arguments))
+    finally:
+        _let_go_of_stderr()
     return ExitCode.OK if code is None else int(code)
+
+
+def _let_go_of_stderr() -> None:
+    """What is left of lines that could not be written would make the exit code 120 at the end."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _runs_a_runtime(app: App, arguments: list[str]) -> bool:
