@@ -64,9 +64,11 @@ class ScriptedTransport:
             self._news = anyio.Event()
             await self._news.wait()
 
-    def answer(self, call: Call, outcome: Outcome, *, healthy: bool | None = True) -> None:
+    def answer(
+        self, call: Call, outcome: Outcome, *, healthy: bool | None = True, away: bool = False
+    ) -> None:
         status = outcome.reason if isinstance(outcome, Unknown) else "OK"
-        self._replies.pop(_key(call)).set_result(Reply(outcome, status, healthy))
+        self._replies.pop(_key(call)).set_result(Reply(outcome, status, healthy, away))
 
     async def wait_sent(self, count: int) -> None:
         while len(self.sent) < count:
@@ -214,6 +216,28 @@ def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -> None
             await transport.wait_sent(5)
             assert transport.names()[4] == "younger"
             assert lane.status().breaker.state is BreakerState.CLOSED
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+def test_a_probe_is_told_as_one_only_if_nobody_is_there() -> None:
+    """Who is there and answers with an error is tried like any other, and given up at last."""
+    policy = BreakerPolicy(failures_to_open=1, open_ms=50, max_open_ms=50)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with a_lane(policy=policy, clock=VirtualClock(loop)) as (lane, transport, sagas):
+            for number, away in enumerate([True, False, True]):
+                lane.submit(a_call(f"s{number}"), started_at_ms=number)
+                await transport.wait_sent(number + 1)
+                call = transport.sent[number]
+                transport.answer(call, Unknown("UNAVAILABLE"), healthy=False, away=away)
+                await sagas.wait_told(number + 1)
+            told = [message for _, message in sagas.told]
+            # The first one opened the breaker: it was no probe, though nobody was there.
+            assert [getattr(message, "probe", None) for message in told] == [False, False, True]
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
