@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import secrets
 import signal
 import sys
@@ -116,7 +117,7 @@ def _minimise(seed: int) -> int:
 
 def _simulate(first: int, count: int, jobs: int, *, whole_trace: bool) -> int:
     interrupt = _Interrupt()
-    began_s, told_s = time.monotonic(), time.monotonic()
+    began_s, told_s, cpu_began_s = time.monotonic(), time.monotonic(), _cpu_s()
     totals = Totals()
     print(f"seeds {first} to {first + count - 1}", file=sys.stderr)
     for part in _parts(first, count, jobs):
@@ -127,12 +128,15 @@ def _simulate(first: int, count: int, jobs: int, *, whole_trace: bool) -> int:
             _tell(totals, count, now_s - began_s)
         if interrupt.is_pressed or len(totals.findings) >= MOST_FINDINGS:
             break
-    seconds = time.monotonic() - began_s
+    seconds, cpu_s = time.monotonic() - began_s, _cpu_s() - cpu_began_s
     _show_findings(totals, whole_trace=whole_trace)
     print("\n".join(totals.table()))
     missing = totals.never_fired() if totals.schedules >= MANY else []
     rate = totals.schedules / seconds
-    print(f"\n{totals.schedules:,} schedules in {seconds:.1f} s: {rate:.1f} a second")
+    print(
+        f"\n{totals.schedules:,} schedules in {seconds:.1f} s: {rate:.1f} a second;"
+        f" {cpu_s:.1f} s of CPU"
+    )
     verdict = _verdict(totals, missing, interrupted=interrupt.is_pressed)
     print(verdict)
     print(
@@ -141,6 +145,7 @@ def _simulate(first: int, count: int, jobs: int, *, whole_trace: bool) -> int:
                 **totals.to_json(),
                 "first_seed": first,
                 "seconds": round(seconds, 1),
+                "cpu_s": round(cpu_s, 1),
                 "schedules_per_s": round(rate, 1),
                 "jobs": jobs,
                 "verdict": verdict,
@@ -184,6 +189,12 @@ def _ignore_interrupts() -> None:
 
 
 # -- what people read ------------------------------------------------------------------------------
+
+
+def _cpu_s() -> float:
+    """What this process and its children that have ended have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _tell(totals: Totals, count: int, seconds: float) -> None:
