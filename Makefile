@@ -84,7 +84,7 @@ demo: $(READY) ## start everything, play the scenes, kill the runtime, audit the
 test: $(READY) ## run the tests (ARGS: arguments of pytest)
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile --hypothesis-profile=$(MODE) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
 
-bench: $(READY) ## compare with the naive loop and write build/bench.json
+bench: $(READY) ## compare with the naive loop (ARGS=--telemetry: what traces and metrics cost)
 	@$(PY) scripts/bench.py $(ARGS)
 
 soak: $(READY) ## kill processes under load, then audit the ledgers
@@ -130,6 +130,7 @@ check-docs: $(READY)
 	@echo "generated documents"
 	@$(PY) scripts/draw_states.py --check
 	@$(PY) scripts/gen_cli_docs.py --check
+	@$(PY) scripts/gen_metrics_docs.py --check
 
 # Asking buf for its version first tells a missing buf, which is skipped, from a finding, which fails.
 check-buf:

@@ -3,18 +3,19 @@
 Two ways to do the same work, in alternation, on the same machine, against the same participant:
 
     naive    one process, 100 loops, each making three unary grpc.aio calls one after another;
-    nothing
-             is durable, nothing is retried, a crash loses everything
+             nothing is durable, nothing is retried, a crash loses everything
     amends   one process with 100 tasks, each `await client.start(..., wait_s=...)` of a saga of
-    the same
-             three steps; the runtime between them, its database on a real disk with real syncs
+             the same three steps; the runtime between them, its database on a real disk with real
+             syncs
 
 Closed loop: a loop begins its next piece of work when the last has ended. After it one at a time,
 for the latency of a saga when nobody else is there. At the end the participant is asked for its
 effects: each saga must have left each of its three exactly once, else the run fails.
 
 Quote ratios: the machines are noisy, and the two alternate within one run because of that.
-`participant`, `naive` and `amends` are the processes that `run` starts; nobody else needs to.
+`--telemetry` measures something else: what traces and metrics cost, see `bench_telemetry.py`.
+`participant`, `sink`, `naive` and `amends` are the processes that a benchmark starts; nobody else
+needs to.
 """
 
 from __future__ import annotations
@@ -24,69 +25,44 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
-import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import anyio
 import grpc.aio
 
-import amends
-from amends.v1 import participant_pb2, participant_pb2_grpc, types_pb2
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
 
-STEPS = ("one", "two", "three")
-PAYLOAD = b"x" * 200
-CONCURRENCY = 100
-READY_S = 30.0
-
-
-# -- the participant -------------------------------------------------------------------------------
-
-
-async def participant(ready_file: Path) -> None:
-    """Serves three actions that count their effects, and `report`, which answers the count."""
-    effects: Counter[str] = Counter()
-    undone: Counter[str] = Counter()
-    bench = amends.Participant("bench", barrier=None)
-
-    async def act(call: amends.Call) -> bytes:
-        effects[f"{call.saga_id}/{call.action}"] += 1
-        return PAYLOAD
-
-    async def undo(call: amends.Call) -> None:
-        undone[f"{call.saga_id}/{call.action}"] += 1
-
-    for action in STEPS:
-        bench.execute(action)(act)
-        bench.compensate(action)(undo)
-
-    @bench.execute("report", compensatable=False)
-    async def report(_: amends.Call) -> dict[str, int]:
-        return {
-            "effects": effects.total(),
-            "keys": len(effects),
-            "doubled": sum(count > 1 for count in effects.values()),
-            "undone": undone.total(),
-        }
-
-    async with amends.serve(bench, listen="127.0.0.1:0") as server:
-        _announce(ready_file, server.address)
-        await server.wait_closed()
+from amends.v1 import participant_pb2, participant_pb2_grpc
+from scripts import bench_telemetry
+from scripts.bench_processes import (
+    CONCURRENCY,
+    PAYLOAD,
+    STEPS,
+    Load,
+    call_of,
+    closed_loop,
+    conditions,
+    count_ended,
+    cpu_seconds,
+    effects_at,
+    participant,
+    participant_command,
+    percentiles,
+    process,
+    register,
+    run_load,
+    runtime_command,
+    through_amends,
+    write_figures,
+)
+from scripts.bench_sink import sink
 
 
-# -- the two loads ---------------------------------------------------------------------------------
-
-
-async def naive(address: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
+async def naive(address: str, tag: str, seconds: float, concurrency: int) -> Load:
     """Three unary calls, one after another, in as many loops as `concurrency`."""
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
@@ -95,74 +71,11 @@ async def naive(address: str, tag: str, seconds: float, concurrency: int) -> dic
         async def one(number: int) -> None:
             result = PAYLOAD
             for step in STEPS:
-                call = _call(f"naive-{tag}-{number}", step, result)
+                call = call_of(f"naive-{tag}-{number}", step, result)
                 response = await stub.Execute(participant_pb2.ExecuteRequest(call=call), timeout=10)
                 result = response.outcome.done.result.data
 
-        return await _load(one, seconds, concurrency)
-
-
-def _call(saga_id: str, step: str, data: bytes) -> participant_pb2.Call:
-    """A call as the runtime would make it, so that both ways put the same bytes on the wire."""
-    return participant_pb2.Call(
-        idempotency_key=f"naive/{saga_id}/{step}/EXECUTE/1",
-        store_id="naive",
-        saga_id=saga_id,
-        definition="bench",
-        step=step,
-        action=step,
-        verb=types_pb2.VERB_EXECUTE,
-        round=1,
-        attempt=1,
-        input=types_pb2.Payload(data=data),
-    )
-
-
-async def through_amends(
-    address: str, tag: str, seconds: float, concurrency: int
-) -> dict[str, Any]:
-    """As many tasks as `concurrency`, each starting a saga and waiting for its end."""
-    async with amends.Client(address) as client:
-
-        async def one(number: int) -> None:
-            handle = await client.start(
-                "bench", PAYLOAD, saga_id=f"amends-{tag}-{number}", wait_s=30
-            )
-            saga = await handle.result(timeout_s=60)
-            if saga.state is not amends.SagaState.COMPLETED:
-                raise RuntimeError(f"saga {saga.saga_id} ended {saga.state}")
-
-        return await _load(one, seconds, concurrency)
-
-
-async def _load(
-    one: Callable[[int], Awaitable[None]], seconds: float, concurrency: int
-) -> dict[str, Any]:
-    """A closed loop.
-
-    Answers how many were done, in how long, and each one's latency in milliseconds.
-    """
-    latencies_ms: list[float] = []
-    number = 0
-    began = time.monotonic()
-
-    async def loop() -> None:
-        nonlocal number
-        while time.monotonic() - began < seconds:
-            number += 1
-            sent = time.monotonic()
-            await one(number)
-            latencies_ms.append((time.monotonic() - sent) * 1000)
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(concurrency):
-            tasks.start_soon(loop)
-    return {
-        "sagas": len(latencies_ms),
-        "seconds": time.monotonic() - began,
-        "cpu_s": time.process_time(),
-        "latencies_ms": latencies_ms,
-    }
+        return await closed_loop(one, seconds, concurrency)
 
 
 # -- the run ---------------------------------------------------------------------------------------
@@ -175,16 +88,15 @@ def run(rounds: int, seconds: float, output: Path, profile: Path | None) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="amends-bench-") as name:
         folder = Path(name)
-        conditions = _conditions(rounds, seconds, folder)
+        measured_under = conditions(folder, rounds, seconds)
         figures, done = _measure(folder, rounds, seconds, profile)
         # The runtime has ended, which moved its log into the database.
-        finished = _count_sagas(folder / "amends.db")
+        finished = count_ended(folder / "amends.db")
         disk = (folder / "amends.db").stat().st_size
     figures["disk_bytes_per_saga"] = round(disk / finished)
-    figures["conditions"] = conditions
+    figures["conditions"] = measured_under
     exact = figures["exact"] = _exact(figures, done, finished)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(output, figures)
     _print_table(figures, output)
     return 0 if exact else 1
 
@@ -194,17 +106,17 @@ def _measure(
 ) -> tuple[dict[str, Any], Counter[str]]:
     """Runs everything. Answers the figures, and how many sagas each way was told were done."""
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(_process(folder, "participant", _self("participant")))
-        command = _runtime(folder, worker["address"], profile)
-        runtime = stack.enter_context(_process(folder, "runtime", command))
-        asyncio.run(_register(runtime["address"]))
+        worker = stack.enter_context(process(folder, "participant", participant_command()))
+        command = runtime_command(folder / "amends.db", worker["address"], profile)
+        runtime = stack.enter_context(process(folder, "runtime", command))
+        asyncio.run(register(runtime["address"]))
         addresses = {"naive": worker["address"], "amends": runtime["address"]}
         done: Counter[str] = Counter()
 
         def load(way: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
-            before = [_cpu_seconds(process["pid"]) for process in (worker, runtime)]
-            result = _run_load(way, addresses[way], tag, seconds, concurrency)
-            after = [_cpu_seconds(process["pid"]) for process in (worker, runtime)]
+            before = [cpu_seconds(one["pid"]) for one in (worker, runtime)]
+            result = run_load(way, addresses[way], f"{tag}-{os.getpid()}", seconds, concurrency)
+            after = [cpu_seconds(one["pid"]) for one in (worker, runtime)]
             used = (result["cpu_s"], after[0] - before[0], after[1] - before[1])
             result["cpu_us"] = dict(
                 zip(
@@ -227,15 +139,8 @@ def _measure(
                 print(f"  round {number + 1}  {way:7} {rate:8.0f} sagas/s", flush=True)
         single = {way: load(way, "single", 3.0, 1) for way in addresses}
         figures = _figures(results, single)
-        figures["effects"] = asyncio.run(_report(worker["address"]))
+        figures["effects"] = asyncio.run(effects_at(worker["address"]))
         return figures, done
-
-
-def _run_load(way: str, address: str, tag: str, seconds: float, concurrency: int) -> dict[str, Any]:
-    command = [*_self(way), address, f"{tag}-{os.getpid()}", str(seconds), str(concurrency)]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=seconds + 120)
-    done: dict[str, Any] = json.loads(ended.stdout)
-    return done
 
 
 def _figures(
@@ -250,11 +155,11 @@ def _figures(
             "sagas_per_s_by_round": [round(rate, 1) for rate in rates],
             "sagas": sum(done["sagas"] for done in rounds),
             "cpu_us_per_saga": {
-                process: round(statistics.median(done["cpu_us"][process] for done in rounds))
-                for process in rounds[0]["cpu_us"]
+                name: round(statistics.median(done["cpu_us"][name] for done in rounds))
+                for name in rounds[0]["cpu_us"]
             },
-            "latency_ms": _percentiles(latencies),
-            "one_at_a_time_ms": _percentiles(single[way]["latencies_ms"]),
+            "latency_ms": percentiles(latencies),
+            "one_at_a_time_ms": percentiles(single[way]["latencies_ms"]),
         }
     pairs = zip(
         figures["amends"]["sagas_per_s_by_round"],
@@ -271,14 +176,6 @@ def _figures(
     return figures
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        f"p{share}": round(ordered[min(len(ordered) - 1, len(ordered) * share // 100)], 2)
-        for share in (50, 95, 99)
-    }
-
-
 def _exact(figures: dict[str, Any], done: Counter[str], finished: int) -> bool:
     """Whether every piece of work left each of its effects once: neither lost nor doubled.
 
@@ -292,118 +189,6 @@ def _exact(figures: dict[str, Any], done: Counter[str], finished: int) -> bool:
         and effects["doubled"] == effects["undone"] == 0
         and finished == done["amends"]
     )
-
-
-# -- processes -------------------------------------------------------------------------------------
-
-
-def _self(*arguments: str) -> list[str]:
-    return [sys.executable, str(Path(__file__).resolve()), *arguments]
-
-
-def _runtime(folder: Path, participant_address: str, profile: Path | None) -> list[str]:
-    profiled = ["-m", "cProfile", "-o", str(profile)] if profile else []
-    return [
-        *(sys.executable, *profiled, "-m", "amends_runtime", "serve"),
-        *("--listen", "127.0.0.1:0", "--database", str(folder / "amends.db")),
-        *("--participant", f"bench={participant_address}", "--log-level", "warning"),
-        "--ready-file",
-    ]
-
-
-@contextlib.contextmanager
-def _process(folder: Path, name: str, command: list[str]) -> Iterator[dict[str, Any]]:
-    """A process that writes a ready file; ended by SIGTERM. Its log is shown if it fails."""
-    ready_file, log = folder / f"{name}.json", folder / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([*command, str(ready_file)], stdout=output, stderr=output)
-        try:
-            give_up_at = time.monotonic() + READY_S
-            while not ready_file.exists():
-                if process.poll() is not None or time.monotonic() > give_up_at:
-                    raise SystemExit(f"{name} did not come up:\n{log.read_text()[-2000:]}")
-                time.sleep(0.02)
-            yield json.loads(ready_file.read_text())
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _announce(ready_file: Path, address: str) -> None:
-    draft = ready_file.with_suffix(".draft")
-    draft.write_text(json.dumps({"pid": os.getpid(), "address": address}))
-    draft.replace(ready_file)
-
-
-async def _register(address: str) -> None:
-    definition = amends.Definition("bench")
-    for step in STEPS:
-        definition = definition.step(step, participant="bench", action=step)
-    async with amends.Client(address) as client:
-        await client.register(definition)
-
-
-async def _report(address: str) -> dict[str, int]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = participant_pb2_grpc.ParticipantServiceStub(channel)
-        call = _call("report", "report", b"")
-        response = await stub.Execute(participant_pb2.ExecuteRequest(call=call), timeout=10)
-    counted: dict[str, int] = json.loads(response.outcome.done.result.data)
-    return counted
-
-
-def _count_sagas(database: Path) -> int:
-    """Sagas that the store has as COMPLETED, read by a connection that cannot write."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM sagas WHERE ended_at_ms > 0").fetchone()
-    return int(count)
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (Linux: /proc; elsewhere 0)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _sync_us(folder: Path) -> int:
-    """The median of fdatasync after 4 KiB, where the database lies: what a commit waits for."""
-    taken = []
-    with (folder / "sync-probe").open("wb") as probe:
-        for _ in range(100):
-            probe.write(b"x" * 4096)
-            probe.flush()
-            began = time.perf_counter()
-            os.fdatasync(probe.fileno())
-            taken.append(time.perf_counter() - began)
-    (folder / "sync-probe").unlink()
-    return round(statistics.median(taken) * 1e6)
-
-
-def _conditions(rounds: int, seconds: float, folder: Path) -> dict[str, Any]:
-    return {
-        "fdatasync_us": _sync_us(folder),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "grpcio": version("grpcio"),
-        "amends": version("amends"),
-        "synchronous": "FULL",
-        "transport": "unary",
-        "steps": len(STEPS),
-        "payload_bytes": len(PAYLOAD),
-        "concurrency": CONCURRENCY,
-        "rounds": rounds,
-        "seconds_per_round": seconds,
-        "loop": "closed",
-        "machine": platform.machine(),
-    }
 
 
 def _print_table(figures: dict[str, Any], output: Path) -> None:
@@ -432,33 +217,60 @@ def _print_table(figures: dict[str, Any], output: Path) -> None:
 
 def main() -> int:
     """Parses the command line and does what it says."""
+    options = _parser().parse_args()
+    match options.command:
+        case "participant":
+            asyncio.run(participant(options.ready_file, options.otlp, options.service))
+        case "sink":
+            asyncio.run(sink(options.ready_file, hangs=options.hangs))
+        case "naive" | "amends" as way:
+            load_of = naive if way == "naive" else through_amends
+            load = load_of(options.address, options.tag, options.seconds, options.concurrency)
+            print(json.dumps(asyncio.run(load)))
+        case _ if options.telemetry:
+            return bench_telemetry.run(
+                bench_telemetry.chosen(options.ways),
+                options.rounds or 4,
+                options.seconds or 3.0,
+                options.output,
+                options.profile,
+            )
+        case _:
+            return run(options.rounds or 5, options.seconds or 6.0, options.output, options.profile)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command")
-    whole = commands.add_parser("run", help="the benchmark (the default)")
-    for target in (parser, whole):
-        target.add_argument("--rounds", type=int, default=5)
-        target.add_argument("--seconds", type=float, default=6.0)
-        target.add_argument("--output", type=Path, default=Path("build/bench.json"))
-        target.add_argument("--profile", type=Path, help="write a cProfile of the runtime here")
-    commands.add_parser("participant").add_argument("ready_file", type=Path)
+    parser.add_argument("--rounds", type=int, help="default 5; with --telemetry 4")
+    parser.add_argument("--seconds", type=float, help="of each load: default 6, or 3")
+    parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--profile", type=Path, help="write a cProfile of the runtime here")
+    parser.add_argument("--telemetry", action="store_true", help="what traces and metrics cost")
+    keys = [way.key for way in bench_telemetry.WAYS]
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=[*keys, "all"],
+        default=[],
+        metavar="WAY",
+        help=f"with --telemetry, only these of {', '.join(keys)}; or all",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="")
+    worker = commands.add_parser("participant")
+    worker.add_argument("ready_file", type=Path)
+    worker.add_argument("--otlp", default="")
+    worker.add_argument("--service", default="")
+    collector = commands.add_parser("sink")
+    collector.add_argument("ready_file", type=Path)
+    collector.add_argument("--hangs", action="store_true")
     for way in ("naive", "amends"):
         load = commands.add_parser(way)
         load.add_argument("address")
         load.add_argument("tag")
         load.add_argument("seconds", type=float)
         load.add_argument("concurrency", type=int)
-    options = parser.parse_args()
-    if options.command == "participant":
-        asyncio.run(participant(options.ready_file))
-        return 0
-    if options.command in ("naive", "amends"):
-        load_of = naive if options.command == "naive" else through_amends
-        done = asyncio.run(
-            load_of(options.address, options.tag, options.seconds, options.concurrency)
-        )
-        print(json.dumps(done))
-        return 0
-    return run(options.rounds, options.seconds, options.output, options.profile)
+    return parser
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -64,6 +65,11 @@ EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 
+CONNECT_TIMEOUT_S: Final = 2.0
+"""How long a collector may take to accept a connection, when it is asked whether it is there."""
+
+MAX_PORT: Final = 65_535
+
 BREAKER: Final = """
 [breaker]
 failures_to_open = 3  # somebody watches: the default of 5 takes a little longer
@@ -83,10 +89,16 @@ def main() -> int:
         "--keep", action="store_true", help="stay up afterwards, until Ctrl-C (make: ARGS=--keep)"
     )
     parser.add_argument("--seed", type=int, help="repeats the orders and the faults of a run")
+    parser.add_argument(
+        "--otlp",
+        type=_host_and_port,
+        metavar="HOST:PORT",
+        help="send every saga's trace to a collector by OTLP over gRPC, such as Jaeger's port 4317",
+    )
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     folder = Path(tempfile.mkdtemp(prefix="amends-demo-"))
-    demo = Demo(folder, seed=seed, keep=given.keep)
+    demo = Demo(folder, seed=seed, keep=given.keep, otlp=given.otlp)
     try:
         asyncio.run(demo.play())
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -106,6 +118,29 @@ def main() -> int:
     return EXIT_DONE
 
 
+def _host_and_port(text: str) -> str:
+    """Check a collector's address; argparse says what is wrong with it, before anything starts."""
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", text)
+    if match is None or not 1 <= int(match[1]) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address: write HOST:PORT, for example 127.0.0.1:4317"
+        )
+    return text
+
+
+def _tracing_environment(otlp: str | None) -> dict[str, str]:
+    """Say by OpenTelemetry's own variables where spans go, over whatever is set already."""
+    if otlp is None:
+        return {}
+    return {
+        "OTEL_SDK_DISABLED": "false",
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://{otlp}",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+    }
+
+
 def _describe(error: BaseException) -> str:
     """Say what went wrong; of several things that did, the first."""
     while isinstance(error, BaseExceptionGroup):
@@ -119,16 +154,17 @@ def _describe(error: BaseException) -> str:
 class Demo:
     """The stage: the folder, the processes, the client, and what is said to the audience."""
 
-    def __init__(self, folder: Path, *, seed: int, keep: bool) -> None:
+    def __init__(self, folder: Path, *, seed: int, keep: bool, otlp: str | None) -> None:
         self.is_over = False
         """All scenes were played and all of it held."""
         self._folder = folder
         self._databases = databases_in(folder)
         self._seed = seed
         self._keep = keep
+        self._otlp = otlp
         self._console = Console(highlight=False, soft_wrap=True)
         self._began_at_s = time.monotonic()
-        self._processes = Processes(folder)
+        self._processes = Processes(folder, environment=_tracing_environment(otlp))
         self._journal = Journal(folder / JOURNAL_NAME)
         self._casualties: list[Process] = []
         self._client: amends.Client
@@ -144,6 +180,8 @@ class Demo:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         limit = loop.call_later(TIME_LIMIT_S, task.cancel)
         self.say(f"Everything is in {self._folder}; ARGS=--seed={self._seed} repeats it.")
+        if self._otlp is not None:
+            self.say(f"Every saga's trace is sent to {self._otlp}; find it by its trace id.")
         with self._journal:
             async with self._processes, self._casualties_noted(), self._stage():
                 await self._scene_an_order_completes()
@@ -152,6 +190,7 @@ class Demo:
                 await self._scene_shipping_is_down()
                 await self._scene_the_runtime_is_killed()
                 self._audit()
+                await self._tell_if_nobody_collects()
                 self.is_over = True
                 self.headline(f"All of it held, in {self._elapsed_s():.0f} seconds")
                 limit.cancel()
@@ -173,7 +212,9 @@ class Demo:
         self.headline("Four services and a runtime start, each a process with its own database")
         services = await self._processes.start_services()
         self._runtime = await self._processes.start_runtime(
-            {service.name: service.address for service in services}, settings=BREAKER
+            {service.name: service.address for service in services},
+            settings=BREAKER,
+            arguments=() if self._otlp is None else (f"--otlp={self._otlp}",),
         )
         for process in (*services, self._runtime):
             self.tell(f"{process.name:<10} {process.address:<16} pid {process.pid}")
@@ -292,7 +333,11 @@ class Demo:
         lost = await self._count_lost(orders)
         if not lost:
             raise DemoFailed("no call was on the wire when the runtime was killed")
-        self.tell(f"{lost} calls were under way at the kill; each was asked again, by its key")
+        self.tell(
+            f"{lost.total()} calls were under way at the kill; each was asked again, by its key"
+        )
+        [(most_lost, _)] = lost.most_common(1)
+        await self._tell_trace(most_lost)
 
     def _audit(self) -> None:
         self.headline("The ledgers are audited against what the client was told")
@@ -359,12 +404,13 @@ class Demo:
 
         await _within(reached(), f"the breaker of {participant} is not {state}")
 
-    async def _count_lost(self, saga_ids: Mapping[str, object]) -> int:
-        """Count the attempts that were on the wire when the runtime died."""
-        lost = 0
+    async def _count_lost(self, saga_ids: Mapping[str, object]) -> Counter[str]:
+        """Count the attempts that were on the wire when the runtime died, by their saga."""
+        lost: Counter[str] = Counter()
         for saga_id in saga_ids:
             async for record in self._client.history(saga_id):
-                lost += record.kind is amends.RecordKind.ATTEMPT_LOST
+                if record.kind is amends.RecordKind.ATTEMPT_LOST:
+                    lost[saga_id] += 1
         return lost
 
     # -- expectations ------------------------------------------------------------------------------
@@ -404,6 +450,28 @@ class Demo:
             line, style = _in_words(record)
             if line:
                 self.tell(f"  {line}", style)
+        await self._tell_trace(saga_id)
+
+    async def _tell_trace(self, saga_id: str) -> None:
+        """Say by which id a tracing system finds a saga, if traces are sent anywhere."""
+        if self._otlp is not None:
+            trace = await self._client.trace(saga_id)
+            self.tell(f"trace of {saga_id}: {trace.trace_id}", "cyan")
+
+    async def _tell_if_nobody_collects(self) -> None:
+        """Say that no collector is there. Whether all has arrived, only a collector knows."""
+        if self._otlp is None:
+            return
+        host, _, port = self._otlp.rpartition(":")
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except OSError:  # a TimeoutError is one, too
+            self.tell(
+                f"no collector answers at {self._otlp} now; without one, traces are lost", "yellow"
+            )
+        else:
+            writer.close()
 
     def _show_what_to_try(self) -> None:
         amends_command = shlex.join([sys.executable, "-m", "amends_runtime"])
@@ -412,12 +480,15 @@ class Demo:
             '{"customer":"customer-01","card":"4242","sku":"cup","quantity":3,"address":"here"}'
         )
         self.say("It stays up until Ctrl-C. In another terminal:", "bold")
-        for command in (
+        commands = [
             f"{amends_command} list {target}",
             f"{amends_command} history a-declined-card {target}",
             f"{amends_command} participants {target}",
             f"{amends_command} start order --input {shlex.quote(a_payload)} --wait {target}",
-        ):
+        ]
+        if self._otlp is not None:
+            commands.append(f"{amends_command} trace export crowd-001 --to {self._otlp} {target}")
+        for command in commands:
             self.say(f"  {command}")
         self.say("Break something: the switches are read again whenever the file changes, e.g.")
         self.say(f'  echo \'{{"shipping": {{"down": true}}}}\' > {self._processes.switches}')

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 import amends.sagas
 from amends_runtime.cli import exits
 from amends_runtime.cli.app import build_app
-from amends_runtime.config import Breaker, Config, Limits, Participant, Server
+from amends_runtime.config import Breaker, Config, Limits, Participant, Server, Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE_BY = "<!-- Made by scripts/gen_cli_docs.py; edit the code that it names, not this file. -->"
@@ -162,6 +162,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[participants.NAME]", Participant),
     ("[limits]", Limits),
     ("[breaker]", Breaker),
+    ("[telemetry]", Telemetry),
 )
 
 

@@ -180,6 +180,7 @@ STORAGE: Final = "runtime/amends_runtime/storage/"
 DISPATCH: Final = "runtime/amends_runtime/dispatch/"
 WIRE: Final = "runtime/amends_runtime/wire.py"
 SDK: Final = "participants/amends/"
+TELEMETRY: Final = "runtime/amends_runtime/telemetry/"
 
 
 LAYERS: Final = (
@@ -197,6 +198,7 @@ LAYERS: Final = (
     pytest("store contract", "tests/storage", "--ignore-glob=*test_sqlite*", runs=(CORE, STORAGE)),
     pytest("wire", "tests/test_wire.py", runs=(CORE, WIRE)),
     pytest("properties", "tests/core/test_properties.py", runs=(CORE,)),
+    pytest("telemetry", "tests/core/test_tracing.py", "tests/telemetry", runs=(CORE, TELEMETRY)),
     pytest(
         "barrier",
         "tests/participants/test_barrier*.py",

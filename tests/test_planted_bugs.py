@@ -25,7 +25,7 @@ def test_every_planted_bug_applies(bug: Bug) -> None:
 def test_there_are_bugs_in_every_part_of_the_house() -> None:
     """No part is left out."""
     files = {edit.file for bug in BUGS for edit in bug.edits}
-    for part in ("core", "actors", "storage", "dispatch"):
+    for part in ("core", "actors", "storage", "dispatch", "telemetry"):
         assert any(file.startswith(f"runtime/amends_runtime/{part}/") for file in files), part
     assert any(file.startswith("participants/amends/") for file in files)
 

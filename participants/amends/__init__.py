@@ -53,6 +53,7 @@ from amends.sagas import (
     Step,
     StepState,
     Timing,
+    Trace,
     Turn,
     WatchEvent,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "StepState",
     "Timing",
     "TlsFiles",
+    "Trace",
     "Transaction",
     "TransactionMisused",
     "Turn",

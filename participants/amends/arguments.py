@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from amends.definition_checks import is_number
+from amends.tracing import TRACEPARENT
 
 MAX_SECONDS: Final = 315_360_000
 """Ten years, the runtime's own limit; longer is a mistake, and gRPC and int64 have limits, too."""
@@ -26,6 +27,15 @@ def checked_text(name: str, value: object) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair
         raise ValueError(f"{name} holds half a character, which cannot be sent") from None
     return value
+
+
+def checked_traceparent(value: object) -> str:
+    """Give a W3C trace context, and nothing for a text that is none.
+
+    W3C demands that: what stands in a header from outside must not keep a saga from being started.
+    """
+    text = checked_text("traceparent", value)
+    return text if TRACEPARENT.fullmatch(text) else ""
 
 
 def checked_labels(labels: object) -> dict[str, str]:

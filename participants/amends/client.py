@@ -31,7 +31,13 @@ from typing import Final, Self, TypeVar
 import anyio
 import grpc
 
-from amends.arguments import checked_labels, checked_seconds, checked_text, checked_whole
+from amends.arguments import (
+    checked_labels,
+    checked_seconds,
+    checked_text,
+    checked_traceparent,
+    checked_whole,
+)
 from amends.awaiting import Waits
 from amends.connection import Connection, closed_error
 from amends.definition import Definition
@@ -54,6 +60,7 @@ from amends.saga_wire import (
     runtime_from_wire,
     saga_from_wire,
     state_to_wire,
+    trace_from_wire,
     watched_from_wire,
 )
 from amends.sagas import (
@@ -67,10 +74,12 @@ from amends.sagas import (
     RuntimeInfo,
     Saga,
     SagaState,
+    Trace,
     WatchEvent,
 )
 from amends.starting import Starts
 from amends.tls import ClientTls
+from amends.tracing import current_traceparent
 from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc, types_pb2
 
 Request = TypeVar("Request")
@@ -147,6 +156,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
         definition_hash: str | None = None,
+        traceparent: str | None = None,
         wait_s: float | None = None,
         timeout_s: float | None = None,
     ) -> StartedSaga:
@@ -157,6 +167,11 @@ class Client:
         are for `list`. `deadline_s`, from now, overrides the definition's. `definition_hash` names
         a version; by default it is the latest. With `wait_s` the answer is held until the saga has
         ended, at most so long; look at `StartedSaga.saga` for where it stands then.
+
+        `traceparent` is the W3C trace context of the span whose trace the saga joins (or is linked
+        to, if the runtime's configuration says so): by default that of OpenTelemetry's current
+        span, if there is one. With ``""``, or a text that is none, the saga's trace is its own. It
+        is no part of what makes a repeated start the same start.
 
         The start is asked again under the same id for `timeout_s` (by default the client's), and
         never happens twice. A caller who is cancelled meanwhile knows nothing of it, unless it gave
@@ -184,6 +199,10 @@ class Client:
             deadline_ms=0
             if deadline_s is None
             else _to_ms(checked_seconds("deadline_s", deadline_s)),
+            # Now, since a batch leaves in another task, whose current span is nobody's.
+            traceparent=current_traceparent()
+            if traceparent is None
+            else checked_traceparent(traceparent),
         )
 
         wait_until = time.monotonic() + hold_s
@@ -272,6 +291,24 @@ class Client:
             if not page_token:
                 return
 
+    async def trace(
+        self, saga_id: str, *, include_open: bool = False, timeout_s: float | None = None
+    ) -> Trace:
+        """Give a saga's trace, made anew from its history. Raises `NotFound`.
+
+        With `include_open` also spans that have not ended: they end at the last record, and are
+        marked by the attribute ``amends.open``. A long trace comes in pages, each with `timeout_s`.
+        """
+        stub = self._wire().sagas
+        request = saga_pb2.GetTraceRequest(
+            saga_id=checked_text("saga_id", saga_id), include_open=include_open
+        )
+        pages = [await self._call(stub.GetTrace, request, timeout_s)]
+        while pages[-1].next_page_token:
+            request.page_token = pages[-1].next_page_token
+            pages.append(await self._call(stub.GetTrace, request, timeout_s))
+        return trace_from_wire(pages)
+
     async def cancel(
         self, saga_id: str, *, reason: str, author: str, timeout_s: float | None = None
     ) -> CancelResult:
@@ -333,11 +370,12 @@ class Client:
         reason: str,
         timeout_s: float | None = None,
     ) -> Saga:
-        """Try a stuck step again, or without `step` all that are stuck, once that is durable.
+        """Try a step now that is stuck or waits for its next attempt, once that is durable.
 
-        In a new round, with a new key, where a refusal ended the last one. `author` and `reason`
-        land in the saga's history. Raises `WrongState` if nothing is stuck, or the saga has ended;
-        `NotFound` if there is no such saga, or no such step in it.
+        Without `step`, all such steps. In a new round, with a new key, where a refusal ended the
+        last one. `author` and `reason` land in the saga's history. Raises `WrongState` if there is
+        no such step to try, or the saga has ended; `NotFound` if there is no such saga, or no step
+        of that name in it.
         """
         stub = self._wire().operator
         request = operator_pb2.RetrySagaRequest(
@@ -525,12 +563,16 @@ class SagaHandle:
         """Give its records, oldest first; see `Client.history`."""
         return self._client.history(self.saga_id)
 
+    async def trace(self, *, include_open: bool = False) -> Trace:
+        """Give its trace, made anew from its history; see `Client.trace`."""
+        return await self._client.trace(self.saga_id, include_open=include_open)
+
     async def cancel(self, *, reason: str, author: str) -> CancelResult:
         """Turn the saga back if it still can be; see `Client.cancel`."""
         return await self._client.cancel(self.saga_id, reason=reason, author=author)
 
     async def retry(self, *, step: str | None = None, author: str, reason: str) -> Saga:
-        """Try a stuck step again, or all that are stuck; see `Client.retry`."""
+        """Try a step now that is stuck or waits, or all such; see `Client.retry`."""
         return await self._client.retry(self.saga_id, step=step, author=author, reason=reason)
 
     async def abandon(self, *, author: str, reason: str, force: bool = False) -> Abandoned:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
+import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -111,6 +113,20 @@ def _frames(error: BaseException) -> str:
         if not frame.filename.startswith(SDK_FOLDER)
     ]
     return " > ".join(frames[-FRAMES_SHOWN:])
+
+
+def thread_context() -> contextvars.Context:
+    """Copy the context variables of the task that answers a call, for a thread to work in.
+
+    So a `def` handler finds what an `async def` one does: the current span, and what interceptors
+    and loggers have bound to the call.
+    """
+    context = contextvars.copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        # Or a handler that runs an event loop of its own would be told that one runs already.
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context
 
 
 def locate(function: Callable[..., object]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from amends.definition import Definition
@@ -28,6 +28,7 @@ from amends.sagas import (
     Step,
     StepState,
     Timing,
+    Trace,
     Turn,
     WatchEvent,
 )
@@ -169,7 +170,7 @@ def _fact(fact: Any) -> dict[str, Any]:  # any of the oneof's messages
                 fields["detail"] = _DECISIONS.get(value, "")
             case "committed" | "fired":
                 fields["detail"] = descriptor.name  # proto3 lists only what is true
-            case "step" | "round" | "epoch" | "retry_at_ms" | "author" | "reason":
+            case "step" | "round" | "epoch" | "retry_at_ms" | "probe" | "author" | "reason":
                 fields[descriptor.name] = value
             case "definition" | "definition_hash" | "deadline_at_ms":
                 fields[descriptor.name] = value
@@ -180,7 +181,11 @@ def _fact(fact: Any) -> dict[str, Any]:  # any of the oneof's messages
 
 def _timing(message: types_pb2.AttemptTiming) -> Timing:
     return Timing(
-        message.sent_at_ms or None, message.answered_at_ms or None, message.status, message.polls
+        message.sent_at_ms or None,
+        message.answered_at_ms or None,
+        message.status,
+        message.polls,
+        message.held_ms,
     )
 
 
@@ -188,6 +193,18 @@ def cancelled_from_wire(message: saga_pb2.CancelSagaResponse) -> CancelResult:
     """Read the answer to a request to cancel."""
     disposition = _DISPOSITIONS.get(message.disposition, CancelDisposition.UNRECOGNISED)
     return CancelResult(saga_from_wire(message.saga), disposition)
+
+
+def trace_from_wire(pages: Sequence[saga_pb2.GetTraceResponse]) -> Trace:
+    """Read the pages of a saga's trace, at least one; their bytes joined are the whole."""
+    first = pages[0]
+    return Trace(
+        trace_id=first.trace_id,
+        sampled=first.sampled,
+        traces_data=b"".join(page.traces_data for page in pages),
+        spans=sum(page.spans for page in pages),
+        open_spans=first.open_spans,
+    )
 
 
 def abandoned_from_wire(message: operator_pb2.AbandonSagaResponse) -> Abandoned:

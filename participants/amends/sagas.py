@@ -191,7 +191,8 @@ class RecordKind(enum.StrEnum):
     STEP_COMPENSATED = "StepCompensated"
     """A participant said Done to Compensate: `timing`."""
     ATTEMPT_FAILED = "AttemptFailed"
-    """An attempt ended without a deciding outcome: `failure`, `timing`, `retry_at_ms`."""
+    """An attempt ended without a deciding outcome: `failure`, `timing`, `retry_at_ms`,
+    `probe`."""
     ATTEMPT_LOST = "AttemptLost"
     """An attempt was in flight when its runtime died: `epoch`, of the runtime that found it."""
     ATTEMPT_WITHDRAWN = "AttemptWithdrawn"
@@ -234,6 +235,8 @@ class Timing:
     """Name of the gRPC status, for example ``OK`` or ``UNAVAILABLE``."""
     polls: int
     """How often the same attempt was asked again after InProgress."""
+    held_ms: int = 0
+    """How long the participant's breaker kept it from being sent, before `sent_at_ms`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +270,9 @@ class Record:
     """What was refused, or went wrong."""
     retry_at_ms: int | None = None
     """When the next attempt is due; None if none is planned."""
+    probe: bool = False
+    """The attempt was sent to see whether the participant is back, and nobody was there: it used up
+    no retry."""
     spent_s: float | None = None
     """Time spent on attempts and the waits between them."""
     result: Payload | None = None
@@ -291,6 +297,22 @@ class Record:
     """The caller's labels."""
     detail: str = ""
     """A word more, as the kind says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A saga's trace, made from its history, whatever was exported before."""
+
+    trace_id: str
+    """32 hex digits, by which tracing systems find it."""
+    sampled: bool
+    """Whether the runtime exports this trace by itself, if it exports any."""
+    traces_data: bytes = field(repr=False)
+    """The runtime's spans, as OpenTelemetry's ``TracesData`` in protobuf; not the participants'."""
+    spans: int
+    """How many spans `traces_data` holds."""
+    open_spans: int
+    """How many spans of the saga have not ended."""
 
 
 class CancelDisposition(enum.StrEnum):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
@@ -15,6 +16,7 @@ from amends.barrier import Barrier
 from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
 from amends.handler import Handler
 from amends.outcomes import Broken, Call, Outcome, Verb
+from amends.tracing import CallTracer
 from amends.v1 import participant_pb2, participant_pb2_grpc
 from amends.wire import call_from_wire, faults_in_call, outcome_to_wire
 
@@ -73,6 +75,16 @@ class Admission:
         await self._is_idle.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class NoOutcome:
+    """The gRPC error that stands for an unknown outcome."""
+
+    code: grpc.StatusCode
+    message: str
+    kind: str = ""
+    """Type of the exception behind it, if there is one."""
+
+
 class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
     """Serves the three unary verbs of one participant.
 
@@ -97,6 +109,7 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         self._answers_to = frozenset(("", name, *aliases))
         self._handlers = handlers
         self._barrier = barrier
+        self._tracer = CallTracer(name)
 
     async def Prepare(
         self, request: participant_pb2.PrepareRequest, context: Context
@@ -136,40 +149,49 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
         | participant_pb2.CompensateRequest,
         context: Context,
     ) -> participant_pb2.Outcome:
+        with self._tracer.span(verb, request.call) as span:
+            outcome = await self._admit(verb, request)
+            if isinstance(outcome, NoOutcome):
+                span.failed(outcome.code.name, outcome.kind)
+            else:
+                span.decided(outcome)
+        if isinstance(outcome, NoOutcome):
+            await _abort(context, outcome.code, outcome.message)
+        return outcome_to_wire(outcome)
+
+    async def _admit(
+        self,
+        verb: Verb,
+        request: participant_pb2.PrepareRequest
+        | participant_pb2.ExecuteRequest
+        | participant_pb2.CompensateRequest,
+    ) -> Outcome | NoOutcome:
+        """Refuse what cannot be answered; else wait for a place and give the answer."""
         if self.admission.is_draining:
-            await _abort(
-                context,
+            return NoOutcome(
                 grpc.StatusCode.UNAVAILABLE,
                 f"participant {self._name} is shutting down and takes no new calls",
             )
         if self.admission.is_full():
-            await _abort(
-                context,
+            return NoOutcome(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"participant {self._name} has {self.admission.inside} calls under way or waiting; "
                 "nothing was done",
             )
         if not request.HasField("call"):
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "call is missing")
+            return NoOutcome(grpc.StatusCode.INVALID_ARGUMENT, "call is missing")
         faults = faults_in_call(request.call, verb)
         if faults:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "; ".join(faults))
+            return NoOutcome(grpc.StatusCode.INVALID_ARGUMENT, "; ".join(faults))
         call = call_from_wire(request.call)
         if request.call.participant not in self._answers_to:
             stranger = self._not_for_us(request.call.participant)
             logger.error("%s: refused: %s", _ids(call), stranger)
-            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, stranger)
+            return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, stranger)
         async with self.admission.place():
-            outcome, error = await self._ask(call, context)
-        if error is not None:
-            await _abort(context, *error)
-        assert outcome is not None
-        return outcome_to_wire(outcome)
+            return await self._ask(call)
 
-    async def _ask(
-        self, call: Call, context: Context
-    ) -> tuple[Outcome | None, tuple[grpc.StatusCode, str] | None]:
-        """Give the outcome, or the gRPC error that stands for an unknown one."""
+    async def _ask(self, call: Call) -> Outcome | NoOutcome:
         handler = self._handlers.get((call.action, call.verb))
         # An action without a compensation still has a barrier, which knows whether there is
         # anything to undo.
@@ -177,20 +199,21 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers
         )
         if not is_known:
-            return None, (grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
+            return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
         try:
             outcome = await self._barrier.run(call, handler)
         except asyncio.CancelledError:
             logger.info("%s: the caller left or its deadline passed", _ids(call))
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown
-            return None, self._explain(call, error)
+            return self._explain(call, error)
         if isinstance(outcome, Broken):
             logger.error("%s: broken: %s", _ids(call), outcome)
-        return outcome, None
+        return outcome
 
-    def _explain(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
+    def _explain(self, call: Call, error: Exception) -> NoOutcome:
         """Log why there is no outcome, and give the status that says so."""
+        kind = type(error).__name__
         # At DEBUG alone: the message of an author's exception may quote a payload.
         logger.debug("%s: the traceback of what follows", _ids(call), exc_info=error)
         match error:
@@ -199,21 +222,20 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
                 message = f"{error}; see the log of participant {self._name}"
                 # What gRPC makes of a handler that raises, in every language. It says nothing about
                 # the endpoint, so it opens no breaker: one action's fault is not its neighbours'.
-                return grpc.StatusCode.UNKNOWN, message
+                return NoOutcome(grpc.StatusCode.UNKNOWN, message, error.cause_type or kind)
             case NotCompensatable():
                 logger.error("%s: %s", _ids(call), error)
-                return grpc.StatusCode.UNIMPLEMENTED, str(error)
+                return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, str(error), kind)
             case BarrierError():
                 logger.error("%s: outcome unknown: %s", _ids(call), error)
-                return grpc.StatusCode.UNAVAILABLE, str(error)
+                return NoOutcome(grpc.StatusCode.UNAVAILABLE, str(error), kind)
             case AmendsError():
                 logger.error("%s: outcome unknown: %s", _ids(call), error)
-                return grpc.StatusCode.UNKNOWN, str(error)
+                return NoOutcome(grpc.StatusCode.UNKNOWN, str(error), kind)
             case _:
                 # A fault of our own. Its message may quote anything, so only its type is told.
-                kind = type(error).__name__
                 logger.critical("%s: outcome unknown: the SDK failed: %s", _ids(call), kind)
-                return grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}"
+                return NoOutcome(grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}", kind)
 
     def _not_for_us(self, participant: str) -> str:
         name = repr(self._name)

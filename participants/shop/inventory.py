@@ -5,6 +5,7 @@ from __future__ import annotations
 import amends
 from shop import ledger
 from shop.catalogue import read_order
+from shop.tracing import span
 
 inventory = amends.Participant("inventory", barrier=None)  # its process gives it one: server.py
 
@@ -14,10 +15,11 @@ def reserve(call: amends.Call, transaction: amends.Transaction) -> dict[str, obj
     """Put the goods aside. Refuses with ``out_of_stock``."""
     order = read_order(call.json())
     order_id = call.result_json("place")["order_id"]
-    taken = transaction.execute(
-        "UPDATE stock SET on_hand = on_hand - ? WHERE sku = ? AND on_hand >= ?",
-        (order.quantity, order.sku, order.quantity),
-    ).rowcount
+    with span("take from the shelf"):
+        taken = transaction.execute(
+            "UPDATE stock SET on_hand = on_hand - ? WHERE sku = ? AND on_hand >= ?",
+            (order.quantity, order.sku, order.quantity),
+        ).rowcount
     if not taken:
         raise amends.Rejected("out_of_stock", "there are not enough pieces on the shelf")
     number = transaction.execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import amends
 from shop import ledger
 from shop.catalogue import DECLINED_CARD, SHOP_ACCOUNT, read_order
+from shop.tracing import span
 
 payments = amends.Participant("payments", barrier=None)  # its process gives it one: server.py
 
@@ -17,8 +18,9 @@ def charge(call: amends.Call, transaction: amends.Transaction) -> dict[str, obje
     order = read_order(call.json())
     placed = call.result_json("place")
     order_id, amount_cents = placed["order_id"], placed["amount_cents"]
-    if order.card == DECLINED_CARD:
-        raise amends.Rejected("card_declined", "the bank declined the card")
+    with span("authorise card"):
+        if order.card == DECLINED_CARD:
+            raise amends.Rejected("card_declined", "the bank declined the card")
     account = transaction.execute(
         "SELECT balance_cents FROM accounts WHERE account = ?", (order.customer,)
     ).fetchone()

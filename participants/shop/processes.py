@@ -62,6 +62,7 @@ class Process:
         folder: Path,
         ready_file: Path,
         port: HeldPort,
+        environment: Mapping[str, str],
     ) -> None:
         self.name = name
         self.command = tuple(command)
@@ -71,6 +72,7 @@ class Process:
         """Where it listens when it runs."""
         self._folder = folder
         self._port = port
+        self._environment = environment
         self._popen: subprocess.Popen[bytes] | None = None
         self._is_asked = False
 
@@ -110,7 +112,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
-                env=_environment(),
+                env=_environment() | dict(self._environment),
                 # Ctrl-C in a terminal is for us, and we end them in order.
                 start_new_session=True,
             )
@@ -179,10 +181,14 @@ class Process:
 
 
 class Processes:
-    """The processes of one folder; leaving the block ends all of them."""
+    """The processes of one folder; leaving the block ends all of them.
 
-    def __init__(self, folder: Path) -> None:
+    `environment` is set for all of them, over this process's own.
+    """
+
+    def __init__(self, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder.absolute()
+        self._environment = environment or {}
         self.switches = self.folder / "switches.json"
         """The switches of all services that are started here."""
         self.all: list[Process] = []
@@ -221,12 +227,17 @@ class Processes:
         return started
 
     async def start_runtime(
-        self, participants: Mapping[str, str], *, settings: str = "", name: str = "amends"
+        self,
+        participants: Mapping[str, str],
+        *,
+        settings: str = "",
+        name: str = "amends",
+        arguments: Sequence[str] = (),
     ) -> Process:
         """Start a runtime that knows these participants, by name and address.
 
         `settings` is TOML with further sections of its configuration, which is written to
-        ``NAME.toml``. Raises `ProcessFailed`.
+        ``NAME.toml``; `arguments` are further ones of ``amends serve``. Raises `ProcessFailed`.
         """
         port = HeldPort()
         configuration = self.folder / f"{name}.toml"
@@ -247,6 +258,7 @@ class Processes:
             "serve",
             f"--config={configuration}",
             "--until-stdin-closes",
+            *arguments,
         )
         await process.start()
         return process
@@ -268,7 +280,14 @@ class Processes:
     def _add(self, name: str, port: HeldPort, *arguments: str) -> Process:
         ready_file = self.folder / f"{name}.ready"
         command = [sys.executable, *arguments, f"--ready-file={ready_file}"]
-        process = Process(name, command, folder=self.folder, ready_file=ready_file, port=port)
+        process = Process(
+            name,
+            command,
+            folder=self.folder,
+            ready_file=ready_file,
+            port=port,
+            environment=self._environment,
+        )
         self.all.append(process)
         return process
 

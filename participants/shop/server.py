@@ -33,6 +33,7 @@ from shop.payments import payments
 from shop.ports import HeldPort
 from shop.shipping import shipping
 from shop.switches import SwitchBoard, SwitchesError
+from shop.tracing import exported
 
 EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 5
@@ -55,6 +56,7 @@ class Options:
     service: str
     host: str
     port: int
+    insecure: bool
     database: Path
     ready_file: Path | None
     switches: Path | None
@@ -85,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listen = f"{options.host}:{options.port}"
         return _failed(options.service, f"cannot listen on {listen}: {error.strerror}", EXIT_USAGE)
     try:
-        with FaultLog(faults_file(options.database), options.service) as log:
+        with (
+            FaultLog(faults_file(options.database), options.service) as log,
+            exported(options.service),
+        ):
             anyio.run(_serve, options, board, log, held)
     except amends.ListenError as error:
         return _failed(options.service, str(error), EXIT_USAGE)
@@ -105,6 +110,11 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m shop", description="One service of the shop.")
     parser.add_argument("service", choices=SERVICES)
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen where other machines reach it, in plain text; for a network of its own",
+    )
     parser.add_argument("--database", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--ready-file",
@@ -131,6 +141,7 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
         service=given.service,
         host=host,
         port=int(port),
+        insecure=given.insecure,
         database=given.database,
         ready_file=given.ready_file,
         switches=given.switches,
@@ -154,6 +165,7 @@ async def _serve(options: Options, board: SwitchBoard, log: FaultLog, held: Held
         await _serve_while_up(
             participant,
             held.address,
+            insecure=options.insecure,
             ready_file=options.ready_file,
             board=board,
             log=log,
@@ -165,6 +177,7 @@ async def _serve_while_up(
     participant: amends.Participant,
     address: str,
     *,
+    insecure: bool,
     ready_file: Path | None,
     board: SwitchBoard,
     log: FaultLog,
@@ -176,7 +189,7 @@ async def _serve_while_up(
         ready_file = None
     while not stop.is_set():
         if not board.current().down:
-            async with amends.serve(participant, address, grace_s=GRACE_S):
+            async with amends.serve(participant, address, insecure=insecure, grace_s=GRACE_S):
                 if ready_file is not None:
                     _announce(ready_file, address)
                     ready_file = None

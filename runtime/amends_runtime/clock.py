@@ -17,6 +17,10 @@ class SystemClock:
         """UTC milliseconds."""
         return time.time_ns() // 1_000_000
 
+    def now_us(self) -> int:
+        """UTC microseconds."""
+        return time.time_ns() // 1_000
+
     def monotonic_s(self) -> float:
         """Seconds that never jump, and that pass while the machine sleeps, too."""
         return time.clock_gettime(_ELAPSED)

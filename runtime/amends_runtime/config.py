@@ -52,13 +52,16 @@ from amends_runtime.tls import (
 
 __all__ = [
     "Breaker",
+    "CallerTrace",
     "Config",
     "Flags",
     "Limits",
     "LogFormat",
     "LogLevel",
+    "OtlpProtocol",
     "Participant",
     "Server",
+    "Telemetry",
     "Tls",
     "load",
     "read_tls",
@@ -67,8 +70,11 @@ __all__ = [
 ENVIRONMENT_PREFIX: Final = "AMENDS_"
 CONFIG_VARIABLE: Final = "AMENDS_CONFIG"
 
+MAX_SERVICE_NAME: Final = 255
 MAX_SHOWN: Final = 60  # of a wrong value in an error line: enough to recognise it
 
+CallerTrace = Literal["join", "link"]
+OtlpProtocol = Literal["grpc", "http/protobuf"]
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -77,6 +83,12 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _listen_address(text: str) -> str:
+    return check_address(text, lowest_port=0)
+
+
+def _metrics_address(text: str) -> str:
+    if text.startswith("unix:"):
+        raise ValueError("must be host:port: Prometheus scrapes no unix sockets")
     return check_address(text, lowest_port=0)
 
 
@@ -100,6 +112,26 @@ def _no_zero_byte(value: str) -> str:
     return value
 
 
+def _otlp_endpoint(text: str) -> str:
+    if text.startswith("unix:"):
+        raise ValueError(f"must be host:port or a URL: no collector is sent to at {_shown(text)}")
+    scheme, has_scheme, rest = text.rpartition("://")
+    if has_scheme and scheme not in {"http", "https"}:
+        raise ValueError(f"must be host:port or begin with http:// or https://, not {_shown(text)}")
+    host = rest.partition("/")[0]
+    if not (has_scheme and HOST.fullmatch(host)):  # a URL may leave the port out
+        check_address(host, lowest_port=1)
+    return text
+
+
+def _service_name(name: str) -> str:
+    if not (0 < len(name) <= MAX_SERVICE_NAME and name.isprintable()):
+        raise ValueError(
+            f"must be 1 to {MAX_SERVICE_NAME} printable characters, not {_shown(name)}"
+        )
+    return name
+
+
 def _tls_server_name(name: str) -> str:
     if not HOST.fullmatch(name):
         raise ValueError(
@@ -110,10 +142,14 @@ def _tls_server_name(name: str) -> str:
 
 ParticipantName = Annotated[str, AfterValidator(check_participant_name)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+MetricsAddress = Annotated[str, AfterValidator(_metrics_address)]
 ParticipantAddress = Annotated[str, AfterValidator(check_address)]
 FilePath = Annotated[str, AfterValidator(_no_zero_byte)]
+OtlpEndpoint = Annotated[str, AfterValidator(_otlp_endpoint)]
+ServiceName = Annotated[str, AfterValidator(_service_name)]
 TlsServerName = Annotated[str, AfterValidator(_tls_server_name)]
 Count = Annotated[int, BeforeValidator(_not_a_bool)]
+Ratio = Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
 
 MIB: Final = 1024 * 1024
@@ -231,6 +267,50 @@ class Breaker(_Section):
         return self
 
 
+class Telemetry(_Section):
+    """What the runtime tells collectors: traces of sagas, and metrics.
+
+    See [observing.md](observing.md). Where nothing stands here, OpenTelemetry's variables count:
+    `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER`; those that begin with
+    `OTEL_EXPORTER_OTLP_` or `OTEL_EXPORTER_OTLP_TRACES_` and end with `ENDPOINT`, `PROTOCOL`,
+    `HEADERS`, `TIMEOUT` (milliseconds), `COMPRESSION`, `INSECURE`, `CERTIFICATE`, `CLIENT_KEY` or
+    `CLIENT_CERTIFICATE`, and the same for `METRICS`; `OTEL_TRACES_SAMPLER` and its `_ARG`,
+    `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT`, `OTEL_SERVICE_NAME`,
+    `OTEL_RESOURCE_ATTRIBUTES`. As their specification has it, a wrong number or word in one is
+    ignored with a warning; a wrong endpoint, header or file keeps the runtime from starting.
+    """
+
+    otlp_endpoint: OtlpEndpoint | None = None
+    """Where traces are sent: `host:port` (plain text), or a URL such as `https://collector:4317`,
+    without the path of a signal. Without one, and without OpenTelemetry's variables, nothing is
+    sent anywhere. Sagas never wait for it: while it is away spans wait, and are dropped when too
+    many do."""
+
+    otlp_protocol: OtlpProtocol | None = None
+    """`grpc`, which collectors take at port 4317, or `http/protobuf`, at 4318. Default `grpc`."""
+
+    otlp_metrics: bool = False
+    """Whether metrics are sent there, too. Not by default, because Jaeger takes none."""
+
+    traces_ratio: Ratio | None = None
+    """The share of sagas whose trace is kept, from 0 to 1; default 1. A caller whose trace a saga
+    joins has decided for it. What tracing every saga costs stands in
+    [performance.md](performance.md); under heavy load 0.01 shows enough, and
+    `amends trace export` any other saga."""
+
+    caller_trace: CallerTrace = "join"
+    """`join` puts a saga into the trace of whoever started it; `link` gives it a trace of its own
+    that links there, for callers whose own traces are long or sampled in their own way."""
+
+    metrics_listen: MetricsAddress | None = None
+    """`host:port` of an HTTP endpoint for Prometheus, at `/metrics`; 9464 is the usual port, 0
+    takes a free one. It shows names of definitions, steps and participants, and counts, to
+    everybody who reaches it. Without one there is none."""
+
+    service_name: ServiceName | None = None
+    """What the runtime is called in traces and metrics; default `amends`."""
+
+
 class Config(_Section):
     """A runtime's whole configuration. Made by `load`, or by hand: `Config(server=Server(...))`."""
 
@@ -242,6 +322,7 @@ class Config(_Section):
 
     limits: Limits = Limits()
     breaker: Breaker = Breaker()
+    telemetry: Telemetry = Telemetry()
     log_format: LogFormat = "auto"
     """`console` for people, `json` for programs (one object a line), `auto` for console on a
     terminal and JSON elsewhere. Logs go to standard error."""
@@ -265,6 +346,8 @@ class Flags(_Section):
     database: str | None = None
     participants: dict[str, str] = {}
     definitions: tuple[str, ...] = ()
+    otlp: str | None = None
+    metrics_listen: str | None = None
     log_format: str | None = None
     log_level: str | None = None
 
@@ -488,9 +571,11 @@ def _from_flags(flags: Flags) -> dict[str, Any]:
         "tls_client_ca": flags.tls_client_ca,
         "database": flags.database,
     }
+    telemetry = {"otlp_endpoint": flags.otlp, "metrics_listen": flags.metrics_listen}
     values = {
         "server": {key: value for key, value in server.items() if value is not None},
         "participants": {name: {"address": at} for name, at in flags.participants.items()},
+        "telemetry": {key: value for key, value in telemetry.items() if value is not None},
         "definitions": list(flags.definitions),
         "log_format": flags.log_format,
         "log_level": flags.log_level,
@@ -509,6 +594,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "server.database": "--database",
     "participants": "--participant",
     "definitions": "--definition",
+    "telemetry.otlp_endpoint": "--otlp",
+    "telemetry.metrics_listen": "--metrics-listen",
     "log_format": "--log-format",
     "log_level": "--log-level",
 }

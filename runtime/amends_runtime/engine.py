@@ -16,8 +16,10 @@ a crash.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from importlib import metadata
 
 import anyio
 import structlog
@@ -28,15 +30,27 @@ from amends_runtime.actors.oldest_open import OldestOpen
 from amends_runtime.actors.supervisor import Limits, Outbox, Supervisor
 from amends_runtime.api.server import ApiServer, check_listen
 from amends_runtime.clock import SystemClock
-from amends_runtime.config import Config, Tls, read_tls
+from amends_runtime.config import Config, Telemetry, Tls, read_tls
 from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Definition
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.participants import Participants
 from amends_runtime.dispatch.unary import UnaryTransport
 from amends_runtime.ports import Clock, Observer, ParticipantAddress, Store, Transport
-from amends_runtime.storage import open_sqlite_store
+from amends_runtime.storage import SqliteStore, open_sqlite_store
+from amends_runtime.telemetry.gauges import Sources
 from amends_runtime.telemetry.observers import HistoryLog, Observers
+from amends_runtime.telemetry.otel_variables import (
+    Destination,
+    Variables,
+    find_destination,
+    find_ratio,
+    find_resource_attributes,
+)
+from amends_runtime.telemetry.outlets import MetricOutlets
+from amends_runtime.telemetry.sending import SpanCounts
+from amends_runtime.telemetry.traces import Traces
 
 __all__ = ["Engine", "run_engine"]
 
@@ -46,6 +60,7 @@ DRAIN_CALLS_S = 5.0  # a usual call's length; what takes longer is asked again a
 DRAIN_TURNS_S = 10.0  # far more than the longest commit
 DRAIN_REQUESTS_S = 2.0  # handlers answer at once when the runtime stops
 DRAIN_CHECK_S = 0.01
+TELEMETRY_FLUSH_S = 2.0  # a collector that is there needs less, and one that is not gets no more
 
 
 class Engine:
@@ -56,7 +71,7 @@ class Engine:
 
     `connect` gives a participant's transport, or None where it must not be called: its calls wait.
     Its second argument tells since when there have been open sagas. `concurrency` is how many calls
-    a participant gets at once.
+    a participant gets at once, `tracing` which traces are sampled.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class Engine:
         breaker: BreakerPolicy | None = None,
         limits: Limits | None = None,
         concurrency: Mapping[str, int] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.store = store
         self._oldest_open = OldestOpen(store, clock)
@@ -88,8 +104,15 @@ class Engine:
             observer=observer,
             limits=limits or Limits(),
             outbox=_outbox(self.lanes),
+            tracing=tracing or Tracing(store.identity.store_id),
         )
         self.address = ""
+        self.metrics_address = ""
+        """Where Prometheus finds the metrics; empty: nowhere."""
+        self.metrics_to = ""
+        """Where metrics are shown and sent, for people; empty: nowhere."""
+        self.traces_to = ""
+        """Which collector has the traces, for people; empty: none."""
         self._stop = anyio.Event()
         self._failure: BaseException | None = None
 
@@ -175,6 +198,15 @@ async def _running(
 ) -> AsyncIterator[Engine]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
+        variables = Variables(os.environ)
+        traces_to = find_destination(
+            variables,
+            "traces",
+            endpoint=config.telemetry.otlp_endpoint,
+            protocol=config.telemetry.otlp_protocol,
+        )
+        # First, because its port can be taken, and then nothing else is to have happened.
+        outlets = stack.enter_context(closing(_outlets(config.telemetry, variables)))
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
 
         def connect(
@@ -193,10 +225,25 @@ async def _running(
                 tls=files,
             )
 
+        tracing = Tracing(
+            store.identity.store_id,
+            ratio=find_ratio(variables, config.telemetry.traces_ratio),
+            join=config.telemetry.caller_trace == "join",
+        )
+        sender = find_resource_attributes(variables, config.telemetry.service_name)
+        traces = None if traces_to is None else _traces(traces_to, tracing, store, sender)
+        if traces is not None:
+            stack.push_async_callback(traces.close)
+        for remark in dict.fromkeys(variables.remarks):
+            _log.warning(remark)
+        history_log = HistoryLog(tracing, in_detail=config.log_level == "debug")
         engine = Engine(
             store,
             clock=clock,
-            observer=Observers([HistoryLog()]),
+            observer=Observers(
+                [history_log, *outlets.observers, *([] if traces is None else [traces])]
+            ),
+            tracing=tracing,
             connect=connect,
             breaker=BreakerPolicy(
                 failures_to_open=config.breaker.failures_to_open,
@@ -233,16 +280,31 @@ async def _running(
                 max_payload_bytes=config.limits.payload_bytes,
                 insecure=config.server.insecure,
                 tls=tls.server,
+                tracing=tracing,
+                sender=sender,
             )
             # Whatever can be wrong has been said once the server has its port: nothing is decided
             # and no participant is called before that.
             engine.address = await server.start()
             engine.run(tasks)
+            if traces is not None:
+                engine.traces_to = traces.where
+                tasks.start_soon(traces.run, name="traces")
+            engine.metrics_address, engine.metrics_to = outlets.address, outlets.where
+            await outlets.start(
+                tasks, _sources(engine, store, traces), sender, store.identity.store_id
+            )
             try:
                 yield engine
             finally:
                 with anyio.CancelScope(shield=True):
                     await _go_down(engine, server)
+                    # Both at the same time: a collector that hangs costs the way down this once.
+                    flushed_at_s = anyio.current_time() + TELEMETRY_FLUSH_S
+                    await outlets.end()
+                    if traces is not None:
+                        await traces.close()
+                    await outlets.wait_sent(max(0.0, flushed_at_s - anyio.current_time()))
                 tasks.cancel_scope.cancel()
 
 
@@ -250,7 +312,13 @@ def _outbox(lanes: Lanes) -> Outbox:
     return Outbox(
         submit=lambda call, started_at_ms: lanes.of(call.participant).submit(call, started_at_ms),
         poll=lambda call, started_at_ms, poll: lanes.of(call.participant).poll(
-            call, started_at_ms, poll.at_ms, poll.sent_at_ms, poll.polls
+            call,
+            started_at_ms,
+            poll.at_ms,
+            poll.sent_at_ms,
+            poll.polls,
+            held_ms=poll.held_ms,
+            sent_us=poll.sent_us,
         ),
         withdraw=lambda participant, saga_id, effect: lanes.of(participant).withdraw(
             saga_id, effect.step, effect.verb, effect.attempt
@@ -259,6 +327,40 @@ def _outbox(lanes: Lanes) -> Outbox:
         holds=lambda participant, saga_id, step, verb: lanes.of(participant).holds(
             saga_id, step, verb
         ),
+    )
+
+
+def _outlets(telemetry: Telemetry, variables: Variables) -> MetricOutlets:
+    return MetricOutlets(
+        variables,
+        listen=telemetry.metrics_listen,
+        otlp=telemetry.otlp_metrics,
+        otlp_endpoint=telemetry.otlp_endpoint,
+        otlp_protocol=telemetry.otlp_protocol,
+    )
+
+
+def _traces(to: Destination, tracing: Tracing, store: Store, sender: Mapping[str, str]) -> Traces:
+    # Heavy, and of no use to a runtime that exports nothing.
+    from amends_runtime.telemetry.otlp import SpanExport, resource  # noqa: PLC0415
+
+    export = SpanExport(to, resource(store.identity.store_id, sender))
+    return Traces(tracing, store, export, where=str(to))
+
+
+def _sources(engine: Engine, store: SqliteStore, traces: Traces | None) -> Sources:
+    def spans() -> dict[str, int]:
+        return (SpanCounts(0, 0, 0) if traces is None else traces.counts())._asdict()
+
+    return Sources(
+        survey=engine.supervisor.survey,
+        recovery=lambda: engine.supervisor.recovery,
+        refused=lambda: engine.supervisor.refused,
+        lanes=engine.lanes.status,
+        sizes=lambda: (store.file_bytes, store.wal_bytes),
+        spans=spans,
+        identity=lambda: store.identity,
+        version=metadata.version("amends"),
     )
 
 

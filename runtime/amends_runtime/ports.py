@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from amends_runtime.core.breaker import BreakerState
-from amends_runtime.core.definition import Definition
+from amends_runtime.core.definition import Definition, Plan
 from amends_runtime.core.messages import Outcome
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Record, SagaState, SagaTurnedBack, Verb
@@ -470,6 +470,10 @@ class Clock(Protocol):
         """UTC milliseconds."""
         ...
 
+    def now_us(self) -> int:
+        """The same instant in microseconds, for how long calls take."""
+        ...
+
     def monotonic_s(self) -> float:
         """Seconds that never jump."""
         ...
@@ -479,15 +483,18 @@ class Observer(Protocol):
     """Told of what happened; must not block, must not raise, can change nothing."""
 
     def turn_committed(
-        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+        self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
     ) -> None:
-        """These records are durable. `steps`: the names of the saga's steps, by number."""
+        """These records are durable.
+
+        The saga was `before`, None at its start, and is `saga` now.
+        """
         ...
 
     def batch_committed(self, transitions: int, seconds: float) -> None:
         """One commit of so many transitions took so long, sync included."""
         ...
 
-    def breaker_changed(self, participant: str, state: BreakerState) -> None:
+    def breaker_changed(self, participant: str, before: BreakerState, state: BreakerState) -> None:
         """A participant's breaker is in another state now."""
         ...

@@ -616,6 +616,7 @@ def _attempt_failed(plan: Plan, record: AttemptFailed) -> types_pb2.AttemptFaile
         timing=_timing_to_proto(record.timing),
         error=error,
         retry_at_ms=record.retry_at_ms,
+        probe=record.probe,
     )
 
 
@@ -652,6 +653,7 @@ def _key(plan: Plan, record: _OfAttempt, verb: Verb) -> types_pb2.AttemptKey:
 
 def _timing_to_proto(timing: Timing) -> types_pb2.AttemptTiming:
     return types_pb2.AttemptTiming(
+        held_ms=timing.held_ms,
         sent_at_ms=timing.sent_at_ms,
         answered_at_ms=timing.answered_at_ms,
         status=timing.status,

@@ -41,6 +41,10 @@ class SetClock(SystemClock):
         """UTC milliseconds, or what this clock takes for it."""
         return super().now_ms() + SetClock.off_ms
 
+    def now_us(self) -> int:
+        """The same in microseconds."""
+        return super().now_us() + SetClock.off_ms * 1000
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SetClock]]:

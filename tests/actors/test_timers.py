@@ -27,6 +27,10 @@ class HandClock:
         """The wall clock."""
         return self.at_ms
 
+    def now_us(self) -> int:
+        """The same, as whole milliseconds."""
+        return self.at_ms * 1000
+
     def monotonic_s(self) -> float:
         """The time that went by."""
         return self._elapsed_ms / 1000

@@ -220,16 +220,16 @@ async def test_a_retry_is_refused_where_nothing_is_stuck(shop: Shop, config: Con
             await client.retry("s-1", step="reserve", **WHO)
         assert refused_.value.reason == "NOTHING_STUCK"
         assert refused_.value.message == (
-            "step 'reserve' of saga 's-1' is not stuck but EXECUTED, and was left alone: stuck is"
-            " notify: retry that"
+            "step 'reserve' of saga 's-1' is EXECUTED, neither stuck nor waiting for its next"
+            " attempt, and was left alone: stuck is notify: retry that"
         )
         await client.start("order", saga_id="busy")
         with pytest.raises(amends.WrongState) as refused_:
             await client.retry("busy", **WHO)
         assert refused_.value.reason == "NOTHING_STUCK"
         assert refused_.value.message == (
-            "no step of saga 'busy' is stuck, so there is nothing to try again: it is RUNNING, and"
-            " at reserve (EXECUTING, attempt 1 is under way)"
+            "no step of saga 'busy' is stuck or waits for its next attempt, so there is nothing to"
+            " try now: it is RUNNING, and at reserve (EXECUTING, attempt 1 is under way)"
         )
         await client.abandon("s-1", **WHO)
         with pytest.raises(amends.WrongState, match="has ended ABANDONED") as refused_:

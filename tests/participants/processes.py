@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -74,3 +75,18 @@ async def program(name: str, *arguments: str | Path) -> AsyncIterator[Program]:
         finally:
             if process.returncode is None:
                 process.kill()
+
+
+async def ended_well(code: str, folder: Path) -> str:
+    """Run Python code, with warnings as errors, to an end without a word on stderr; give stdout."""
+    path = folder / "code.py"
+    path.write_text(code, encoding="utf-8")
+    root = str(Path(__file__).parents[2])
+    with anyio.fail_after(PATIENCE_S):
+        ended = await anyio.run_process(
+            [sys.executable, "-W", "error", str(path)],
+            check=False,
+            env=os.environ | {"PYTHONPATH": root},
+        )
+    assert (ended.returncode, ended.stderr.decode()) == (0, "")
+    return ended.stdout.decode()

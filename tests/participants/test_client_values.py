@@ -18,8 +18,10 @@ SECRET = b'{"card":"4111"}'
 ERROR = types_pb2.Error(reason="card_declined", message="no money", metadata={"limit": "5"})
 FAILURE = amends.Failure("card_declined", "no money", {"limit": "5"})
 KEY = types_pb2.AttemptKey(step="charge", verb=types_pb2.VERB_EXECUTE, round=1, attempt=3)
-WIRE_TIMING = types_pb2.AttemptTiming(sent_at_ms=5, answered_at_ms=9, status="OK", polls=2)
-TIMING = amends.Timing(5, 9, "OK", 2)
+WIRE_TIMING = types_pb2.AttemptTiming(
+    sent_at_ms=5, answered_at_ms=9, status="OK", polls=2, held_ms=3
+)
+TIMING = amends.Timing(5, 9, "OK", 2, held_ms=3)
 WIRE_TURN = types_pb2.Turn(
     cause=types_pb2.TURN_CAUSE_REJECTED, step="charge", error=ERROR, at_ms=1500
 )
@@ -178,10 +180,10 @@ FACTS: dict[str, tuple[types_pb2.Record, dict[str, object]]] = {
     "attempt_failed": (
         types_pb2.Record(
             attempt_failed=types_pb2.AttemptFailed(
-                key=KEY, timing=WIRE_TIMING, error=ERROR, retry_at_ms=12
+                key=KEY, timing=WIRE_TIMING, error=ERROR, retry_at_ms=12, probe=True
             )
         ),
-        {"timing": TIMING, "failure": FAILURE, "retry_at_ms": 12},
+        {"timing": TIMING, "failure": FAILURE, "retry_at_ms": 12, "probe": True},
     ),
     "attempt_lost": (
         types_pb2.Record(attempt_lost=types_pb2.AttemptLost(key=KEY, epoch=5)),

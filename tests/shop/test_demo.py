@@ -7,9 +7,16 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import anyio.to_thread
+import pytest
+
 from tests.shop.gone import is_gone
+from tests.telemetry.otlp_receiver import receiving
+from tests.telemetry.trace_rules import Expectation, assert_well_formed
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
 
@@ -18,16 +25,18 @@ BOUND_S = 150.0
 
 SEED = 7
 
+AFTER = {"charge": ["place"], "reserve": ["place"], "ship": ["charge", "reserve"]}
 
-def start_demo(folder: Path) -> subprocess.Popen[str]:
+
+def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the demo; its own folder will be in `folder`."""
     return subprocess.Popen(
-        [sys.executable, str(DEMO), f"--seed={SEED}"],
+        [sys.executable, str(DEMO), f"--seed={SEED}", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TMPDIR": str(folder)},
+        env=os.environ | {"TMPDIR": str(folder), "no_proxy": "127.0.0.1"},
     )
 
 
@@ -48,6 +57,40 @@ def test_the_demo_holds_and_leaves_nothing(tmp_path: Path) -> None:
     assert "\x1b" not in output, "colours are for terminals"
     assert len(pids_in(output)) == 6
     assert [pid for pid in pids_in(output) if not is_gone(pid)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_every_scene_says_where_its_trace_is(tmp_path: Path) -> None:
+    """By an id under which the collector has all of it, of the runtime and of the services."""
+    async with receiving() as receiver:
+        demo = start_demo(tmp_path, f"--otlp={receiver.grpc_address}")
+        output, _ = await anyio.to_thread.run_sync(partial(demo.communicate, timeout=BOUND_S))
+    assert demo.returncode == 0, output
+    told = dict(re.findall(r"trace of ([a-z0-9-]+): ([0-9a-f]{32})\n", output))
+    *scenes, killed = told
+    assert scenes == ["an-order", "a-declined-card", "a-lost-reply", "a-patient-order"]
+    assert killed.startswith("crowd-")
+    assert "no collector" not in output
+    everybody = {"orders", "payments", "inventory", "shipping"}
+    by_scene: dict[str, Counter[str]] = {}
+    for saga_id, trace_id in told.items():
+        known = Expectation(crashed=saga_id == killed, after=AFTER)
+        trace = assert_well_formed(receiver.spans(trace_id), known)
+        by_scene[saga_id] = Counter(span.service for span in trace.servers)
+    assert by_scene["an-order"] == Counter([*everybody, "orders"])
+    assert set(by_scene["a-declined-card"]) == everybody - {"shipping"}
+    assert by_scene["a-lost-reply"]["payments"] == 3
+    assert set(by_scene["a-patient-order"]) == everybody
+    assert by_scene[killed].total() > 0
+
+
+@pytest.mark.parametrize("address", ["4317", "127.0.0.1", "127.0.0.1:65536", "http://127.0.0.1:1"])
+def test_a_collector_that_is_no_address_is_one_clear_line(address: str, tmp_path: Path) -> None:
+    """Nothing is started."""
+    demo = start_demo(tmp_path, f"--otlp={address}")
+    output, _ = demo.communicate(timeout=BOUND_S)
+    assert demo.returncode == 2
+    assert f"'{address}' is no address: write HOST:PORT" in output
     assert list(tmp_path.iterdir()) == []
 
 

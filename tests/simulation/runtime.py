@@ -20,7 +20,9 @@ from anyio.abc import TaskGroup
 
 from amends_runtime.actors import supervisor, timers, turns
 from amends_runtime.core.breaker import BreakerState
+from amends_runtime.core.definition import Plan
 from amends_runtime.core.records import Record
+from amends_runtime.core.saga import Saga
 from amends_runtime.engine import Engine
 from amends_runtime.errors import AmendsError, OwnershipLost, Unavailable
 from amends_runtime.ports import Clock, ParticipantAddress
@@ -182,7 +184,7 @@ class Process:
     # -- observer --------------------------------------------------------------------------------
 
     def turn_committed(
-        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+        self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
     ) -> None:
         """A turn's effects have left, and those of others of its commit have not."""
         if not self.is_dead and self.world.faults.strikes(Fault.CRASH_AMONG_EFFECTS, self.name):
@@ -193,7 +195,7 @@ class Process:
         if not self.is_dead and self.world.faults.strikes(Fault.CRASH_AFTER_COMMIT, self.name):
             self.die()
 
-    def breaker_changed(self, participant: str, state: BreakerState) -> None:
+    def breaker_changed(self, participant: str, before: BreakerState, state: BreakerState) -> None:
         """Counted, and in the trace."""
         if self.is_dead:
             return

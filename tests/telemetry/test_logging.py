@@ -13,7 +13,8 @@ import pytest
 import structlog
 
 from amends_runtime.core.payload import Payload
-from amends_runtime.telemetry.logging import configure_logging, saga_context
+from amends_runtime.errors import StoreUnusable
+from amends_runtime.telemetry.logging import configure_logging
 
 SECRET = b"4111-1111-1111-1111"
 
@@ -42,14 +43,14 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_json_is_one_object_a_line() -> None:
-    """Each line names time, level and message, and has what was bound and given."""
+    """Each line names time, level and message first, and has what was given."""
     stream = io.StringIO()
     configure_logging("json", "info", stream)
     log = structlog.get_logger("test")
-    with saga_context("order-1", "charge"):
-        log.info("first", attempt=2)
+    log.info("first", saga_id="order-1", step="charge", attempt=2)
     log.warning("second\nline")
     first, second = lines(stream)
+    assert list(first)[:3] == ["timestamp", "level", "message"]
     assert first.pop("timestamp").endswith("Z")
     assert first == {
         "level": "info",
@@ -158,23 +159,54 @@ def test_payloads_are_shown_by_size_only(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_tracebacks_show_no_variables(form: str) -> None:
-    """A traceback names its frames; the values of their variables may be payloads."""
+def test_tracebacks_show_neither_variables_nor_texts(form: str) -> None:
+    """A traceback names its frames and types; anything else of an exception may be a payload."""
     stream = io.StringIO()
     configure_logging(form, "info", stream)
 
     def fail() -> None:
         secret = SECRET.decode()
-        raise RuntimeError(f"after {len(secret)} bytes")
+        try:
+            raise KeyError(secret)
+        except KeyError as cause:
+            group = ExceptionGroup(secret, [ValueError(secret), RuntimeError(secret)])
+            group.add_note(secret)
+            raise group from cause
 
     try:
         fail()
-    except RuntimeError:
+    except ExceptionGroup:
         structlog.get_logger("test").exception("it failed")
         logging.getLogger("other").exception("it failed")
-    assert stream.getvalue().count("after 19 bytes") == 2
-    assert "in fail" in stream.getvalue()
     assert "4111" not in stream.getvalue()
+    for shown in ("in fail", "KeyError", "ExceptionGroup", "ValueError", "RuntimeError"):
+        assert stream.getvalue().count(shown) >= 2, shown
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_amends_and_the_operating_system_say_of_an_error_is_shown(form: str) -> None:
+    """These texts are written by people who knew that they end up in logs."""
+    stream = io.StringIO()
+    configure_logging(form, "info", stream)
+    for error in (
+        StoreUnusable("the disk is gone\x1b[2J"),
+        OSError(28, "No space left", SECRET.decode()),
+    ):
+        structlog.get_logger("test").error("it failed", exc_info=error)
+    assert "StoreUnusable: the disk is gone" in stream.getvalue()
+    assert "OSError: No space left" in stream.getvalue()
+    assert "4111" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_chain_of_errors_without_an_end_is_cut() -> None:
+    """Each of two errors can be the other's context; the log ends all the same."""
+    stream = io.StringIO()
+    configure_logging("json", "info", stream)
+    one, other = ValueError(), KeyError()
+    one.__context__, other.__context__ = other, one
+    structlog.get_logger("test").error("it failed", exc_info=one)
+    assert stream.getvalue().count("ValueError") < 20
 
 
 def test_what_others_wrote_cannot_forge_a_line_or_drive_a_terminal() -> None:

@@ -1,30 +1,129 @@
-"""The history in the log: who reads it finds steps by name, and what can be done."""
+"""The history in the log: who reads it finds sagas, traces and steps, and what can be done."""
 
 import structlog.testing
 
+from amends_runtime.core import saga as core
+from amends_runtime.core.definition import Definition, Plan, Step, normalise
+from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
+    AttemptLost,
+    AttemptStarted,
+    AttemptWithdrawn,
+    CancelRequested,
     Failure,
     OperatorActed,
     OperatorAction,
     Record,
+    SagaEnded,
+    SagaStarted,
+    SagaState,
     SagaTurnedBack,
+    StepCompensated,
+    StepExecuted,
+    StepGivenUp,
+    StepRejected,
     StepStuck,
     Timing,
     TurnCause,
     Verb,
 )
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.telemetry.observers import HistoryLog, Observers
 
-LOST = Failure("ledger_lost", "words of a participant")
+LOST = Failure("ledger_lost", "secret words of a participant")
 STEPS = ("reserve", "charge")
+PLAN = Plan(
+    normalise(
+        Definition(
+            name="order",
+            steps=tuple(Step(name=name, participant="shop", action=name) for name in STEPS),
+        )
+    )
+)
+TRACING = Tracing("store-1")
+CALLER = f"00-{'a' * 32}-{'b' * 16}-01"
+STARTED = SagaStarted(
+    1, "s-1", "order", "hash", "content", Payload(b"secret words"), traceparent=CALLER
+)
+TIMING = Timing(100, 250, "UNAVAILABLE", polls=2)
 
 
-def logged(*records: Record) -> list[dict[str, object]]:
+def logged(*records: Record, in_detail: bool = True) -> list[dict[str, object]]:
     """What is written about a turn with these records."""
+    saga = core.evolve(PLAN, None, STARTED)
+    observers = Observers([HistoryLog(TRACING, in_detail=in_detail)])
     with structlog.testing.capture_logs() as entries:
-        Observers([HistoryLog()]).turn_committed("s-1", 3, records, STEPS)
+        observers.turn_committed(PLAN, saga, saga, records)
     return [dict(entry) for entry in entries]
+
+
+EVERY_RECORD: tuple[Record, ...] = (
+    STARTED,
+    AttemptStarted(1, 1, Verb.EXECUTE, 1, 2, 3),
+    StepExecuted(1, 1, 1, 2, TIMING, Payload(b"secret words")),
+    StepRejected(1, 1, 1, 2, TIMING, LOST),
+    StepCompensated(1, 1, 1, 2, TIMING),
+    AttemptFailed(1, 1, Verb.EXECUTE, 1, 2, TIMING, LOST),
+    AttemptLost(1, 1, Verb.EXECUTE, 1, 2, 3),
+    AttemptWithdrawn(1, 1, Verb.EXECUTE, 1, 2),
+    StepGivenUp(1, 1, 300_000),
+    StepStuck(1, 1, Verb.EXECUTE, LOST),
+    CancelRequested(1, "ada", "secret words"),
+    SagaTurnedBack(1, TurnCause.CANCELLED, None, Failure("CANCELLED", "secret words")),
+    OperatorActed(1, OperatorAction.RETRY, 1, "ada", "secret words", 2),
+    SagaEnded(1, SagaState.ABANDONED),
+)
+
+
+def test_every_line_names_the_saga_its_trace_and_its_step() -> None:
+    """The trace is the one in the spans, which is the caller's where that is joined."""
+    entries = logged(*EVERY_RECORD)
+    assert len(entries) == len(EVERY_RECORD) - 1  # that an attempt starts is no news
+    for entry in entries:
+        assert (entry["saga_id"], entry["trace_id"]) == ("s-1", "a" * 32), entry
+    steps = {str(entry["event"]): entry.get("step") for entry in entries}
+    of_sagas = {"saga_started", "saga_ended", "saga_turned_back", "cancel_requested"}
+    assert {event for event, step in steps.items() if step is None} == of_sagas
+    assert set(steps.values()) == {None, "charge"}
+
+
+def test_a_trace_that_is_not_joined_has_its_own_id() -> None:
+    """As in the spans."""
+    apart = Tracing("store-1", join=False)
+    saga = core.evolve(PLAN, None, STARTED)
+    with structlog.testing.capture_logs() as entries:
+        HistoryLog(apart).turn_committed(PLAN, saga, saga, [StepGivenUp(1, 1, 5)])
+    assert entries[0]["trace_id"] == apart.trace_id("s-1", CALLER) != "a" * 32
+
+
+def test_no_line_has_anybody_s_words_or_a_payload() -> None:
+    """What a participant or a person says in words of their own stays in the history."""
+    assert "secret" not in str(logged(*EVERY_RECORD))
+
+
+def test_without_detail_there_is_what_a_person_may_have_to_see_to() -> None:
+    """The rest would be written for nobody."""
+    entries = logged(*EVERY_RECORD, in_detail=False)
+    assert [(entry["log_level"], entry["event"]) for entry in entries] == [
+        ("warning", "step_given_up"),
+        ("error", "step_stuck"),
+        ("info", "cancel_requested"),
+        ("info", "saga_turned_back"),
+        ("info", "operator_acted"),
+    ]
+
+
+def test_an_attempt_s_line_tells_how_it_went() -> None:
+    """Which attempt, its status, how long it took, how often it was asked again."""
+    executed, failed = logged(
+        StepExecuted(1, 1, 1, 2, TIMING, Payload(b"")),
+        AttemptFailed(1, 1, Verb.EXECUTE, 1, 2, TIMING, LOST, probe=True),
+    )
+    for entry in (executed, failed):
+        assert (entry["round"], entry["attempt"], entry["status"]) == (1, 2, "UNAVAILABLE")
+        assert (entry["took_ms"], entry["polls"]) == (150, 2)
+    assert (failed["reason"], failed["probe"]) == ("ledger_lost", True)
 
 
 def test_a_stuck_compensation_is_an_error_that_says_what_can_be_done() -> None:
@@ -57,7 +156,8 @@ def test_a_turn_back_names_its_step_and_reason() -> None:
         "charge",
         "ledger_lost",
     )
-    assert (by_hand["cause"], by_hand["step"]) == ("CANCELLED", None)
+    assert by_hand["cause"] == "CANCELLED"
+    assert "step" not in by_hand
     assert "words" not in f"{by_step}{by_hand}"
 
 
@@ -68,11 +168,6 @@ def test_what_an_operator_did_is_written_with_who() -> None:
         OperatorActed(1, OperatorAction.ABANDON, None, "ada", "secret words"),
     )
     assert (retried["action"], retried["step"], retried["author"]) == ("RETRY", "charge", "ada")
-    assert (abandoned["action"], abandoned["step"]) == ("ABANDON", None)
+    assert abandoned["action"] == "ABANDON"
+    assert "step" not in abandoned
     assert "words" not in f"{retried}{abandoned}"
-
-
-def test_a_failed_attempt_names_its_step() -> None:
-    """By name, since numbers mean nothing outside the definition."""
-    [entry] = logged(AttemptFailed(1, 1, Verb.EXECUTE, 1, 2, Timing(1, 2, "UNAVAILABLE"), LOST))
-    assert (entry["step"], entry["attempt"]) == ("charge", 2)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from amends.barrier.verdict import POLL_AFTER_S
 from amends.errors import NotCompensatable
-from amends.handler import Handler
+from amends.handler import Handler, thread_context
 from amends.outcomes import Call, InProgress, Outcome
 
 MAX_THREADS: Final = 32
@@ -50,7 +50,7 @@ class NoBarrier:
             finally:
                 self._running.discard(life)
         assert self._threads is not None, "open() comes first"
-        future = self._threads.submit(handler.answer, call, None)
+        future = self._threads.submit(thread_context().run, handler.answer, call, None)
         # When the thread has ended, which may be after the caller left.
         future.add_done_callback(lambda _: self._running.discard(life))
         return await asyncio.wrap_future(future)

@@ -11,6 +11,8 @@ transaction. The queue in front of the thread is the writer lock, first come, fi
 - An `async def` handler is one job, too, but the thread stays with it: it begins the transaction,
   then takes the handler's statements from a queue of that transaction until it is settled, rolled
   back, or has held the thread for too long.
+- Either works in the context variables of the task that answers the call, so that what traces or
+  logs there knows whose work it is.
 - A call whose turn does not come in time, or whose caller leaves before, is withdrawn. A job is in
   the queue or the thread has it: who takes it out, under the queue's lock, has decided whether it
   begins or is withdrawn. So a withdrawn call never ran, and the queue holds no call that nobody
@@ -20,6 +22,7 @@ transaction. The queue in front of the thread is the writer lock, first come, fi
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import logging
 import queue
 import threading
@@ -31,7 +34,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from amends.barrier.sqlite_database import Database, DatabaseBusy
 from amends.barrier.verdict import Answer, Question, judge
 from amends.errors import HandlerFailed, NotCompensatable, TransactionMisused
-from amends.handler import Handler
+from amends.handler import Handler, thread_context
 from amends.outcomes import Call, Outcome
 
 logger = logging.getLogger(__name__)
@@ -187,6 +190,7 @@ class OneHop:
         self._handler = handler
         self._lend = lend
         self._release = release
+        self._context = thread_context()
         self.future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
 
     def perform(self, writer: Writer) -> None:
@@ -195,7 +199,7 @@ class OneHop:
             self._release()
             return
         try:
-            outcome = self._answer(writer)
+            outcome = self._context.run(self._answer, writer)
         except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
             writer.database.roll_back()
             self._release()
@@ -243,6 +247,7 @@ class Held:
         self._call = call
         self._max_hold_s = max_hold_s
         self._release = release
+        self._context = contextvars.copy_context()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._over = False
@@ -298,7 +303,7 @@ class Held:
             self._end()
             return
         try:
-            outcome = writer.begin(self, self._call)
+            outcome = self._context.run(writer.begin, self, self._call)
         except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
             writer.database.roll_back()
             self._end()
@@ -355,6 +360,7 @@ class _Statement(Generic[T]):
 
     def __init__(self, work: Callable[[Database], T], *, last: bool = False) -> None:
         self._work = work
+        self._context = contextvars.copy_context()
         self._values: list[T] = []
         self.last = last
         # Never cancelled: that a waiting task left says nothing about the statement.
@@ -362,7 +368,7 @@ class _Statement(Generic[T]):
 
     def perform(self, database: Database) -> BaseException | None:
         try:
-            self._values.append(self._work(database))
+            self._values.append(self._context.run(self._work, database))
         except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
             return error
         return None

@@ -693,7 +693,9 @@ class RetrySagaRequest(_message.Message):
     saga_id: _builtins.str
     """Its id."""
     step: _builtins.str
-    """The stuck step. Empty: all that are stuck. FAILED_PRECONDITION (NOTHING_STUCK) if it is not stuck."""
+    """A step that is stuck or waits for its next attempt. Empty: all such. FAILED_PRECONDITION
+    (NOTHING_STUCK) if there is none.
+    """
     @_builtins.property
     def audit(self) -> Global___Audit:
         """Who and why."""

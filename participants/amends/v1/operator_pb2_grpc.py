@@ -197,7 +197,8 @@ class OperatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetrySaga(self, request, context):
-        """Tries a stuck step again; in a new round where the last ended in a refusal.
+        """Tries a step now that is stuck or waits for its next attempt; in a new round where the last ended
+        in a refusal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,9 @@ class OperatorServiceStub:
     SetBreaker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetBreakerRequest, _operator_pb2.SetBreakerResponse]
     """Opens, closes or resets a breaker by hand."""
     RetrySaga: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetrySagaRequest, _operator_pb2.RetrySagaResponse]
-    """Tries a stuck step again; in a new round where the last ended in a refusal."""
+    """Tries a step now that is stuck or waits for its next attempt; in a new round where the last ended
+    in a refusal.
+    """
     SkipStep: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SkipStepRequest, _operator_pb2.SkipStepResponse]
     """Gives a step a substitute result."""
     ForceCompensation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForceCompensationRequest, _operator_pb2.ForceCompensationResponse]
@@ -102,7 +104,9 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     SetBreaker: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetBreakerRequest, _operator_pb2.SetBreakerResponse]  # type: ignore[assignment]
     """Opens, closes or resets a breaker by hand."""
     RetrySaga: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetrySagaRequest, _operator_pb2.RetrySagaResponse]  # type: ignore[assignment]
-    """Tries a stuck step again; in a new round where the last ended in a refusal."""
+    """Tries a step now that is stuck or waits for its next attempt; in a new round where the last ended
+    in a refusal.
+    """
     SkipStep: _aio.UnaryUnaryMultiCallable[_operator_pb2.SkipStepRequest, _operator_pb2.SkipStepResponse]  # type: ignore[assignment]
     """Gives a step a substitute result."""
     ForceCompensation: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForceCompensationRequest, _operator_pb2.ForceCompensationResponse]  # type: ignore[assignment]
@@ -205,7 +209,9 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.RetrySagaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RetrySagaResponse, _abc.Awaitable[_operator_pb2.RetrySagaResponse]]:
-        """Tries a stuck step again; in a new round where the last ended in a refusal."""
+        """Tries a step now that is stuck or waits for its next attempt; in a new round where the last ended
+        in a refusal.
+        """
 
     @_abc_1.abstractmethod
     def SkipStep(

@@ -85,6 +85,7 @@ class StartSagaRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """At most 128 bytes of [A-Za-z0-9._:-]. Empty: the runtime makes one, and a lost reply may then
     mean a saga whose id nobody knows; prefer your own.
@@ -97,6 +98,12 @@ class StartSagaRequest(_message.Message):
     """From now; overrides the definition's. 0: the definition's."""
     wait_ms: _builtins.int
     """Hold the reply until the saga ended or this long has passed. 0: answer at once. At most 60 s."""
+    traceparent: _builtins.str
+    """W3C trace context of the caller, which the saga's trace joins. Empty: the one that the call's
+    metadata has, if any. Anything else than a `traceparent` of version 00 is INVALID_ARGUMENT,
+    unlike in the metadata, where W3C asks to leave it alone. Not part of what makes a repeated
+    start the same start.
+    """
     @_builtins.property
     def input(self) -> _types_pb2.Payload:
         """Handed to every step."""
@@ -115,10 +122,11 @@ class StartSagaRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         deadline_ms: _builtins.int = ...,
         wait_ms: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "definition", b"definition", "definition_hash", b"definition_hash", "input", b"input", "labels", b"labels", "saga_id", b"saga_id", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "definition", b"definition", "definition_hash", b"definition_hash", "input", b"input", "labels", b"labels", "saga_id", b"saga_id", "traceparent", b"traceparent", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,6 +697,86 @@ class GetHistoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
+class GetTraceRequest(_message.Message):
+    """Which saga's trace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_OPEN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    """The saga."""
+    include_open: _builtins.bool
+    """Also spans that have not ended; they end at the last record, marked `amends.open`."""
+    page_size: _builtins.int
+    """Spans a page; at most 1,000, the default. A page also ends before 3 MiB, so that it fits gRPC's
+    usual limit; one span always fits.
+    """
+    page_token: _builtins.str
+    """From the page before. All pages are of the history as it was when the first was asked for."""
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        include_open: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_open", b"include_open", "page_size", b"page_size", "page_token", b"page_token", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceRequest: _TypeAlias = GetTraceRequest  # noqa: Y015
+
+@_typing.final
+class GetTraceResponse(_message.Message):
+    """A trace as OpenTelemetry collectors take it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACES_DATA_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    OPEN_SPANS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    traces_data: _builtins.bytes
+    """An `opentelemetry.proto.trace.v1.TracesData`, which is what an ExportTraceServiceRequest
+    looks like, too. Parents come before their children, the saga's own span first if it is there.
+    """
+    trace_id: _builtins.str
+    """32 hex digits."""
+    sampled: _builtins.bool
+    """Whether the runtime exports this trace by itself, if it exports any."""
+    spans: _builtins.int
+    """Spans in `traces_data`."""
+    open_spans: _builtins.int
+    """Spans of the saga that have not ended, whether they are asked for or not."""
+    next_page_token: _builtins.str
+    """Empty: this was the last page."""
+    def __init__(
+        self,
+        *,
+        traces_data: _builtins.bytes = ...,
+        trace_id: _builtins.str = ...,
+        sampled: _builtins.bool = ...,
+        spans: _builtins.int = ...,
+        open_spans: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "open_spans", b"open_spans", "sampled", b"sampled", "spans", b"spans", "trace_id", b"trace_id", "traces_data", b"traces_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceResponse: _TypeAlias = GetTraceResponse  # noqa: Y015
 
 @_typing.final
 class SignalSagaRequest(_message.Message):

@@ -75,6 +75,11 @@ class SagaServiceStub(object):
                 request_serializer=amends_dot_v1_dot_saga__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=amends_dot_v1_dot_saga__pb2.GetHistoryResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/amends.v1.SagaService/GetTrace',
+                request_serializer=amends_dot_v1_dot_saga__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=amends_dot_v1_dot_saga__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
         self.SignalSaga = channel.unary_unary(
                 '/amends.v1.SagaService/SignalSaga',
                 request_serializer=amends_dot_v1_dot_saga__pb2.SignalSagaRequest.SerializeToString,
@@ -152,6 +157,14 @@ class SagaServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """A saga's trace, made from its history, whatever was exported before. By page: the bytes of all
+        pages, joined in their order, are the whole trace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SignalSaga(self, request, context):
         """Delivers a signal; answers after it is durable.
         """
@@ -215,6 +228,11 @@ def add_SagaServiceServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=amends_dot_v1_dot_saga__pb2.GetHistoryRequest.FromString,
                     response_serializer=amends_dot_v1_dot_saga__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=amends_dot_v1_dot_saga__pb2.GetTraceRequest.FromString,
+                    response_serializer=amends_dot_v1_dot_saga__pb2.GetTraceResponse.SerializeToString,
             ),
             'SignalSaga': grpc.unary_unary_rpc_method_handler(
                     servicer.SignalSaga,
@@ -449,6 +467,33 @@ class SagaService(object):
             '/amends.v1.SagaService/GetHistory',
             amends_dot_v1_dot_saga__pb2.GetHistoryRequest.SerializeToString,
             amends_dot_v1_dot_saga__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amends.v1.SagaService/GetTrace',
+            amends_dot_v1_dot_saga__pb2.GetTraceRequest.SerializeToString,
+            amends_dot_v1_dot_saga__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,10 @@ class SagaServiceStub:
     """Records of matching sagas as they are committed, in that order, none missed and none repeated."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_saga_pb2.GetHistoryRequest, _saga_pb2.GetHistoryResponse]
     """A saga's records, oldest first, by page."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_saga_pb2.GetTraceRequest, _saga_pb2.GetTraceResponse]
+    """A saga's trace, made from its history, whatever was exported before. By page: the bytes of all
+    pages, joined in their order, are the whole trace.
+    """
     SignalSaga: _grpc.UnaryUnaryMultiCallable[_saga_pb2.SignalSagaRequest, _saga_pb2.SignalSagaResponse]
     """Delivers a signal; answers after it is durable."""
     CancelSaga: _grpc.UnaryUnaryMultiCallable[_saga_pb2.CancelSagaRequest, _saga_pb2.CancelSagaResponse]
@@ -81,6 +85,10 @@ class SagaServiceAsyncStub(SagaServiceStub):
     """Records of matching sagas as they are committed, in that order, none missed and none repeated."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_saga_pb2.GetHistoryRequest, _saga_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """A saga's records, oldest first, by page."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_saga_pb2.GetTraceRequest, _saga_pb2.GetTraceResponse]  # type: ignore[assignment]
+    """A saga's trace, made from its history, whatever was exported before. By page: the bytes of all
+    pages, joined in their order, are the whole trace.
+    """
     SignalSaga: _aio.UnaryUnaryMultiCallable[_saga_pb2.SignalSagaRequest, _saga_pb2.SignalSagaResponse]  # type: ignore[assignment]
     """Delivers a signal; answers after it is durable."""
     CancelSaga: _aio.UnaryUnaryMultiCallable[_saga_pb2.CancelSagaRequest, _saga_pb2.CancelSagaResponse]  # type: ignore[assignment]
@@ -154,6 +162,16 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_saga_pb2.GetHistoryResponse, _abc.Awaitable[_saga_pb2.GetHistoryResponse]]:
         """A saga's records, oldest first, by page."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _saga_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_saga_pb2.GetTraceResponse, _abc.Awaitable[_saga_pb2.GetTraceResponse]]:
+        """A saga's trace, made from its history, whatever was exported before. By page: the bytes of all
+        pages, joined in their order, are the whole trace.
+        """
 
     @_abc_1.abstractmethod
     def SignalSaga(

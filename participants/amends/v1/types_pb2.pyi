@@ -1188,6 +1188,7 @@ class AttemptTiming(_message.Message):
     ANSWERED_AT_MS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     POLLS_FIELD_NUMBER: _builtins.int
+    HELD_MS_FIELD_NUMBER: _builtins.int
     sent_at_ms: _builtins.int
     """When it was sent; 0 if unknown."""
     answered_at_ms: _builtins.int
@@ -1196,6 +1197,8 @@ class AttemptTiming(_message.Message):
     """Name of the gRPC status, for example "OK" or "UNAVAILABLE"."""
     polls: _builtins.int
     """How often the same attempt was asked again after InProgress."""
+    held_ms: _builtins.int
+    """How long the participant's breaker kept it from being sent, of the time before `sent_at_ms`."""
     def __init__(
         self,
         *,
@@ -1203,10 +1206,11 @@ class AttemptTiming(_message.Message):
         answered_at_ms: _builtins.int = ...,
         status: _builtins.str = ...,
         polls: _builtins.int = ...,
+        held_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_ms", b"answered_at_ms", "polls", b"polls", "sent_at_ms", b"sent_at_ms", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_ms", b"answered_at_ms", "held_ms", b"held_ms", "polls", b"polls", "sent_at_ms", b"sent_at_ms", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1352,8 +1356,11 @@ class AttemptFailed(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     RETRY_AT_MS_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     retry_at_ms: _builtins.int
     """When the next attempt is due; 0 if none is planned."""
+    probe: _builtins.bool
+    """It was sent to see whether the participant is back, and nobody was there: it used up no retry."""
     @_builtins.property
     def key(self) -> Global___AttemptKey:
         """Which."""
@@ -1373,10 +1380,11 @@ class AttemptFailed(_message.Message):
         timing: Global___AttemptTiming | None = ...,
         error: Global___Error | None = ...,
         retry_at_ms: _builtins.int = ...,
+        probe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "retry_at_ms", b"retry_at_ms", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "probe", b"probe", "retry_at_ms", b"retry_at_ms", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

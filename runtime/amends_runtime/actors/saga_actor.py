@@ -16,12 +16,12 @@ from amends_runtime.actors.mailbox import Envelope, Mailbox
 from amends_runtime.actors.timers import Timer
 from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
-from amends_runtime.core import tracing
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import CallParticipant, PollParticipant
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.core.saga import Decision, Saga
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.ports import Call, Transition, summarise
 
 __all__ = ["MAX_CRASHES", "SagaActor", "Turn", "call_for", "ended"]
@@ -119,6 +119,11 @@ class SagaActor:
         if turn.envelope.sender is not None:
             turn.envelope.tell(Told(turn.decision.answer, self.view()))
 
+    @property
+    def traceparent(self) -> str:
+        """The trace context that its start brought; empty before the start is durable, too."""
+        return "" if self.saga is None else self.saga.traceparent
+
     def view(self) -> SagaView:
         """The saga as it is durable. Only for an actor whose start is."""
         assert self.saga is not None, "an actor is viewed only after its start is durable"
@@ -173,16 +178,12 @@ def _shown(saga: Saga) -> tuple[object, ...]:
 
 
 def call_for(
-    plan: Plan, saga: Saga, effect: CallParticipant | PollParticipant, store_id: str
+    plan: Plan, saga: Saga, effect: CallParticipant | PollParticipant, tracing: Tracing
 ) -> Call:
     """The attempt that an effect asks for, with everything that the participant is handed."""
     step = plan.steps[effect.step]
     state = saga.steps[effect.step]
     compensating = effect.verb is Verb.COMPENSATE
-    span = tracing.attempt_span_id(
-        store_id, saga.saga_id, effect.step, effect.verb, effect.round, effect.attempt
-    )
-    trace = tracing.trace_id(store_id, saga.saga_id, saga.traceparent)
     turn = saga.turn if compensating else None
     return Call(
         saga_id=saga.saga_id,
@@ -201,7 +202,14 @@ def call_for(
         own_result=state.result if compensating else None,
         turn=turn,
         turn_step_name=plan.steps[turn.step].name if turn and turn.step is not None else "",
-        traceparent=tracing.traceparent(trace, span, saga.traceparent),
+        traceparent=tracing.traceparent(
+            saga.saga_id,
+            saga.traceparent,
+            effect.step,
+            effect.verb,
+            effect.round,
+            effect.attempt,
+        ),
         poll=isinstance(effect, PollParticipant),
     )
 

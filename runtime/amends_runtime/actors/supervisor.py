@@ -19,12 +19,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import structlog
 
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
+from amends_runtime.actors.survey import SLICE, Recovery, Survey, Tally
 from amends_runtime.actors.timers import Timers
 from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
@@ -44,6 +46,7 @@ from amends_runtime.core.messages import (
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.core.saga import Answer, Saga, StepStatus
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.errors import (
     AlreadyExists,
     NotFound,
@@ -133,12 +136,52 @@ class _Arrival:
     arriving until it is here, whatever the store says meanwhile. Any other one is only asked for.
     """
 
-    __slots__ = ("envelopes", "needed", "predecessor")
+    __slots__ = ("envelopes", "needed", "predecessor", "recovering")
 
     def __init__(self, predecessor: SagaActor | None = None, *, needed: bool = False) -> None:
         self.envelopes: list[Envelope] = []
         self.predecessor = predecessor
         self.needed = needed or predecessor is not None
+        self.recovering = False  # recovery has named it, and counts it when it is here
+
+
+class _Recovering:
+    """What recovery has still to wait for, and how long it has taken."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_s: float | None = None
+        self._ended_s: float | None = None
+        self._all_named = False
+        self._awaited = 0
+        self._sagas = 0
+
+    def begin(self) -> None:
+        self._began_s = self._clock.monotonic_s()
+
+    def named(self, arrival: _Arrival) -> None:
+        if not arrival.recovering:
+            arrival.recovering = True
+            self._awaited += 1
+
+    def all_named(self) -> None:
+        self._all_named = True
+        self._note_end()
+
+    def arrived(self) -> None:
+        self._awaited -= 1
+        self._sagas += 1
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self._all_named and not self._awaited and self._ended_s is None:
+            self._ended_s = self._clock.monotonic_s()
+
+    def now(self) -> Recovery:
+        if self._began_s is None:
+            return Recovery(running=True, sagas=0, duration_s=0.0)  # it is about to begin
+        until_s = self._clock.monotonic_s() if self._ended_s is None else self._ended_s
+        return Recovery(self._ended_s is None, self._sagas, until_s - self._began_s)
 
 
 class Supervisor:
@@ -156,8 +199,10 @@ class Supervisor:
         observer: Observer,
         limits: Limits,
         outbox: Outbox,
+        tracing: Tracing,
     ) -> None:
         self._store = store
+        self._tracing = tracing
         self._definitions = definitions
         self._clock = clock
         self._limits = limits
@@ -168,11 +213,14 @@ class Supervisor:
         self._something_to_load = anyio.Event()
         self._unreadable: dict[str, str] = {}
         self._starting_bytes = 0
+        self._refused: dict[str, int] = {}
+        self._recovery = _Recovering(clock)
         self._turns = Turns(
             store,
             clock=clock,
             observer=observer,
             batch_limit=limits.commit_batch,
+            tracing=tracing,
             perform=self._perform,
             dropped=self._read_again,
         )
@@ -189,7 +237,11 @@ class Supervisor:
         asked again).
         """
         self._check_accepting()
-        self._check_admission(len(request.input.data))
+        try:
+            self._check_admission(len(request.input.data))
+        except Overloaded as refusal:
+            self._note_refusal(refusal)
+            raise
         registered = self._definitions.find(request.definition_name, request.definition_hash)
         plan = self._definitions.plan(registered.content_hash)
         deadline_ms = request.deadline_ms or plan.definition.deadline_ms
@@ -329,8 +381,41 @@ class Supervisor:
         self._check_accepting()
         return self._post(saga_id, Wake())
 
+    async def survey(self) -> Survey:
+        """What is in memory, counted in slices between which the loop goes on; see `survey`."""
+        tally, actors, held_s = Tally(), list(self._actors.values()), 0.0
+        for start in range(0, len(actors), SLICE):
+            began_s = self._clock.monotonic_s()
+            for actor in actors[start : start + SLICE]:
+                if self._actors.get(actor.saga_id) is actor:
+                    tally.add(actor, will_wake=self._will_wake(actor))
+            held_s += self._clock.monotonic_s() - began_s
+            await anyio.lowlevel.checkpoint()
+        return Survey(
+            active=tally.active,
+            stuck=tally.stuck,
+            in_doubt=tally.in_doubt,
+            without_wake_up=len(self._unreadable) + tally.sleepless,
+            unreadable=len(self._unreadable),
+            quarantined=tally.quarantined,
+            backlog=self._turns.backlog + len(self._to_load),
+            messages=tally.messages,
+            fullest=tally.fullest,
+            held_s=held_s,
+        )
+
+    @property
+    def recovery(self) -> Recovery:
+        """How far recovery is."""
+        return self._recovery.now()
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many requests were refused because a limit is reached, by the error's reason."""
+        return dict(self._refused)
+
     def counts(self) -> Counts:
-        """What is in memory, counted one by one."""
+        """What is in memory, counted at one go: for tests, and for the end of a runtime."""
         return Counts(
             live=len(self._actors),
             arriving=len(self._arrivals),
@@ -408,6 +493,7 @@ class Supervisor:
         """
         boundary = self._store.next_saga_no()
         after_no, recovered = 0, 0
+        self._recovery.begin()
         while True:
             try:
                 page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
@@ -418,9 +504,12 @@ class Supervisor:
             for named in page:
                 after_no = named.saga_no
                 if named.saga_no < boundary and named.saga_id not in self._actors:
-                    self._arrival(named.saga_id).needed = True
+                    arrival = self._arrival(named.saga_id)
+                    arrival.needed = True
+                    self._recovery.named(arrival)
                     recovered += 1
             if len(page) < RECOVERY_PAGE or after_no >= boundary:
+                self._recovery.all_named()
                 _log.info("recovered", sagas=recovered)
                 return
             _log.info("recovering", sagas=recovered)
@@ -448,7 +537,11 @@ class Supervisor:
         message: StartSaga | CancelSaga | RetrySaga | AbandonSaga | Wake,
         plan: Plan | None = None,
     ) -> Told:
-        return await self._post(saga_id, message, plan)
+        try:
+            return await self._post(saga_id, message, plan)
+        except Overloaded as refusal:
+            self._note_refusal(refusal)
+            raise
 
     def _post(
         self,
@@ -479,7 +572,8 @@ class Supervisor:
         actor = self._actors.get(saga_id)
         if actor is None or not actor.quarantined:
             return False
-        _log.warning("quarantine_lifted", saga_id=saga_id)
+        trace_id = self._tracing.trace_id(saga_id, actor.traceparent)
+        _log.warning("quarantine_lifted", saga_id=saga_id, trace_id=trace_id)
         actor.dropped = True
         self._read_again([actor], Unavailable("this saga is read again; ask again"))
         return True
@@ -493,7 +587,7 @@ class Supervisor:
         return arrival
 
     def _arrived(self, saga_id: str, found: LoadedSaga | Tombstone | None) -> None:
-        arrival = self._arrivals.pop(saga_id)
+        arrival = self._taken(saga_id)
         try:
             if isinstance(found, LoadedSaga):
                 self._bring_in(found, arrival)
@@ -503,6 +597,13 @@ class Supervisor:
                 self._bring_in_new(saga_id, arrival)
         except Exception as error:  # noqa: BLE001  # one saga must not hold up the others
             self._cannot_be_read(saga_id, arrival, error)
+
+    def _taken(self, saga_id: str) -> _Arrival:
+        """The arrival of a saga that is here now, or never will be."""
+        arrival = self._arrivals.pop(saga_id)
+        if arrival.recovering:
+            self._recovery.arrived()
+        return arrival
 
     def _cannot_be_read(self, saga_id: str, arrival: _Arrival, error: Exception) -> None:
         """Leaves a damaged saga to people.
@@ -590,7 +691,7 @@ class Supervisor:
             try:
                 found = await self._store.load([saga_id])
             except UnreadableSaga as error:
-                self._cannot_be_read(saga_id, self._arrivals.pop(saga_id), error)
+                self._cannot_be_read(saga_id, self._taken(saga_id), error)
             except StoreError as error:
                 self._load_later(ids[number:], error)
                 return
@@ -604,14 +705,14 @@ class Supervisor:
         actor, saga = turn.actor, turn.decision.saga
         for effect in turn.decision.effects:
             if isinstance(effect, CallParticipant):
-                call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
+                call = call_for(actor.plan, saga, effect, self._tracing)
                 self._outbox.submit(call, saga.started_at_ms)
             elif isinstance(effect, WakeAt):
                 is_deadline = effect.at_ms == saga.deadline_at_ms
                 within_ms = None if is_deadline else actor.plan.longest_wait_ms
                 actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
             elif isinstance(effect, PollParticipant):
-                call = call_for(actor.plan, saga, effect, self._store.identity.store_id)
+                call = call_for(actor.plan, saga, effect, self._tracing)
                 self._outbox.poll(call, saga.started_at_ms, effect)
                 if saga.phase is core.Phase.BACKWARD and effect.verb is Verb.EXECUTE:
                     # It was on the wire when the saga turned back, and could not be withdrawn then.
@@ -677,6 +778,9 @@ class Supervisor:
             timer.cancel()
             actor.remove_waiter(waiter)
         return view if view is not None else await self.view(actor.saga_id)
+
+    def _note_refusal(self, refusal: Overloaded) -> None:
+        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
 
     def _check_accepting(self) -> None:
         if not self.accepting:

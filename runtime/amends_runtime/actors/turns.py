@@ -26,6 +26,8 @@ import structlog
 
 from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.saga_actor import MAX_CRASHES, SagaActor, Turn
+from amends_runtime.core.messages import StartSaga
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.errors import AmendsError, CommitUnknown, Unavailable, VersionConflict
 from amends_runtime.ports import Clock, Observer, Store
 
@@ -50,10 +52,12 @@ class Turns:
         clock: Clock,
         observer: Observer,
         batch_limit: int,
+        tracing: Tracing,
         perform: Callable[[Turn], None],
         dropped: Callable[[Sequence[SagaActor], Exception], None],
     ) -> None:
         self._store = store
+        self._tracing = tracing
         self._clock = clock
         self._observer = observer
         self._batch_limit = batch_limit
@@ -141,10 +145,13 @@ class Turns:
     def _crashed(self, actor: SagaActor, envelope: Envelope, error: Exception) -> None:
         actor.crashes += 1
         actor.quarantined = actor.crashes >= MAX_CRASHES
+        message = envelope.message
+        caller = message.traceparent if isinstance(message, StartSaga) else actor.traceparent
         _log.exception(
             "decide_crashed",
             saga_id=actor.saga_id,
-            message=type(envelope.message).__name__,
+            trace_id=self._tracing.trace_id(actor.saga_id, caller),
+            on=type(message).__name__,
             crashes=actor.crashes,
             quarantined=actor.quarantined,
         )
@@ -198,15 +205,11 @@ class Turns:
                 return
 
     def _committed(self, turn: Turn) -> None:
-        turn.actor.busy = False
+        actor, before = turn.actor, turn.actor.saga
+        actor.busy = False
         self._finish(turn)
-        assert turn.transition is not None, "only turns with records are committed"
-        self._observer.turn_committed(
-            turn.actor.saga_id,
-            turn.transition.version,
-            turn.transition.records,
-            turn.actor.plan.step_names,
-        )
+        decision = turn.decision
+        self._observer.turn_committed(actor.plan, before, decision.saga, decision.records)
 
     def _finish(self, turn: Turn) -> None:
         """What may follow once a turn is durable.
@@ -221,7 +224,13 @@ class Turns:
         lost = [turn for turn in batch if turn.actor.saga_no in conflict.saga_nos]
         if not lost:
             raise conflict  # nothing to leave out: committing again would only fail again
-        _log.error("version_conflict", sagas=[turn.actor.saga_id for turn in lost])
+        for turn in lost:
+            saga = turn.decision.saga
+            _log.error(
+                "version_conflict",
+                saga_id=saga.saga_id,
+                trace_id=self._tracing.trace_id(saga.saga_id, saga.traceparent),
+            )
         self._drop(lost, Unavailable("somebody else wrote this saga; it is read again, ask again"))
         return [turn for turn in batch if turn not in lost]
 

@@ -245,4 +245,4 @@ def _ended(view: SagaView) -> saga_pb2.SagaEnd:
 
 
 def _refused(saga_id: str, error: Exception) -> saga_pb2.SagaEnd:
-    return saga_pb2.SagaEnd(saga_id=saga_id, error=error_for(error, "AwaitSagas"))
+    return saga_pb2.SagaEnd(saga_id=saga_id, error=error_for(error, "AwaitSagas", saga_id))

@@ -22,7 +22,8 @@ def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
     if step is None:
         return WrongState(
             "NOTHING_STUCK",
-            f"no step of saga {saga_id!r} is stuck, so there is nothing to try again:"
+            f"no step of saga {saga_id!r} is stuck or waits for its next attempt, so there is"
+            " nothing to try now:"
             f" {_doing(view)}",
             metadata,
         )
@@ -30,8 +31,8 @@ def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
     mend = f"stuck is {', '.join(stuck)}: retry that" if stuck else _doing(view)
     return WrongState(
         "NOTHING_STUCK",
-        f"step {step!r} of saga {saga_id!r} is not stuck but {status.name}, and was left alone:"
-        f" {mend}",
+        f"step {step!r} of saga {saga_id!r} is {status.name}, neither stuck nor waiting for its"
+        f" next attempt, and was left alone: {mend}",
         {**metadata, "step": step},
     )
 

@@ -31,6 +31,7 @@ from amends_runtime.api.status import (
     is_ours,
     status_of,
 )
+from amends_runtime.api.validation import is_saga_id
 from amends_runtime.errors import AmendsError, StoreError, Unavailable
 
 __all__ = ["Context", "Door", "answering", "error_for", "not_available", "streaming"]
@@ -108,7 +109,12 @@ def answering(
             try:
                 return await handler(self, request, context)
             except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets a status
-                status = _status_for(error, handler.__name__, closing=self.door.closing)
+                status = _status_for(
+                    error,
+                    handler.__name__,
+                    getattr(request, "saga_id", ""),
+                    closing=self.door.closing,
+                )
             # gRPC keeps the abort's traceback, and with it this frame, in a cycle: whole requests
             # would stay in memory until the collector comes by.
             del request
@@ -127,11 +133,11 @@ def streaming(
     return answering(handler)
 
 
-def error_for(error: Exception, method: str) -> types_pb2.Error:
+def error_for(error: Exception, method: str, saga_id: str) -> types_pb2.Error:
     """What one item of a batch is answered that ended with `error`; a bug is logged."""
     if isinstance(error, AmendsError) and is_ours(error):
         return error_to_proto(error)
-    return internal_error(_incident(error, method))
+    return internal_error(_incident(error, method, saga_id))
 
 
 def not_available(message: str) -> Any:
@@ -147,21 +153,28 @@ def not_available(message: str) -> Any:
     return refused
 
 
-def _status_for(error: Exception, method: str, *, closing: bool) -> status_pb2.Status:
+def _status_for(error: Exception, method: str, saga_id: str, *, closing: bool) -> status_pb2.Status:
     if closing and isinstance(error, Unavailable):
         return status_of(ShuttingDown())
     if isinstance(error, AmendsError) and is_ours(error):
         if isinstance(error, StoreError):
-            _log.error("store_failed", method=method, error=str(error))
+            _log.error("store_failed", method=method, **_about(saga_id), error=str(error))
         return status_of(error)
-    return internal_status(_incident(error, method))
+    return internal_status(_incident(error, method, saga_id))
 
 
-def _incident(error: Exception, method: str) -> str:
+def _incident(error: Exception, method: str, saga_id: str) -> str:
     """Logs a bug; the answer is the id that the log entry is found by."""
     incident = uuid.uuid4().hex
-    _log.error("request_failed", method=method, incident=incident, exc_info=error)
+    _log.error(
+        "request_failed", method=method, **_about(saga_id), incident=incident, exc_info=error
+    )
     return incident
+
+
+def _about(saga_id: str) -> dict[str, str]:
+    """The saga that a request names, for the log. What cannot be an id is not repeated there."""
+    return {"saga_id": saga_id} if saga_id and is_saga_id(saga_id) else {}
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:

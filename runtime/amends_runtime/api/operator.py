@@ -256,7 +256,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             epoch=identity.epoch,
             started_at_ms=self._facts.started_at_ms,
             sagas={state.name: count for state, count in by_state.items()},
-            without_wake_up=self._supervisor.counts().without_wake_up,
+            without_wake_up=(await self._supervisor.survey()).without_wake_up,
         )
 
     # -- what comes later ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,9 @@ from amends_runtime.actors.supervisor import Supervisor
 from amends_runtime.api.door import Context, Door, answering
 from amends_runtime.api.operator import OperatorService, RuntimeFacts
 from amends_runtime.api.service import SagaService
+from amends_runtime.api.tracing import SagaTraces
 from amends_runtime.clock import SystemClock
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.participants import Participants
 from amends_runtime.errors import ConfigurationError
@@ -70,7 +73,8 @@ class ApiServer:
     With `tls` every connection is encrypted, and where it has a client CA every client has proved
     who it is before any service hears of it, health and reflection included. Otherwise whoever
     reaches the port can start and cancel sagas, so that only loopback addresses and unix sockets
-    are served; `insecure` says that the network around lets nobody else in.
+    are served; `insecure` says that the network around lets nobody else in. `tracing`
+    names the traces that clients ask for, `sender` are the resource attributes in them.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class ApiServer:
         max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
         insecure: bool = False,
         tls: ServerTls | None = None,
+        tracing: Tracing | None = None,
+        sender: Mapping[str, str] | None = None,
     ) -> None:
         clock = SystemClock()
         self._listen = listen
@@ -102,6 +108,7 @@ class ApiServer:
                 clock=clock,
                 door=self._door,
                 identity=store.identity,
+                traces=SagaTraces(tracing or Tracing(store.identity.store_id), sender or {}),
                 max_payload_bytes=max_payload_bytes,
             ),
             self._server,

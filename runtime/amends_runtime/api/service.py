@@ -26,6 +26,7 @@ from amends_runtime.api.door import Context, Door, answering, error_for, not_ava
 from amends_runtime.api.paging import fitting, question, token_for
 from amends_runtime.api.resuming import check_position
 from amends_runtime.api.status import ShuttingDown
+from amends_runtime.api.tracing import SagaTraces, TracePage
 from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Checks
 from amends_runtime.api.watching import Watchers
 from amends_runtime.core.records import SagaState
@@ -60,6 +61,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         clock: Clock,
         door: Door,
         identity: StoreIdentity,
+        traces: SagaTraces,
         max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES,
     ) -> None:
         self.door = door
@@ -69,6 +71,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         self._clock = clock
         self._max_payload_bytes = max_payload_bytes
         self._identity = identity
+        self._traces = traces
         self._watchers = Watchers(insights, definitions, identity)
 
     # -- starting ------------------------------------------------------------------------------
@@ -99,6 +102,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         input_ = checks.payload("input", request.input, self._max_payload_bytes)
         labels = checks.labels("labels", request.labels)
         deadline_ms = checks.duration_ms("deadline_ms", request.deadline_ms)
+        traceparent = checks.traceparent("traceparent", request.traceparent)
         checks.passed()
         return StartRequest(
             saga_id=saga_id or _new_saga_id(self._clock.now_ms()),
@@ -110,7 +114,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
             input=input_,
             labels=labels,
             deadline_ms=deadline_ms,
-            traceparent=_traceparent(context),
+            traceparent=traceparent or _traceparent(context),
         )
 
     @answering
@@ -144,7 +148,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
             start = self._start(Checks(prefix), request, context)
             view, existed = await self._supervisor.start_saga(start)
         except Exception as error:  # noqa: BLE001  # one item's error is that item's answer
-            result.error.CopyFrom(error_for(error, "StartSagas"))
+            result.error.CopyFrom(error_for(error, "StartSagas", request.saga_id))
             return
         saga = wire.saga_to_proto(view, with_payloads=False)
         saga.ClearField("steps")
@@ -194,9 +198,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         asked = question("history", saga_id)
         begin = checks.page_token("page_token", asked, request.page_token) or 0
         checks.passed()
-        loaded = (await self._insights.load([saga_id])).get(saga_id)
-        if not isinstance(loaded, LoadedSaga):
-            raise _no_history(saga_id, loaded)
+        loaded = await self._loaded(saga_id)
         plan = self._definitions.plan(loaded.definition_hash)
         records = [(turn, record) for turn in loaded.turns for record in turn.records]
         page = fitting(
@@ -210,6 +212,21 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         return saga_pb2.GetHistoryResponse(
             records=page, next_page_token=token_for(asked, end) if end < len(records) else ""
         )
+
+    @answering
+    async def GetTrace(
+        self, request: saga_pb2.GetTraceRequest, context: Context
+    ) -> saga_pb2.GetTraceResponse:
+        wanted = TracePage.of(request)
+        loaded = await self._loaded(wanted.saga_id)
+        plan = self._definitions.plan(loaded.definition_hash)
+        return await self._traces.page(wanted, plan, loaded)
+
+    async def _loaded(self, saga_id: str) -> LoadedSaga:
+        loaded = (await self._insights.load([saga_id])).get(saga_id)
+        if not isinstance(loaded, LoadedSaga):
+            raise _no_history(saga_id, loaded)
+        return loaded
 
     # -- waiting -------------------------------------------------------------------------------
 

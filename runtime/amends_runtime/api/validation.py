@@ -24,10 +24,11 @@ from amends_runtime.core.addresses import check_address, check_participant_name
 from amends_runtime.core.definition import DEFINITION_NAME, MAX_DURATION_MS, STEP_NAME
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import SagaState
+from amends_runtime.core.tracing import TRACEPARENT
 from amends_runtime.errors import FieldViolation, InvalidRequest
 from amends_runtime.ports import SagaFilter, StoreIdentity
 
-__all__ = ["Checks"]
+__all__ = ["MAX_AUTHOR_BYTES", "MAX_REASON_BYTES", "Checks", "is_saga_id"]
 
 MAX_SAGA_ID_BYTES: Final = 128
 """Room for a UUID with a prefix. It stands in every key, log line and span."""
@@ -51,6 +52,11 @@ ANY_SAGA_ID: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 CONTENT_TYPE: Final = re.compile(r"[ -~]*")
 CONTENT_HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def is_saga_id(value: str) -> bool:
+    """Whether there can be a saga of this id, children included."""
+    return len(value) <= MAX_CHILD_ID_BYTES and ANY_SAGA_ID.fullmatch(value) is not None
 
 
 class Checks:
@@ -119,6 +125,16 @@ class Checks:
                 field,
                 f"{_shown(value)} is not a content hash: those are 64 of 0-9 a-f, as registration"
                 " answered; leave it out for the latest version",
+            )
+        return value
+
+    def traceparent(self, field: str, value: str) -> str:
+        """A W3C trace context; empty is none. One of the metadata is not checked but left alone."""
+        if value and not TRACEPARENT.fullmatch(value):
+            self.refuse(
+                field,
+                f"{_shown(value)} is not a traceparent: write 00-TRACE-SPAN-FLAGS with 32, 16 and 2"
+                " of 0-9 a-f, the first two of them not all 0, or leave it out",
             )
         return value
 

@@ -26,6 +26,7 @@ from amends_runtime.cli import (
     participants,
     sagas,
     serving,
+    tracing,
     watching,
 )
 from amends_runtime.cli.exits import Exit, ExitCode, debug_wanted, report
@@ -101,6 +102,16 @@ def build_app() -> App:
     app.command(sagas.history, group=of_sagas)
     app.command(sagas.wait, group=of_sagas)
     app.command(watching.watch, group=of_sagas)
+    of_traces = App(
+        name="trace",
+        help=tracing.HELP,
+        group=of_sagas,
+        group_commands=Group("Commands", sort_key=1),
+        help_format="plaintext",
+    )
+    of_traces.command(tracing.show)
+    of_traces.command(tracing.export)
+    app.command(of_traces)
     app.command(sagas.cancel, group=of_sagas)
     app.command(operating.retry, group=of_sagas)
     app.command(operating.abandon, group=of_sagas)

@@ -97,6 +97,7 @@ def dev(
     addresses = parse_pairs(participant, "--participant", "NAME=ADDRESS")
     files = DevFiles(database)
     config, definitions = _configured(files, listen, addresses, definition)
+    config = config.model_copy(update={"log_level": log_level})
     ready = ReadyFile(ready_file)
     if reset and files.remove():
         _say(f"removed what earlier runs left in {files.database}", "")

@@ -108,11 +108,15 @@ class ReadyFile:
         finally:
             self.remove()
 
-    def write(self, address: str) -> None:
-        """Writes the file as a whole: a reader sees all of it or nothing."""
+    def write(self, address: str, metrics: str = "") -> None:
+        """Writes the file as a whole: a reader sees all of it or nothing.
+
+        `metrics` is where Prometheus finds them; empty: nowhere, and it is left out.
+        """
         if self._path is None:
             return
-        content = json.dumps({"pid": os.getpid(), "address": address})
+        endpoint = {"metrics": metrics} if metrics else {}
+        content = json.dumps({"pid": os.getpid(), "address": address, **endpoint})
         try:
             handle, temporary = tempfile.mkstemp(
                 prefix=f".{self._path.name}.", dir=self._path.parent

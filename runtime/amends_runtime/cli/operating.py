@@ -1,4 +1,4 @@
-"""`amends retry` and `abandon`: the ways out for a saga that is stuck."""
+"""`amends retry` and `abandon`: what a person does for a saga that does not go on by itself."""
 
 # ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
 
@@ -32,12 +32,12 @@ async def retry(
     author: str | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Try a stuck saga again.
+    """Try a saga now: what is stuck again, what waits for its next attempt at once.
 
-    Each step that is stuck is tried anew: under the same key, so that what took
-    effect does not take effect twice; or, where its participant had refused for
-    good, in a new round with a key of its own. The exit code is 4 if nothing is
-    stuck.
+    Each such step is tried under the same key, so that what took effect does not
+    take effect twice; or, where its participant had refused for good, in a new
+    round with a key of its own. Its time for retries begins anew. The exit code is
+    4 if no step is stuck or waits.
 
     For example:
 
@@ -51,7 +51,7 @@ async def retry(
     reason:
         Why; lands in the history.
     step:
-        Only this step. Default: all that are stuck.
+        Only this step. Default: all that are stuck or wait for their next attempt.
     author:
         Who; lands in the history. Default: your user name.
     """

@@ -44,6 +44,8 @@ def serve(
     definition: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     ready_file: Path | None = None,
     until_stdin_closes: Flag = False,
+    otlp: str | None = None,
+    metrics_listen: str | None = None,
     log_format: Literal["auto", "console", "json"] | None = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
     debug: Debug = False,
@@ -84,9 +86,14 @@ def serve(
     definition:
         Definition file (YAML, TOML or JSON) or pattern to register at start; may be repeated.
     ready_file:
-        Written when all is up, with {"pid", "address"} as JSON; removed at the end.
+        Written when all is up, with {"pid", "address"} as JSON, and "metrics" if there is an
+        endpoint for Prometheus; removed at the end.
     until_stdin_closes:
         Also stop when standard input ends: for scripts that must leave nothing behind.
+    otlp:
+        Where traces go: HOST:PORT or URL of an OpenTelemetry collector, such as Jaeger's port 4317.
+    metrics_listen:
+        HOST:PORT of an endpoint for Prometheus, at /metrics. Default: none.
     log_format:
         auto (the default) is console on a terminal and JSON elsewhere.
     log_level:
@@ -109,6 +116,8 @@ def serve(
         database=database,
         participants=parse_pairs(participant, "--participant", "NAME=ADDRESS"),
         definitions=definition,
+        otlp=otlp,
+        metrics_listen=metrics_listen,
         log_format=log_format,
         log_level=log_level,
     )
@@ -148,7 +157,7 @@ async def _serve(
             log.info("stopping: nothing new is taken, what is decided is committed")
             engine.request_stop()
 
-        ready.write(engine.address)
+        ready.write(engine.address, engine.metrics_address)
         log.info(
             "amends is up",
             address=engine.address,
@@ -156,6 +165,8 @@ async def _serve(
             database=config.server.database,
             participants=sorted(engine.lanes.names()),
             definitions=sorted({definition.name for definition in definitions}),
+            traces=engine.traces_to or "nowhere",
+            metrics=engine.metrics_to or "nowhere",
             pid=os.getpid(),
         )
         signals.on_first(stop)

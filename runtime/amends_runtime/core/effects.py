@@ -25,7 +25,8 @@ class CallParticipant(msgspec.Struct, frozen=True, gc=False):
 class PollParticipant(msgspec.Struct, frozen=True, gc=False):
     """Ask the same attempt again at `at_ms`, after InProgress.
 
-    `sent_at_ms` is when it was sent for the first time, `polls` how often it will have been asked.
+    `sent_at_ms` and `sent_us` are when it was sent for the first time and `held_ms` how long it had
+    been held then (see `Timing`), `polls` is how often it will have been asked.
     """
 
     step: int
@@ -35,6 +36,8 @@ class PollParticipant(msgspec.Struct, frozen=True, gc=False):
     at_ms: int
     sent_at_ms: int
     polls: int
+    held_ms: int = 0
+    sent_us: int = 0
 
 
 class WithdrawCall(msgspec.Struct, frozen=True, gc=False):

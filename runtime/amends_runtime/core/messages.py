@@ -84,6 +84,8 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time.
 
+    `held_ms`, `sent_us` and `answered_us` are those of `Timing`.
+
     `probe` marks one that was sent to see whether the participant is back, and nobody was there.
     """
 
@@ -97,6 +99,9 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     polls: int
     outcome: Outcome
     probe: bool = False
+    held_ms: int = 0
+    sent_us: int = 0
+    answered_us: int = 0
 
 
 class NotSent(msgspec.Struct, frozen=True, kw_only=True):

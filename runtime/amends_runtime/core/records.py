@@ -89,12 +89,19 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An attempt on the wire: when first sent, when answered, the gRPC status' name, the polls."""
+    """An attempt on the wire: when first sent, when answered, the gRPC status' name, the polls.
+
+    `sent_us` and `answered_us` are the microseconds beyond those milliseconds: most calls take few
+    of these. `held_ms` is how long the participant's breaker kept the attempt from being sent.
+    """
 
     sent_at_ms: int
     answered_at_ms: int
     status: str = "OK"
     polls: int = 0
+    held_ms: int = 0
+    sent_us: int = 0
+    answered_us: int = 0
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True):

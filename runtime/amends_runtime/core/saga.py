@@ -163,6 +163,7 @@ class StepState(msgspec.Struct, frozen=True):
     unknown           an attempt to execute ended, or was lost, without a definite outcome
     refused           a definite refusal ended the round
     retry_at_ms       when the next attempt is due; 0: none is planned
+    began_at_ms       when the first attempt began, of this verb, round and operator's retry
     running_until_ms  until when a lost attempt to execute may still be running; 0: none may
     """
 
@@ -183,6 +184,7 @@ class StepState(msgspec.Struct, frozen=True):
     misconfigured_since_ms: int = 0
     failure: Failure | None = None
     stuck_since_ms: int = 0
+    began_at_ms: int = 0
 
 
 class Saga(msgspec.Struct, frozen=True):
@@ -637,6 +639,8 @@ def _in_progress(turn: _Turn, message: Answered, outcome: InProgress) -> Unknown
             at_ms=min(turn.now_ms + max(1, outcome.poll_after_ms), limit_at_ms),
             sent_at_ms=message.sent_at_ms,
             polls=message.polls + 1,
+            held_ms=message.held_ms,
+            sent_us=message.sent_us,
         )
     )
     return None
@@ -922,6 +926,7 @@ def _step_retried(step: StepState, record: OperatorActed) -> StepState:
         misconfigured=0,
         retry_at_ms=record.at_ms,
         stuck_since_ms=0,
+        began_at_ms=0,
     )
 
 
@@ -973,6 +978,9 @@ def _evolve_step(plan: Plan, saga: Saga, record: _StepRecord) -> StepState:
             attempt=record.attempt,
             open=True,
             retry_at_ms=0,
+            began_at_ms=step.began_at_ms
+            if step.began_at_ms and (step.verb, step.round) == (record.verb, record.round)
+            else record.at_ms,
             **fresh,
         )
     if isinstance(record, StepStuck):
@@ -1126,7 +1134,15 @@ def _took_ms(plan: Plan, number: int, timing: Timing, reason: str) -> int:
 
 
 def _timing(message: Answered) -> Timing:
-    return Timing(message.sent_at_ms, message.answered_at_ms, message.status, message.polls)
+    return Timing(
+        message.sent_at_ms,
+        message.answered_at_ms,
+        message.status,
+        message.polls,
+        message.held_ms,
+        message.sent_us,
+        message.answered_us,
+    )
 
 
 def _too_large(saga: Saga, result: Payload) -> Unknown | None:

@@ -1,9 +1,16 @@
-"""Trace and span ids that are derived instead of stored.
+"""Trace and span ids that are derived instead of stored, and whether a trace is sampled.
 
-The trace of a saga is its caller's, if the caller sent a W3C `traceparent`, else a hash of the
-saga's identity. A span's id is a hash of what the span is about. Both are therefore known before a
-call leaves, after a crash, and to every node, and a trace can be exported again from history at any
-time.
+How to think about it. Whoever knows a saga's history knows every id of its trace: what a call sends
+as its trace context, before and after a crash, on every node, and what an export of the same saga
+finds a year later. Nothing about a trace is ever written down.
+
+1. The trace is the caller's, if the caller sent a W3C `traceparent` and its trace is to be joined;
+   else it is a hash of the saga's identity. One that is not joined is linked (see `projection`).
+2. A span's id is a hash of what the span is about. Two runtimes with stores of their own never make
+   the same one.
+3. Sampling is decided from the trace id alone, by OpenTelemetry's rule: its lower 64 bits are below
+   the ratio. A caller whose trace is joined has decided already, by its flag. So every program that
+   follows the same rule keeps the same traces.
 """
 
 from __future__ import annotations
@@ -11,31 +18,73 @@ from __future__ import annotations
 import hashlib
 import re
 
+import msgspec
+
 from amends_runtime.core.records import Verb
 
-__all__ = ["TRACEPARENT", "attempt_span_id", "trace_id", "traceparent"]
+__all__ = ["TRACEPARENT", "Tracing"]
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-
-def trace_id(store_id: str, saga_id: str, callers_traceparent: str) -> str:
-    """32 lower-case hex digits: the caller's trace, or one that only this saga has."""
-    if TRACEPARENT.fullmatch(callers_traceparent):
-        return callers_traceparent[3:35]
-    return _hex(f"trace/{store_id}/{saga_id}", 16)
+SAMPLED = 0x01  # the one flag of version 00 that says anything of sampling
 
 
-def attempt_span_id(  # noqa: PLR0917 - what identifies an attempt, in the order of its key
-    store_id: str, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
-) -> str:
-    """16 lower-case hex digits for one attempt's CLIENT span."""
-    return _hex(f"attempt/{store_id}/{saga_id}/{step}/{verb:d}/{round_}/{attempt}", 8)
+class Tracing(msgspec.Struct, frozen=True):
+    """How the traces of one store's sagas are named, and which are sampled.
 
+    `ratio` is the share of traces to keep, from 0 to 1. `join` puts a saga into its caller's trace;
+    without, each saga has a trace of its own. Changing either splits the traces of sagas under way.
+    Traces and spans are named by 32 and 16 lower-case hex digits.
+    """
 
-def traceparent(trace: str, span: str, callers_traceparent: str) -> str:
-    """The W3C header of a call, with the caller's flags; without a caller the trace is sampled."""
-    given = TRACEPARENT.fullmatch(callers_traceparent)
-    return f"00-{trace}-{span}-{callers_traceparent[53:55] if given else '01'}"
+    store_id: str
+    ratio: float = 1.0
+    join: bool = True
+
+    def trace_id(self, saga_id: str, caller: str) -> str:
+        """The saga's trace. `caller` is the `traceparent` that its start brought, or empty."""
+        if self.join and TRACEPARENT.fullmatch(caller):
+            return caller[3:35]
+        return _hex(f"trace/{self.store_id}/{saga_id}", 16)
+
+    def is_sampled(self, trace_id: str, caller: str) -> bool:
+        """Whether this trace is kept."""
+        if self.join and TRACEPARENT.fullmatch(caller):
+            return bool(int(caller[53:55], 16) & SAMPLED)
+        return int(trace_id[16:], 16) < self.ratio * 2**64
+
+    def traceparent(  # noqa: PLR0917  # what identifies an attempt, in the order of its key
+        self, saga_id: str, caller: str, step: int, verb: Verb, round_: int, attempt: int
+    ) -> str:
+        """The W3C header of an attempt's call: its span is the parent of the participant's."""
+        trace = self.trace_id(saga_id, caller)
+        flags = SAMPLED if self.is_sampled(trace, caller) else 0
+        return f"00-{trace}-{self.attempt_span(saga_id, step, verb, round_, attempt)}-{flags:02x}"
+
+    def root_span(self, saga_id: str) -> str:
+        """The saga as a whole."""
+        return self._span(f"saga/{saga_id}")
+
+    def step_span(  # as `traceparent`
+        self, saga_id: str, step: int, verb: Verb, round_: int, first_attempt: int
+    ) -> str:
+        """A step in one verb and round, from `first_attempt` until it ends or is stuck."""
+        return self._span(f"step/{saga_id}/{step}/{verb:d}/{round_}/{first_attempt}")
+
+    def attempt_span(  # as `traceparent`
+        self, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
+    ) -> str:
+        """One attempt, the CLIENT side of a call."""
+        return self._span(f"attempt/{saga_id}/{step}/{verb:d}/{round_}/{attempt}")
+
+    def wait_span(  # as `traceparent`
+        self, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
+    ) -> str:
+        """The time that one attempt waited in its lane."""
+        return self._span(f"wait/{saga_id}/{step}/{verb:d}/{round_}/{attempt}")
+
+    def _span(self, what: str) -> str:
+        return _hex(f"{self.store_id}/{what}", 8)
 
 
 def _hex(what: str, size: int) -> str:

@@ -95,6 +95,7 @@ class _Entry:
         "call",
         "generation",
         "gone",
+        "held_ms",
         "key",
         "order",
         "poll_timer",
@@ -103,6 +104,7 @@ class _Entry:
         "queued",
         "route",
         "sent_at_ms",
+        "sent_us",
     )
 
     def __init__(self, call: Call, order: tuple[int, int, int]) -> None:
@@ -113,6 +115,8 @@ class _Entry:
         self.route: _Route | None = None
         self.probe = False  # it is on the wire to see whether the participant is back
         self.sent_at_ms = 0
+        self.sent_us = 0
+        self.held_ms = 0  # once it was sent; until then the lane's count when it came in
         self.polls = 0
         self.queued = False
         self.gone = False
@@ -155,22 +159,38 @@ class Lane:
         self._sequence = 0
         self._probe_timer: asyncio.TimerHandle | None = None
         self._last_error = ""
+        self._last_reason = ""
         self._stopped = False
+        self._not_closed_ms = 0  # how long the breaker was not closed, before it closed last
+        self._not_closed_since_ms: int | None = None
 
     # -- what a saga asks of it ----------------------------------------------------------------
 
     def submit(self, call: Call, started_at_ms: int) -> None:
         """Takes an attempt in. `started_at_ms`, the saga's, is its place among its equals."""
-        self._enqueue(self._take_in(call, started_at_ms))
+        entry = self._take_in(call, started_at_ms)
+        entry.held_ms = self._held_ms()
+        self._enqueue(entry)
         self._pump()
 
-    def poll(self, call: Call, started_at_ms: int, at_ms: int, sent_at_ms: int, polls: int) -> None:
+    def poll(
+        self,
+        call: Call,
+        started_at_ms: int,
+        at_ms: int,
+        sent_at_ms: int,
+        polls: int,
+        *,
+        held_ms: int = 0,
+        sent_us: int = 0,
+    ) -> None:
         """Asks an attempt that is in progress again, at `at_ms`.
 
-        It was first sent at `sent_at_ms`.
+        It was first sent at `sent_at_ms` and `sent_us`; the breaker had held it for `held_ms`.
         """
         entry = self._take_in(call, started_at_ms)
-        entry.sent_at_ms = sent_at_ms
+        entry.sent_at_ms, entry.sent_us = sent_at_ms, sent_us
+        entry.held_ms = held_ms
         entry.polls = polls
         self._poll_at(entry, at_ms)
 
@@ -242,6 +262,7 @@ class Lane:
         old, self._route = self._route, _Route(transport) if transport is not None else None
         self.address = address
         self._last_error = ""
+        self._last_reason = ""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
@@ -348,12 +369,15 @@ class Lane:
     async def _carry(self, entry: _Entry) -> None:
         call, kind, route = entry.call, entry.order[0], entry.route
         assert route is not None, "nothing leaves a lane without transport"
-        asked_at_ms, began_s = self._clock.now_ms(), self._clock.monotonic_s()
-        first_sent_at_ms = entry.sent_at_ms = entry.sent_at_ms or asked_at_ms
+        asked_at_us, began_s = self._clock.now_us(), self._clock.monotonic_s()
+        if not entry.sent_at_ms:
+            entry.sent_at_ms, entry.sent_us = divmod(asked_at_us, 1000)
+            entry.held_ms = self._held_ms() - entry.held_ms
         reply = await route.transport.call(call)
         # How long it took is monotonic: a wall clock that is set meanwhile must not use up the
         # time that a step has for its retries.
-        answered_at_ms = asked_at_ms + round((self._clock.monotonic_s() - began_s) * 1000)
+        took_us = round((self._clock.monotonic_s() - began_s) * 1_000_000)
+        answered_at_ms, answered_us = divmod(asked_at_us + took_us, 1000)
         route.in_flight[kind] -= 1
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
@@ -361,6 +385,7 @@ class Lane:
         if is_current:
             if isinstance(reply.outcome, Unknown):
                 self._last_error = f"{reply.outcome.reason}: {reply.outcome.message}"
+                self._last_reason = reply.outcome.reason
             self._settle_breaker(healthy=reply.healthy, generation=entry.generation)
         self._deliver(
             call.saga_id,
@@ -369,12 +394,15 @@ class Lane:
                 verb=call.verb,
                 round=call.round,
                 attempt=call.attempt,
-                sent_at_ms=first_sent_at_ms,
+                sent_at_ms=entry.sent_at_ms,
                 answered_at_ms=answered_at_ms,
                 status=reply.status,
                 polls=entry.polls,
                 outcome=reply.outcome,
                 probe=entry.probe and is_current and reply.away,
+                held_ms=entry.held_ms,
+                sent_us=entry.sent_us,
+                answered_us=answered_us,
             ),
         )
         if route in self._retired and not route.calls:
@@ -399,7 +427,12 @@ class Lane:
     def _set_breaker(self, breaker: Breaker) -> None:
         if breaker is self._breaker:
             return
-        changed = breaker.state is not self._breaker.state
+        before = self._breaker.state
+        changed = breaker.state is not before
+        if changed and before is BreakerState.CLOSED:
+            self._not_closed_since_ms = self._elapsed_ms()
+        elif changed and breaker.state is BreakerState.CLOSED:
+            self._not_closed_ms, self._not_closed_since_ms = self._held_ms(), None
         self._breaker = breaker
         if changed and breaker.state is BreakerState.CLOSED:
             _log.info(
@@ -415,10 +448,17 @@ class Lane:
                 state=breaker.state.name,
                 failures=breaker.failures,
                 waiting=self._waiting,
-                last_error=self._last_error,
+                # Not the message, which may quote a payload: who may see it asks for it.
+                reason=self._last_reason,
+                hint="amends participants shows the last error",
             )
         if changed:
-            self._observer.breaker_changed(self.address.name, breaker.state)
+            self._observer.breaker_changed(self.address.name, before, breaker.state)
+
+    def _held_ms(self) -> int:
+        """How long the breaker has not been closed, in all: two readings tell how long it held."""
+        since_ms = self._not_closed_since_ms
+        return self._not_closed_ms + (0 if since_ms is None else self._elapsed_ms() - since_ms)
 
     def _wake_for_probe(self, elapsed_ms: int) -> None:
         if self._breaker.state is not BreakerState.OPEN or self._probe_timer is not None:
@@ -468,6 +508,8 @@ class Lane:
                 status="OK",
                 polls=entry.polls,
                 outcome=Unknown("IN_PROGRESS", why),
+                held_ms=entry.held_ms,
+                sent_us=entry.sent_us,
             ),
         )
 

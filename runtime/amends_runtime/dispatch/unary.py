@@ -107,7 +107,14 @@ class UnaryTransport:
             away = self._channel.get_state() is not grpc.ChannelConnectivity.READY
             return reply_of(error.code(), details, away=away)
         except Exception as error:  # noqa: BLE001  # whatever it was, the outcome is unknown
-            _log.exception("call_failed_inside", saga_id=call.saga_id, step=call.step_name)
+            _log.exception(
+                "call_failed_inside",
+                saga_id=call.saga_id,
+                trace_id=call.traceparent[3:35],  # version, trace, span, flags
+                step=call.step_name,
+                verb=call.verb.name,
+                attempt=call.attempt,
+            )
             return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)
         return Reply(outcome, "OK", healthy=True)
 

@@ -41,7 +41,17 @@ def _probe(turn: list[Any]) -> list[Any]:
     return [[*record, False] if record[0] == attempt_failed else record for record in turn]
 
 
-UPCASTS: tuple[Upcast, ...] = (_probe,)
+def _timing_in_full(turn: list[Any]) -> list[Any]:
+    """Format 2 to 3: timings tell what held the attempt, and microseconds; none were kept."""
+    executed, rejected, compensated, attempt_failed = 3, 4, 5, 6
+    place = {executed: 5, rejected: 5, compensated: 5, attempt_failed: 6}
+    for record in turn:
+        if record[0] in place:
+            record[place[record[0]]] += [0, 0, 0]
+    return turn
+
+
+UPCASTS: tuple[Upcast, ...] = (_probe, _timing_in_full)
 
 
 class RecordCodec:

@@ -182,6 +182,14 @@ class SqliteStore:
         except FileNotFoundError:
             return 0
 
+    @property
+    def file_bytes(self) -> int:
+        """The size of the database file, which is never opened to learn it."""
+        try:
+            return os.stat(self._path).st_size  # noqa: PTH116  # as above
+        except FileNotFoundError:
+            return 0
+
     def next_saga_no(self) -> int:
         self._saga_no += 1
         return self._saga_no

@@ -3,11 +3,14 @@
 1. Logs go to standard error, because standard output belongs to what a command answers.
 2. `console` is for people; `json` is one object a line; `auto` is console on a terminal and JSON
    elsewhere.
-3. Payloads never reach a log: bytes are replaced by their size, whoever passes them, and tracebacks
-   show frames without the values of their variables.
+3. Payloads never reach a log: bytes are replaced by their size, whoever passes them. Of an
+   exception there are its type and its frames: its text and the values of its variables may quote
+   what must not be shown. Texts of our own errors are shown, and those of the operating system.
 4. What a participant or a caller wrote is quoted: a line break or an escape sequence in it cannot
    forge a line or drive a terminal.
-5. `saga_context` binds the saga, and the step, to every line that is written inside it.
+
+Every line about a saga names it, and its trace and its step where they are known: `saga_id`,
+`trace_id`, `step`. Nothing is bound to a context for that, because one task speaks of many sagas.
 """
 
 from __future__ import annotations
@@ -16,15 +19,17 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Final, TextIO, cast
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import ExcInfo, Processor
 
 from amends_runtime.core.payload import Payload
+from amends_runtime.errors import AmendsError
 
-__all__ = ["configure_logging", "saga_context"]
+__all__ = ["configure_logging"]
 
 LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -60,7 +65,6 @@ def configure_logging(
     if log_format == "auto":
         log_format = "console" if stream.isatty() else "json"
     before: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _hide_bytes,
@@ -108,7 +112,7 @@ def _may_colour(stream: TextIO) -> bool:
 def _json_tail() -> list[Processor]:
     return [
         structlog.processors.EventRenamer("message"),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_without_texts),
         _main_keys_first,
         structlog.processors.JSONRenderer(default=_shown),
     ]
@@ -117,8 +121,7 @@ def _json_tail() -> list[Processor]:
 def _console_tail(colours: bool) -> list[Processor]:  # noqa: FBT001  # one reader, next to it
     renderer = structlog.dev.ConsoleRenderer(
         colors=colours,
-        # The default shows local variables where rich is installed, and they may be payloads.
-        exception_formatter=structlog.dev.plain_traceback,
+        exception_formatter=_write_without_texts,
     )
     return [_quote_controls, renderer]
 
@@ -150,9 +153,39 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-@contextlib.contextmanager
-def saga_context(saga_id: str, step: str | None = None) -> Iterator[None]:
-    """Binds the saga, and the step if there is one, to all lines logged inside, awaits included."""
-    bound = {"saga_id": saga_id} if step is None else {"saga_id": saga_id, "step": step}
-    with structlog.contextvars.bound_contextvars(**bound):
-        yield
+# -- exceptions ------------------------------------------------------------------------------------
+
+MAX_CHAIN: Final = 10  # causes of causes, and members of groups: what is further down says little
+
+
+def _without_texts(exc_info: ExcInfo) -> str:
+    """A traceback as Python writes it, but with types in the place of texts that others wrote."""
+    return "\n".join(_shown_error(exc_info[1], MAX_CHAIN))
+
+
+def _write_without_texts(stream: TextIO, exc_info: ExcInfo) -> None:
+    stream.write("\n" + _without_texts(exc_info))
+
+
+def _shown_error(error: BaseException, depth: int) -> Iterator[str]:
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None and depth:
+        yield from _shown_error(before, depth - 1)
+        yield "\nand then, out of it:\n" if error.__cause__ else "\nand then, while at it:\n"
+    if error.__traceback__ is not None:
+        yield "Traceback (most recent call last):"
+        yield "".join(traceback.format_tb(error.__traceback__)).rstrip("\n")
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    yield f"{name}: {_text(error)}" if _text(error) else name
+    if isinstance(error, BaseExceptionGroup) and depth:
+        for number, member in enumerate(error.exceptions[:MAX_CHAIN], start=1):
+            yield f"\n{number} of {len(error.exceptions)} in it:\n"
+            yield from _shown_error(member, depth - 1)
+
+
+def _text(error: BaseException) -> str:
+    """What may be shown of it, on one line."""
+    if isinstance(error, AmendsError):
+        return str(error).translate(CONTROLS)
+    # Not its arguments: whoever raises one may have put anything there.
+    return (error.strerror or "") if isinstance(error, OSError) and error.errno else ""

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from logging import DEBUG, ERROR, INFO, WARNING
+from typing import Any, Final
 
 import structlog
 
 from amends_runtime.core.breaker import BreakerState
+from amends_runtime.core.definition import Plan
 from amends_runtime.core.records import (
     AttemptFailed,
+    AttemptLost,
+    AttemptWithdrawn,
+    CancelRequested,
     OperatorActed,
     Record,
     SagaEnded,
     SagaStarted,
     SagaTurnedBack,
+    StepCompensated,
+    StepExecuted,
+    StepGivenUp,
+    StepRejected,
     StepStuck,
     Verb,
 )
+from amends_runtime.core.saga import Saga
+from amends_runtime.core.tracing import Tracing
 from amends_runtime.ports import Observer
 
 __all__ = ["HistoryLog", "Observers"]
@@ -30,12 +42,12 @@ class Observers:
         self._log = structlog.get_logger(__name__)
 
     def turn_committed(
-        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+        self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
     ) -> None:
         """These records are durable."""
         for observer in self._observers:
             try:
-                observer.turn_committed(saga_id, version, records, steps)
+                observer.turn_committed(plan, before, saga, records)
             except Exception:  # noqa: BLE001  # an onlooker's bug is not the saga's
                 self._failed(observer)
 
@@ -47,11 +59,11 @@ class Observers:
             except Exception:  # noqa: BLE001  # an onlooker's bug is not the saga's
                 self._failed(observer)
 
-    def breaker_changed(self, participant: str, state: BreakerState) -> None:
+    def breaker_changed(self, participant: str, before: BreakerState, state: BreakerState) -> None:
         """A participant's breaker is in another state now."""
         for observer in self._observers:
             try:
-                observer.breaker_changed(participant, state)
+                observer.breaker_changed(participant, before, state)
             except Exception:  # noqa: BLE001  # an onlooker's bug is not the saga's
                 self._failed(observer)
 
@@ -60,60 +72,132 @@ class Observers:
 
 
 class HistoryLog:
-    """Writes what an operator would want to have read: stuck steps as errors, the rest at debug."""
+    """Writes down what sagas do: what a person has to see to, what they decided, and in detail all.
 
-    def __init__(self) -> None:
+    Ids, states, numbers, and words for programs; never a payload, nor what a participant or a
+    person said in words of their own. `in_detail` has each saga's course at debug; without, nothing
+    is made ready for lines that nobody reads. docs/logs.md describes every line.
+    """
+
+    def __init__(self, tracing: Tracing, *, in_detail: bool = False) -> None:
         self._log = structlog.get_logger("amends_runtime.history")
+        self._tracing = tracing
+        self._lines = _IN_DETAIL if in_detail else _ALWAYS
 
     def turn_committed(
-        self, saga_id: str, version: int, records: Sequence[Record], steps: Sequence[str]
+        self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
     ) -> None:
-        """Logs the facts that change what a saga does; ids and reasons only."""
+        """Writes a line for each record that has one."""
         for record in records:
-            if isinstance(record, StepStuck):
-                self._log.error(
-                    "step_stuck",
-                    saga_id=saga_id,
-                    step=steps[record.step],
-                    verb=record.verb.name,
-                    reason=record.failure.reason,
-                    hint=_hint(saga_id, record.verb),
-                )
-            elif isinstance(record, SagaTurnedBack):
-                self._log.info(
-                    "saga_turned_back",
-                    saga_id=saga_id,
-                    cause=record.cause.name,
-                    step=None if record.step is None else steps[record.step],
-                    reason=record.failure.reason,
-                )
-            elif isinstance(record, OperatorActed):
-                self._log.info(
-                    "operator_acted",
-                    saga_id=saga_id,
-                    action=record.action.name,
-                    step=None if record.step is None else steps[record.step],
-                    author=record.author,
-                )
-            elif isinstance(record, AttemptFailed):
-                self._log.debug(
-                    "attempt_failed",
-                    saga_id=saga_id,
-                    step=steps[record.step],
-                    verb=record.verb.name,
-                    attempt=record.attempt,
-                    reason=record.failure.reason,
-                )
-            elif isinstance(record, SagaEnded):
-                self._log.debug("saga_ended", saga_id=saga_id, state=record.state.name)
-            elif isinstance(record, SagaStarted):
-                self._log.debug("saga_started", saga_id=saga_id, definition=record.definition_name)
+            line = self._lines.get(type(record))
+            if line is not None:
+                level, event, fields = line(saga.saga_id, record)
+                step = getattr(record, "step", None)
+                if step is not None:
+                    fields = {"step": plan.step_names[step], **fields}
+                trace_id = self._tracing.trace_id(saga.saga_id, saga.traceparent)
+                self._log.log(level, event, saga_id=saga.saga_id, trace_id=trace_id, **fields)
 
     def batch_committed(self, transitions: int, seconds: float) -> None:
         """Commits are counted, not logged."""
 
-    def breaker_changed(self, participant: str, state: BreakerState) -> None:
+    def breaker_changed(self, participant: str, before: BreakerState, state: BreakerState) -> None:
         """The lane has logged it with what it knows besides."""
+
+
+# -- the lines, by record --------------------------------------------------------------------------
+
+_Fields = dict[str, object]
+_Line = tuple[int, str, _Fields]  # its level, its event, and what it has besides the ids
+_OfAttempt = (
+    StepExecuted | StepRejected | StepCompensated | AttemptFailed | AttemptLost | AttemptWithdrawn
+)
+_Lines = Mapping[type, Callable[[str, Any], _Line]]
+
+
+def _stuck(saga_id: str, record: StepStuck) -> _Line:
+    fields: _Fields = {"verb": record.verb.name, "reason": record.failure.reason}
+    return ERROR, "step_stuck", {**fields, "hint": _hint(saga_id, record.verb)}
+
+
+def _given_up(saga_id: str, record: StepGivenUp) -> _Line:
+    return WARNING, "step_given_up", {"spent_ms": record.spent_ms}
+
+
+def _turned_back(saga_id: str, record: SagaTurnedBack) -> _Line:
+    fields: _Fields = {"cause": record.cause.name, "reason": record.failure.reason}
+    return INFO, "saga_turned_back", fields
+
+
+def _cancel_requested(saga_id: str, record: CancelRequested) -> _Line:
+    return INFO, "cancel_requested", {"author": record.author}
+
+
+def _operated(saga_id: str, record: OperatorActed) -> _Line:
+    return INFO, "operator_acted", {"action": record.action.name, "author": record.author}
+
+
+def _started(saga_id: str, record: SagaStarted) -> _Line:
+    return DEBUG, "saga_started", {"definition": record.definition_name}
+
+
+def _ended(saga_id: str, record: SagaEnded) -> _Line:
+    return DEBUG, "saga_ended", {"state": record.state.name}
+
+
+def _executed(saga_id: str, record: StepExecuted) -> _Line:
+    return DEBUG, "step_executed", _answered(record)
+
+
+def _rejected(saga_id: str, record: StepRejected) -> _Line:
+    return DEBUG, "step_rejected", {**_answered(record), "reason": record.failure.reason}
+
+
+def _compensated(saga_id: str, record: StepCompensated) -> _Line:
+    return DEBUG, "step_compensated", _answered(record)
+
+
+def _attempt_failed(saga_id: str, record: AttemptFailed) -> _Line:
+    fields = {**_answered(record), "reason": record.failure.reason, "probe": record.probe}
+    return DEBUG, "attempt_failed", fields
+
+
+def _attempt_lost(saga_id: str, record: AttemptLost) -> _Line:
+    return DEBUG, "attempt_lost", {**_attempt(record), "epoch": record.epoch}
+
+
+def _attempt_withdrawn(saga_id: str, record: AttemptWithdrawn) -> _Line:
+    return DEBUG, "attempt_withdrawn", _attempt(record)
+
+
+_ALWAYS: Final[_Lines] = {
+    StepStuck: _stuck,
+    StepGivenUp: _given_up,
+    SagaTurnedBack: _turned_back,
+    CancelRequested: _cancel_requested,
+    OperatorActed: _operated,
+}
+_IN_DETAIL: Final[_Lines] = {
+    **_ALWAYS,
+    SagaStarted: _started,
+    SagaEnded: _ended,
+    StepExecuted: _executed,
+    StepRejected: _rejected,
+    StepCompensated: _compensated,
+    AttemptFailed: _attempt_failed,
+    AttemptLost: _attempt_lost,
+    AttemptWithdrawn: _attempt_withdrawn,
+}
+
+
+def _answered(record: StepExecuted | StepRejected | StepCompensated | AttemptFailed) -> _Fields:
+    timing = record.timing
+    took_ms = timing.answered_at_ms - timing.sent_at_ms
+    return {**_attempt(record), "status": timing.status, "took_ms": took_ms, "polls": timing.polls}
+
+
+def _attempt(record: _OfAttempt) -> _Fields:
+    return {"verb": record.verb.name, "round": record.round, "attempt": record.attempt}
 
 
 def _hint(saga_id: str, verb: Verb) -> str:

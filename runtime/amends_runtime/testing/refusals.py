@@ -28,7 +28,10 @@ _WHY: Final = {
         "PAST_NO_RETURN",
         "is past its point of no return; nothing turns it back",
     ),
-    Answer.NOTHING_STUCK: ("NOTHING_STUCK", "has no such step that is stuck"),
+    Answer.NOTHING_STUCK: (
+        "NOTHING_STUCK",
+        "has no such step that is stuck or waits for its next attempt",
+    ),
     Answer.NOT_STUCK: ("NOT_STUCK", "is not stuck: abandon it with force=True, or wait"),
     Answer.ENDED: ("SAGA_ENDED", "has ended"),
 }

@@ -63,6 +63,10 @@ class VirtualClock:
         """UTC milliseconds."""
         return self._offset_ms + round(self._loop.time() * 1000)
 
+    def now_us(self) -> int:
+        """The same in microseconds, as whole milliseconds: virtual time is no finer."""
+        return self.now_ms() * 1000
+
     def monotonic_s(self) -> float:
         """Seconds that never jump."""
         return self._loop.time()

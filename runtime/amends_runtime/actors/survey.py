@@ -1,0 +1,111 @@
+"""The survey: what the sagas in memory have in common, counted without disturbing them.
+
+Ten live sagas or a hundred thousand: `Supervisor.survey` looks at `SLICE` of them and lets the loop
+go on before it looks at the next. So what it says is no instant's truth but that of the moments in
+which it looked: a saga that has left meanwhile is not counted, one that came in is the next time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from amends_runtime.actors.saga_actor import SagaActor
+from amends_runtime.core.records import SagaState, Verb
+from amends_runtime.core.saga import StepState, StepStatus
+
+__all__ = ["SLICE", "Recovery", "Survey", "Tally", "in_doubt"]
+
+SLICE: Final = 200  # about a millisecond, the time of a few turns
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """How far the sagas are brought in that had not ended when the store was opened.
+
+    `sagas` have been brought in so far, `duration_s` is how long it has taken. One whose history is
+    damaged counts as brought in: nothing more is tried.
+    """
+
+    running: bool
+    sagas: int
+    duration_s: float
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in memory.
+
+    active            sagas by state; a quarantined one is shown as stuck
+    stuck             sagas with a step that is stuck, and quarantined ones
+    in_doubt          steps that may have an effect, and nothing definite is known
+    without_wake_up   sagas that nothing would wake, unreadable and quarantined ones among them
+    backlog           sagas that wait to be read, to decide or to be committed
+    messages, fullest how many messages wait in all mailboxes, and in the fullest one
+    held_s            how long looking at the sagas held the loop, all slices together
+    """
+
+    active: dict[SagaState, int]
+    stuck: int
+    in_doubt: int
+    without_wake_up: int
+    unreadable: int
+    quarantined: int
+    backlog: int
+    messages: int
+    fullest: int
+    held_s: float
+
+
+class Tally:
+    """A survey in the making."""
+
+    __slots__ = ("active", "fullest", "in_doubt", "messages", "quarantined", "sleepless", "stuck")
+
+    def __init__(self) -> None:
+        self.active = {SagaState.RUNNING: 0, SagaState.COMPENSATING: 0, SagaState.STUCK: 0}
+        self.stuck = 0
+        self.in_doubt = 0
+        self.sleepless = 0
+        self.quarantined = 0
+        self.messages = 0
+        self.fullest = 0
+
+    def add(self, actor: SagaActor, *, will_wake: bool) -> None:
+        """Counts one saga."""
+        waiting = len(actor.mailbox)
+        if waiting:
+            self.messages += waiting
+            self.fullest = max(self.fullest, waiting)
+        if not will_wake:
+            self.sleepless += 1
+        if actor.quarantined:
+            self.quarantined += 1
+        saga = actor.saga
+        if saga is None or saga.ended:
+            return  # its start is not durable yet, or it is about to leave
+        is_stuck = actor.quarantined
+        for step in saga.steps:
+            if step.status in _DEFINITE:
+                continue
+            is_stuck = is_stuck or step.status is StepStatus.STUCK
+            self.in_doubt += in_doubt(step)
+        self.stuck += is_stuck
+        self.active[SagaState.STUCK if actor.quarantined else saga.state] += 1
+
+
+# What is one of these has no open question, which spares most steps the closer look.
+_DEFINITE: Final = frozenset(
+    (StepStatus.PENDING, StepStatus.EXECUTED, StepStatus.REJECTED, StepStatus.COMPENSATED)
+)
+
+
+def in_doubt(step: StepState) -> bool:
+    """Whether an attempt of this step ended without a definite outcome, and none has come since.
+
+    A compensation is in doubt once it failed, too: the step may have been undone.
+    """
+    if step.status in _DEFINITE:
+        return False
+    if step.verb is Verb.COMPENSATE and step.failures:
+        return True
+    return step.unknown and not (step.executed or step.refused)

@@ -1,0 +1,530 @@
+"""One trace per saga, whatever died in between: real processes, and a real receiver of OTLP."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+import pytest
+from anyio.streams.text import TextReceiveStream
+
+import amends
+from amends import RecordKind, SagaState
+from amends_runtime.core.tracing import Tracing
+from shop.catalogue import DECLINED_CARD
+from tests.acceptance.patient_service import POLLS
+from tests.acceptance.traced import AFTER, Traced, traced_world
+from tests.acceptance.world import PATIENCE_S
+from tests.telemetry.otlp_receiver import Behaviour, Receiver, receiving
+from tests.telemetry.trace_rules import (
+    Expectation,
+    Seen,
+    Trace,
+    assert_well_formed,
+    broken_rules,
+)
+
+ROOT: Final = Path(__file__).parents[2]
+
+CALLER_TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER_SPAN: Final = "00f067aa0ba902b7"
+SENT_WITHIN_S: Final = 3.0
+"""Bounds the wait for what a dead runtime has taken with it."""
+
+COMPENSATE: Final = "amends.v1.ParticipantService/Compensate"
+
+
+@pytest.fixture(scope="module")
+async def receiver() -> AsyncIterator[Receiver]:
+    """The collector, which outlives everything that sends to it."""
+    async with receiving() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+async def shared(
+    receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Traced]:
+    """The shop, a patient participant and a runtime, all of them sending spans."""
+    async with traced_world(tmp_path_factory.mktemp("world"), receiver) as one:
+        yield one
+
+
+@pytest.fixture
+def traced(shared: Traced) -> Iterator[Traced]:
+    """The same, with nothing going wrong until the test says so, nor after it."""
+    shared.world.switch()
+    yield shared
+    shared.world.switch()
+
+
+def names(spans: list[Seen]) -> list[str]:
+    """What they are called, oldest first."""
+    return [each.name for each in spans]
+
+
+def step(trace: Trace, name: str, nth: int = 0) -> Seen:
+    """A step's or a compensation's span by its name; the first life, or another."""
+    return [each for each in trace.steps if each.name == name][nth]
+
+
+def outcomes(trace: Trace, name: str, nth: int = 0) -> list[str]:
+    """How the attempts of a step ended, in their order."""
+    below = trace.children(step(trace, name, nth))
+    return [each.text("amends.outcome") for each in below if each in trace.attempts]
+
+
+def events(each: Seen) -> list[str]:
+    """What happened to it."""
+    return [event.name for event in each.proto.events]
+
+
+# -- what may become of a saga ---------------------------------------------------------------------
+
+
+async def test_an_order_completes(traced: Traced) -> None:
+    """Root, steps, attempts, the services' spans, and the span that a service's author has made."""
+    started = await traced.world.start()
+    await traced.world.end(started)
+
+    trace = await traced.well_formed(started.saga_id)
+
+    (root,) = trace.roots
+    assert (root.name, root.text("amends.outcome"), root.is_error) == (
+        "saga order",
+        "COMPLETED",
+        False,
+    )
+    assert root.parent_id == ""
+    assert events(root) == []
+    assert Counter(names(trace.children(root))) == Counter(
+        f"step {name}" for name in ("place", "charge", "reserve", "ship", "confirm")
+    )
+    for each in trace.steps:
+        (attempt,) = trace.children(each)
+        (served,) = trace.children(attempt)
+        assert (
+            served.service == each.text("amends.participant") == served.text("amends.participant")
+        )
+        assert not each.is_error
+    assert Counter(each.service for each in trace.servers) == {
+        "orders": 2,
+        "payments": 1,
+        "inventory": 1,
+        "shipping": 1,
+    }
+    (attempt,) = trace.children(step(trace, "step charge"))
+    (served,) = trace.children(attempt)
+    assert names(trace.children(served)) == ["authorise card"]
+
+
+async def test_a_declined_order_is_compensated(traced: Traced) -> None:
+    """It says where and why it turned back; what undoes links to what it undoes."""
+    started = await traced.world.start(card=DECLINED_CARD)
+    await traced.world.end(started)
+
+    trace = await traced.well_formed(started.saga_id)
+
+    (root,) = trace.roots
+    assert root.proto.status.message == "COMPENSATED: card_declined at charge"
+    assert events(root) == ["turned back"]
+    charge = step(trace, "step charge")
+    assert charge.proto.status.message == "card_declined"
+    assert outcomes(trace, "step charge") == ["rejected"]
+    undone = step(trace, "compensate place")
+    assert [link.span_id.hex() for link in undone.proto.links] == [
+        step(trace, "step place").span_id
+    ]
+    (attempt,) = trace.children(undone)
+    assert attempt.name == COMPENSATE
+    assert [each.text("amends.outcome") for each in trace.servers if each.text("amends.step") ==
+            "charge"] == ["rejected"]  # fmt: skip
+
+
+async def test_a_flaky_service_is_asked_again(traced: Traced) -> None:
+    """Each attempt is a span, the failed ones with the status; the step says when it is retried."""
+    traced.world.switch(payments={"charge": {"fail_before": {"next": 2}}})
+    started = await traced.world.start()
+    await traced.world.end(started)
+
+    trace = await traced.well_formed(started.saga_id)
+
+    assert outcomes(trace, "step charge") == ["unknown", "unknown", "done"]
+    charge = step(trace, "step charge")
+    assert events(charge) == ["retry scheduled", "retry scheduled"]
+    first, second, third = trace.children(charge)
+    assert [each.number("amends.attempt") for each in (first, second, third)] == [1, 2, 3]
+    assert first.text("error.type") == first.text("rpc.response.status_code") == "UNAVAILABLE"
+    assert not charge.is_error
+    assert not trace.roots[0].is_error
+
+
+async def test_a_service_that_takes_its_time_is_polled(traced: Traced) -> None:
+    """One attempt, and a span of the participant for each time that it was asked."""
+    started = await traced.client.start("thoughtful", timeout_s=PATIENCE_S)
+    await started.result(timeout_s=PATIENCE_S)
+
+    trace = await traced.well_formed(started.saga_id)
+
+    (attempt,) = trace.children(step(trace, "step think"))
+    assert attempt.number("amends.polls") == POLLS
+    served = trace.children(attempt)
+    assert [each.text("amends.outcome") for each in served] == ["in_progress"] * POLLS + ["done"]
+    assert [each.attributes["amends.poll"] for each in served] == [False] + [True] * POLLS
+    assert {each.service for each in served} == {"patient"}
+
+
+async def test_a_service_is_down_and_comes_back(traced: Traced) -> None:
+    """The wait for the breaker is a span, and what was sent to look is marked as a probe."""
+    await traced.world.take_down("shipping")
+    started = await traced.world.start()
+    await traced.wait_probe(started.saga_id)
+    traced.world.switch()
+    await traced.world.end(started)
+
+    trace = await traced.well_formed(started.saga_id)
+
+    below = trace.children(step(trace, "step ship"))
+    waits = [each for each in below if each.name == "breaker open: shipping"]
+    assert waits
+    assert all(each.number("amends.held_ms") > 0 for each in waits)
+    attempts = [each for each in below if each in trace.attempts]
+    assert [each.text("amends.outcome") for each in attempts[:-1]] == ["unknown"] * (
+        len(attempts) - 1
+    )
+    assert attempts[-1].text("amends.outcome") == "done"
+    assert any(each.attributes.get("amends.probe") for each in attempts)
+
+
+async def test_a_stuck_order_is_retried_by_an_operator(traced: Traced) -> None:
+    """What was stuck is a span that has ended, sent before the saga's end; the retry links it."""
+    traced.world.switch(orders={"confirm": {"decline": {"next": 1}}})
+    started = await traced.world.start()
+    await traced.world.wait_record(started.saga_id, RecordKind.STEP_STUCK, "confirm")
+    trace_id = await traced.trace_id(started.saga_id)
+    stuck = Expectation(is_open=True, after=AFTER)
+    await traced.wait(
+        lambda: (
+            any(each.name == "step confirm" for each in traced.spans(trace_id))
+            and not broken_rules(traced.spans(trace_id), stuck)
+        ),
+        "the stuck step",
+    )
+    assert_well_formed(traced.spans(trace_id), stuck)
+
+    await started.retry(step="confirm", author="ada", reason="the shop is open again")
+    await traced.world.end(started)
+
+    trace = await traced.well_formed(started.saga_id)
+    first, second = step(trace, "step confirm"), step(trace, "step confirm", 1)
+    assert first.proto.status.message == "shop_closed"
+    assert "stuck" in events(first)
+    assert [link.span_id.hex() for link in second.proto.links] == [first.span_id]
+    assert (second.number("amends.round"), second.text("amends.outcome")) == (2, "done")
+    assert events(trace.roots[0]) == ["step stuck", "operator acted"]
+
+
+async def test_a_stuck_undoing_is_retried_by_an_operator(traced: Traced) -> None:
+    """Both lives of it link the step that they undo, the second also the first."""
+    started = await traced.client.start("regretted", timeout_s=PATIENCE_S)
+    await traced.world.wait_record(started.saga_id, RecordKind.STEP_STUCK, "begin")
+    await started.retry(step="begin", author="ada", reason="it is in the mood now")
+    ended = await started.result(timeout_s=PATIENCE_S)
+    assert ended.state is SagaState.COMPENSATED
+
+    trace = await traced.well_formed(started.saga_id)
+
+    forward = step(trace, "step begin")
+    first, second = step(trace, "compensate begin"), step(trace, "compensate begin", 1)
+    assert outcomes(trace, "compensate begin")[0] == "broken"
+    assert [link.span_id.hex() for link in first.proto.links] == [forward.span_id]
+    assert {link.span_id.hex() for link in second.proto.links} == {forward.span_id, first.span_id}
+
+
+async def test_a_stuck_order_is_abandoned(traced: Traced) -> None:
+    """The root ends, and says so."""
+    traced.world.switch(orders={"confirm": {"decline": {"next": 1}}})
+    started = await traced.world.start()
+    traced.world.may_be_stuck.add(started.saga_id)
+    await traced.world.wait_record(started.saga_id, RecordKind.STEP_STUCK, "confirm")
+
+    await started.abandon(author="ada", reason="confirmed by telephone")
+
+    trace = await traced.well_formed(started.saga_id)
+    (root,) = trace.roots
+    assert root.text("amends.outcome") == "ABANDONED"
+    assert root.proto.status.message.startswith("ABANDONED")
+    assert events(root)[-1] == "operator acted"
+
+
+# -- who started it --------------------------------------------------------------------------------
+
+
+async def test_a_caller_s_trace_is_joined(traced: Traced) -> None:
+    """The root is below the caller's span, which nobody here has sent."""
+    saga = await traced.client.start(
+        "thoughtful",
+        traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-01",
+        timeout_s=PATIENCE_S,
+    )
+    await saga.result(timeout_s=PATIENCE_S)
+
+    trace = await traced.well_formed(saga.saga_id, caller=CALLER_SPAN)
+
+    assert trace.roots[0].trace_id == CALLER_TRACE
+    assert trace.roots[0].parent_id == CALLER_SPAN
+
+
+async def test_a_caller_who_is_not_sampled_has_decided(traced: Traced) -> None:
+    """Nothing of the saga is sent, by the runtime or by a service."""
+    unsampled = "0af7651916cd43dd8448eb211c80319c"
+    saga = await traced.client.start(
+        "thoughtful", traceparent=f"00-{unsampled}-{CALLER_SPAN}-00", timeout_s=PATIENCE_S
+    )
+    await saga.result(timeout_s=PATIENCE_S)
+    told = await traced.client.trace(saga.saga_id)
+    assert (told.trace_id, told.sampled) == (unsampled, False)
+    # A later one has come, so the earlier would have, too; and when everything has ended, a trace
+    # that nobody expects is an error.
+    later = await traced.world.start()
+    await traced.world.end(later)
+    await traced.well_formed(later.saga_id)
+
+    assert traced.spans(unsampled) == []
+
+
+# -- whatever dies ---------------------------------------------------------------------------------
+
+
+async def test_the_runtime_is_killed_in_the_middle(traced: Traced) -> None:
+    """One trace, before and after; the attempt that was lost with it is there."""
+    world = traced.world
+    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 1}})
+    struck = world.strikes("payments", "charge slow")
+    started = await world.start()
+    await world.wait_strike("payments", "charge slow", after=struck)
+    before = await traced.trace_id(started.saga_id)
+
+    world.runtime.kill()
+    await world.runtime.start()
+    await world.end(started)
+
+    trace = await traced.well_formed(started.saga_id, crashed=True)
+    assert trace.roots[0].trace_id == before
+    assert outcomes(trace, "step charge")[0] == "lost"
+    assert outcomes(trace, "step charge")[-1] == "done"
+    lost = trace.children(step(trace, "step charge"))[0]
+    assert lost.text("error.type") == "lost"
+    assert events(trace.roots[0]) == ["runtime restarted"]
+    epochs = {each.number("amends.epoch") for each in trace.attempts}
+    assert len(epochs) == 2
+
+
+async def test_a_service_is_killed_in_the_middle(traced: Traced) -> None:
+    """The service's span is lost with it; the runtime's attempt is not, and says what it met."""
+    world = traced.world
+    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 5}})
+    struck = world.strikes("payments", "charge slow")
+    started = await world.start()
+    await world.wait_strike("payments", "charge slow", after=struck)
+
+    world.services["payments"].kill()
+    world.switch()
+    await world.services["payments"].start()
+    await world.end(started)
+
+    trace = await traced.well_formed(started.saga_id, lossy=frozenset({"payments"}))
+    first = trace.children(step(trace, "step charge"))[0]
+    assert first.text("rpc.response.status_code") == "UNAVAILABLE"
+    assert trace.children(first) == []
+    assert outcomes(trace, "step charge")[-1] == "done"
+
+
+async def test_what_was_not_sent_before_a_kill_is_exported_by_hand(traced: Traced) -> None:
+    """The saga had ended, so no runtime sends it again by itself; its history still has it all."""
+    world = traced.world
+    traced.receiver.behave(Behaviour.REFUSE)
+    started = await world.start()
+    await world.end(started)
+    trace_id = await traced.trace_id(started.saga_id)
+    world.runtime.kill()
+    traced.receiver.behave(Behaviour.ANSWER)
+    await world.runtime.start()
+    assert not [each for each in traced.spans(trace_id) if each.service == "amends"]
+
+    said = await _export(
+        started.saga_id, to=traced.receiver.grpc_address, target=world.runtime.address
+    )
+
+    assert trace_id in said
+    trace = await traced.well_formed(started.saga_id)
+    assert trace.roots[0].trace_id == trace_id
+
+
+# -- which are kept, and whose trace it is ---------------------------------------------------------
+
+
+async def test_one_in_a_hundred_is_kept_by_all_alike(tmp_path: Path) -> None:
+    """By the trace id alone, so that the services keep the same ones as the runtime."""
+    settings = "\n[telemetry]\ntraces_ratio = 0.01\n"
+    async with (
+        receiving() as receiver,
+        traced_world(tmp_path, receiver, settings=settings) as traced,
+    ):
+        tracing = Tracing((await traced.client.runtime()).store_id, ratio=0.01)
+        sampled, others = _ids_of(tracing, sampled=2, others=20)
+        async with anyio.create_task_group() as orders:
+            for saga_id in (*others, *sampled):
+                orders.start_soon(_order, traced, saga_id)
+
+        for saga_id in sampled:
+            await traced.well_formed(saga_id)
+        for saga_id in others:
+            assert not (await traced.client.trace(saga_id)).sampled
+    # That nothing else came is said at the end of the world.
+
+
+def _ids_of(tracing: Tracing, *, sampled: int, others: int) -> tuple[list[str], list[str]]:
+    """Find ids of sagas whose traces are kept, and of some that are not."""
+    kept: list[str] = []
+    left: list[str] = []
+    number = 0
+    while len(kept) < sampled:
+        saga_id = f"one-of-many-{number}"
+        number += 1
+        is_kept = tracing.is_sampled(tracing.trace_id(saga_id, ""), "")
+        (kept if is_kept else left).append(saga_id)
+    return kept, left[:others]
+
+
+async def _order(traced: Traced, saga_id: str) -> None:
+    await traced.world.end(await traced.world.start(saga_id=saga_id))
+
+
+async def test_a_caller_is_linked_instead(tmp_path: Path) -> None:
+    """By configuration: a trace of the saga's own, whose root links to the caller's span."""
+    settings = '\n[telemetry]\ncaller_trace = "link"\n'
+    async with (
+        receiving() as receiver,
+        traced_world(tmp_path, receiver, settings=settings) as traced,
+    ):
+        saga = await traced.client.start(
+            "thoughtful",
+            # Not sampled: a saga with a trace of its own decides for itself.
+            traceparent=f"00-{CALLER_TRACE}-{CALLER_SPAN}-00",
+            timeout_s=PATIENCE_S,
+        )
+        await saga.result(timeout_s=PATIENCE_S)
+
+        trace = await traced.well_formed(saga.saga_id, linked_caller=(CALLER_TRACE, CALLER_SPAN))
+
+        assert trace.roots[0].trace_id != CALLER_TRACE
+        assert trace.roots[0].parent_id == ""
+
+
+# -- the demo --------------------------------------------------------------------------------------
+
+
+async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
+    """All five scenes, the kill among them: as many traces as sagas, and every one well-formed.
+
+    What had ended and was not sent yet at the kill is exported by hand, as a user would.
+    """
+    async with receiving() as receiver:
+        demo = await anyio.open_process(
+            [
+                *(sys.executable, str(ROOT / "scripts" / "demo.py"), "--seed=7", "--keep"),
+                f"--otlp={receiver.grpc_address}",
+            ],
+            stderr=subprocess.STDOUT,
+            env=_plain_environment() | {"OTEL_BSP_SCHEDULE_DELAY": "500", "TMPDIR": str(tmp_path)},
+        )
+        async with demo:
+            said = await _said_until_it_stays_up(demo)
+            await _export_what_is_missing(receiver, said)
+            demo.terminate()
+            assert await demo.wait() == 0
+
+        # All processes have ended in order, so everything has come.
+        traces = receiver.received.trace_ids()
+        assert len(traces) == 204
+        expected = Expectation(crashed=True, after=AFTER)
+        wrong: list[str] = []
+        ends: Counter[str] = Counter()
+        lost = 0
+        for trace_id in traces:
+            spans = receiver.spans(trace_id)
+            wrong += [f"{trace_id}: {line}" for line in broken_rules(spans, expected)]
+            trace = Trace(spans, expected)
+            ends.update(each.text("amends.outcome") for each in trace.roots)
+            lost += sum(each.text("amends.outcome") == "lost" for each in trace.attempts)
+        assert not wrong, "\n".join(wrong[:20])
+        assert set(ends) == {"COMPLETED", "COMPENSATED"}
+        assert ends.total() == 204
+        assert lost > 0
+        for saga_id in ("an-order", "a-declined-card", "a-lost-reply", "a-patient-order"):
+            (told,) = [line for line in said.splitlines() if f"trace of {saga_id}: " in line]
+            assert told.split()[-1] in traces
+
+
+async def _said_until_it_stays_up(demo: anyio.abc.Process) -> str:
+    """Give what the demo says before it waits for Ctrl-C; fails if it ends instead."""
+    assert demo.stdout is not None
+    said = ""
+    async for text in TextReceiveStream(demo.stdout):
+        said += text
+        if "switches.json" in said.partition("It stays up until Ctrl-C")[2]:
+            return said
+    raise AssertionError(said)
+
+
+async def _export_what_is_missing(receiver: Receiver, said: str) -> None:
+    """Export each saga whose root has not come; all these had ended before the runtime's death."""
+    (target,) = set(re.findall(r"--target (127\.0\.0\.1:\d+)", said))
+    async with amends.Client(target) as client:
+        sagas = {each.saga_id: each async for each in client.list()}
+        restarted_at_ms = (await client.runtime()).started_at_ms
+    assert len(sagas) == 204
+
+    def without_root() -> set[str]:
+        have = (each.attributes for each in receiver.spans() if each.name == "saga order")
+        return set(sagas) - {str(attributes["amends.saga_id"]) for attributes in have}
+
+    # What has ended leaves within a fraction of a second; who waits longer is missing.
+    with anyio.move_on_after(SENT_WITHIN_S):
+        await receiver.wait_until(lambda: not without_root())
+    missing = without_root()
+    for saga_id in missing:
+        ended_at_ms = sagas[saga_id].ended_at_ms
+        assert ended_at_ms is not None
+        assert ended_at_ms < restarted_at_ms, f"{saga_id} was not sent, and nothing died"
+    if missing:
+        await _export(*missing, to=receiver.grpc_address, target=target)
+
+
+async def _export(*saga_ids: str, to: str, target: str) -> str:
+    """Export sagas by the command line; gives what it says."""
+    exported = await anyio.run_process(
+        [
+            *(sys.executable, "-m", "amends_runtime", "trace", "export", *saga_ids),
+            *(f"--to={to}", f"--target={target}"),
+        ],
+        env=_plain_environment(),
+    )
+    return exported.stderr.decode()
+
+
+def _plain_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AMENDS_", "OTEL_"))
+    }

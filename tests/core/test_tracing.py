@@ -1,0 +1,74 @@
+"""Ids and sampling: derived, so that everybody who knows the history knows them."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amends_runtime.core.records import Verb
+from amends_runtime.core.tracing import TRACEPARENT, Tracing
+
+CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+UNSAMPLED = CALLER[:-2] + "00"
+TRACING = Tracing("store-1")
+
+HEX_128 = st.integers(1, 2**128 - 1).map(lambda number: f"{number:032x}")
+
+
+def test_every_part_of_an_attempt_makes_another_span() -> None:
+    """Also where the texts of two sagas' ids and numbers, put together, would be the same."""
+    sagas, numbers = ["s", "s/1", "s/1/2"], [1, 2, 11]
+    keys = list(itertools.product(sagas, numbers, Verb, numbers, numbers))
+    for tracing in (TRACING, Tracing("store-2")):
+        spans = {
+            make(*key)
+            for key in keys
+            for make in (tracing.attempt_span, tracing.step_span, tracing.wait_span)
+        } | {tracing.root_span(saga) for saga in sagas}
+        assert len(spans) == 3 * len(keys) + len(sagas)
+    assert TRACING.root_span("s") != Tracing("store-2").root_span("s")
+
+
+def test_the_header_names_the_attempts_span_in_the_sagas_trace() -> None:
+    """With a caller the caller's trace, without one the saga's own."""
+    span = TRACING.attempt_span("s", 0, Verb.EXECUTE, 1, 2)
+    assert TRACING.traceparent("s", CALLER, 0, Verb.EXECUTE, 1, 2) == (
+        f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01"
+    )
+    alone = TRACING.traceparent("s", "", 0, Verb.EXECUTE, 1, 2)
+    assert alone == f"00-{TRACING.trace_id('s', '')}-{span}-01"
+    assert TRACEPARENT.fullmatch(alone)
+
+
+def test_a_caller_decides_about_a_trace_that_is_joined() -> None:
+    """Whatever the ratio is; of flags that nobody knows yet, only the one for sampling counts."""
+    for tracing in (Tracing("s", ratio=0.0), Tracing("s", ratio=1.0)):
+        for caller, sampled in ((CALLER, True), (UNSAMPLED, False), (CALLER[:-2] + "fe", False)):
+            assert tracing.is_sampled(caller[3:35], caller) is sampled
+            header = tracing.traceparent("saga", caller, 0, Verb.EXECUTE, 1, 1)
+            assert header.endswith("-01" if sampled else "-00")
+
+
+def test_a_caller_does_not_decide_about_a_trace_that_is_linked() -> None:
+    """The saga has a trace of its own, and the ratio counts."""
+    apart = Tracing("s", ratio=0.0, join=False)
+    assert apart.trace_id("saga", CALLER) == Tracing("s").trace_id("saga", "")
+    assert not apart.is_sampled(apart.trace_id("saga", CALLER), CALLER)
+    assert Tracing("s", join=False).is_sampled("f" * 32, UNSAMPLED)
+
+
+@given(HEX_128)
+def test_all_or_none(trace: str) -> None:
+    """A ratio of 1 keeps every trace there is, one of 0 none."""
+    assert Tracing("s", ratio=1.0).is_sampled(trace, "")
+    assert not Tracing("s", ratio=0.0).is_sampled(trace, "")
+
+
+@given(HEX_128, st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_ratio_keeps_what_a_smaller_one_keeps(trace: str, one: float, two: float) -> None:
+    """So programs with other ratios still share whole traces."""
+    less, more = sorted((one, two))
+    if Tracing("s", ratio=less).is_sampled(trace, ""):
+        assert Tracing("s", ratio=more).is_sampled(trace, "")

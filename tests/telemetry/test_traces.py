@@ -1,0 +1,468 @@
+"""Which spans leave a runtime, and when: each saga's once, whatever happens to saga and runtime.
+
+The runtime is a whole one in this process, over SQLite and gRPC, and the receiver is a real one;
+but for the tests of bounds, in which time and the collector must stand still.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
+
+import amends
+from amends_runtime.config import Config, Participant, Server, Telemetry
+from amends_runtime.core.definition import Definition, Plan, Step, normalise
+from amends_runtime.core.messages import Answered, Done, Message, StartSaga
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Verb
+from amends_runtime.core.saga import Saga, decide
+from amends_runtime.core.tracing import Tracing
+from amends_runtime.engine import Engine, run_engine
+from amends_runtime.errors import CommitUnknown, UnreadableSaga
+from amends_runtime.ports import Transition
+from amends_runtime.storage import SqliteStore, open_memory_store
+from amends_runtime.telemetry import traces as traces_module
+from amends_runtime.telemetry.spans import Span
+from amends_runtime.telemetry.traces import Traces
+from tests.actors.runtimes import Hooks, hook_store
+from tests.telemetry.otlp_receiver import ReceivedSpan, Receiver, receiving
+
+CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
+SOON = amends.Retry(first_s=0.01, max_s=0.05, give_up_after_s=86_400)
+
+TWO_STEPS = amends.Definition("two").step("a", "shop", "do").step("b", "shop", "wait", retry=SOON)
+ONE_STEP = amends.Definition("one").step("a", "shop", "do")
+
+
+class Shop:
+    """A participant whose action `wait` fails until `opens` is called."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.tried = 0
+        self._asked = anyio.Event()
+        self.participant = amends.Participant("shop", barrier=None)
+
+        @self.participant.execute("do")
+        async def do(call: amends.Call) -> None:
+            """Nothing to do."""
+
+        @self.participant.compensate("do")
+        async def undo(call: amends.Call) -> None:
+            """Nothing to undo."""
+
+        @self.participant.execute("wait", compensatable=False)
+        async def wait(call: amends.Call) -> amends.InProgress | None:
+            self.tried += 1
+            self._asked.set()
+            if not self.is_open:
+                raise RuntimeError("closed")
+            return None
+
+    async def wait_tried(self, count: int) -> None:
+        """Until `wait` was called so often."""
+        while self.tried < count:
+            self._asked = anyio.Event()
+            await self._asked.wait()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A collector that is well."""
+    async with receiving() as running:
+        yield running
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[tuple[Shop, str]]:
+    """The participant, and its address."""
+    the_shop = Shop()
+    async with amends.serve(the_shop.participant, listen="127.0.0.1:0") as server:
+        yield the_shop, server.address
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes on is handed over soon, so that tests need not wait for seconds."""
+    monkeypatch.setattr(traces_module, "LOOK_EVERY_S", 0.05)
+
+
+@asynccontextmanager
+async def runtime(
+    folder: Path, receiver: Receiver, shop: tuple[Shop, str], **telemetry: object
+) -> AsyncIterator[tuple[Engine, amends.Client]]:
+    """A runtime that sends to the receiver, and a client that has registered both definitions."""
+    config = Config(
+        server=Server(listen="127.0.0.1:0", database=str(folder / "amends.db")),
+        participants={"shop": Participant(address=shop[1])},
+        telemetry=Telemetry(otlp_endpoint=receiver.grpc_address, **telemetry),  # type: ignore[arg-type]
+    )
+    async with (
+        run_engine(config) as engine,
+        amends.Client(engine.address, timeout_s=30) as client,
+    ):
+        await client.register(ONE_STEP)
+        await client.register(TWO_STEPS)
+        yield engine, client
+
+
+def root_of(spans: Iterable[ReceivedSpan], saga_id: str) -> ReceivedSpan | None:
+    """The root span of a saga, if it is there."""
+    return next(
+        (
+            span
+            for span in spans
+            if span.name.startswith("saga ") and span.attributes["amends.saga_id"] == saga_id
+        ),
+        None,
+    )
+
+
+def times_each(spans: Iterable[ReceivedSpan]) -> set[int]:
+    """How often spans were sent."""
+    return set(Counter(span.span_id for span in spans).values())
+
+
+# -- when ------------------------------------------------------------------------------------------
+
+
+async def test_a_saga_that_ends_leaves_whole_and_once(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """Root, step and attempt, in the trace that its id makes."""
+    async with runtime(tmp_path, receiver, shop) as (engine, client):
+        saga = await client.start("one", saga_id="s-1")
+        await saga.result()
+        await receiver.wait_until(lambda: root_of(receiver.spans(), "s-1") is not None)
+        trace_id = Tracing(engine.store.identity.store_id).trace_id("s-1", "")
+    spans = receiver.spans(trace_id)
+    assert [span.name for span in spans] == [
+        "saga one",
+        "step a",
+        "amends.v1.ParticipantService/Execute",
+    ]
+    assert len(receiver.spans()) == 3
+    assert {span.service for span in spans} == {"amends"}
+
+
+async def test_a_saga_that_lives_on_sends_what_has_closed_and_nothing_twice(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """Its first step is seen while the second is tried again and again; at the end the rest is."""
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        saga = await client.start("two")
+        await receiver.wait_until(lambda: len(receiver.spans()) >= 6)
+        assert "step a" in {span.name for span in receiver.spans()}
+        assert root_of(receiver.spans(), saga.saga_id) is None
+        shop[0].is_open = True
+        await saga.result()
+        await receiver.wait_until(lambda: root_of(receiver.spans(), saga.saga_id) is not None)
+    assert times_each(receiver.spans()) == {1}
+    assert {span.name for span in receiver.spans()} >= {"saga two", "step a", "step b"}
+
+
+async def test_what_has_closed_leaves_before_a_runtime_that_stops_is_gone(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though nobody has looked yet."""
+    monkeypatch.setattr(traces_module, "LOOK_EVERY_S", 3600.0)
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        await client.start("two")
+        await shop[0].wait_tried(2)
+    assert "step a" in {span.name for span in receiver.spans()}
+
+
+async def test_a_recovered_saga_sends_everything_that_is_closed_again_and_equal(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """One trace, and what is there twice is there byte by byte."""
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        saga = await client.start("two")
+        await receiver.wait_until(lambda: "step a" in {span.name for span in receiver.spans()})
+    first = receiver.spans()
+    shop[0].is_open = True
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        await client.handle(saga.saga_id).result()
+        await receiver.wait_until(lambda: root_of(receiver.spans(), saga.saga_id) is not None)
+    second = receiver.spans()[len(first) :]
+    assert len(receiver.received.trace_ids()) == 1
+    assert times_each(first) == times_each(second) == {1}
+    assert {span.span_id for span in first} < {span.span_id for span in second}
+    again = {span.span_id: span for span in second}
+    for span in first:
+        assert span.proto.SerializeToString() == again[span.span_id].proto.SerializeToString()
+        assert span.resource == again[span.span_id].resource
+
+
+@pytest.mark.parametrize("how", ["written", "not written"])
+async def test_a_failed_commit_leaves_no_hole_in_a_trace(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """A turn that was written, and that nobody was told of, is read from the store."""
+    hooks: Hooks = hook_store(monkeypatch)
+    left = [2]  # the answer of the first step: the saga is known, and its step has not ended
+
+    async def commit(store: SqliteStore, transitions: Sequence[Transition]) -> int:
+        left[0] -= 1
+        if left[0] == 0:
+            if how == "written":
+                await store.commit(transitions)
+            raise CommitUnknown("as planned")
+        return await store.commit(transitions)
+
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        shop[0].is_open = True
+        hooks["commit"] = commit
+        saga = await client.start("two")
+        await saga.result()
+        assert left[0] < 0
+        await receiver.wait_until(lambda: root_of(receiver.spans(), saga.saga_id) is not None)
+    names = Counter(span.name for span in receiver.spans())
+    assert names["step a"] == names["step b"] == names["saga two"] == 1
+    assert times_each(receiver.spans()) == {1}
+
+
+async def test_sagas_for_whose_records_there_is_no_room_are_read_from_the_store(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their traces are as whole as others."""
+    monkeypatch.setattr(traces_module, "KEPT_RECORDS", 2)
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        shop[0].is_open = True
+        sagas = [await client.start("two") for _ in range(20)]
+        for saga in sagas:
+            await saga.result()
+        await receiver.wait_until(
+            lambda: all(root_of(receiver.spans(), saga.saga_id) for saga in sagas)
+        )
+    assert len(receiver.spans()) == 20 * 5
+    assert times_each(receiver.spans()) == {1}
+
+
+async def test_a_saga_that_cannot_be_read_holds_up_no_other(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A damaged history has no trace; those that are read together with it have theirs."""
+    monkeypatch.setattr(traces_module, "KEPT_RECORDS", 0)
+    monkeypatch.setattr(traces_module, "LOOK_EVERY_S", 3600.0)
+    hooks: Hooks = hook_store(monkeypatch)
+
+    async def load(store: SqliteStore, saga_ids: Sequence[str]) -> object:
+        if "damaged" in saga_ids:
+            raise UnreadableSaga("damaged", "as planned")
+        return await store.load(saga_ids)
+
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        for saga_id in ("s-1", "damaged", "s-2"):
+            saga = await client.start("one", saga_id=saga_id)
+            await saga.result()
+        hooks["load"] = load
+    assert root_of(receiver.spans(), "s-1") is not None
+    assert root_of(receiver.spans(), "s-2") is not None
+    assert root_of(receiver.spans(), "damaged") is None
+
+
+# -- which -----------------------------------------------------------------------------------------
+
+
+async def test_a_caller_that_does_not_sample_is_followed(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """Nothing of its saga leaves; a saga of one that does is in the caller's trace."""
+    async with runtime(tmp_path, receiver, shop, traces_ratio=0.0) as (_, client):
+        for flag in ("00", "01"):
+            saga = await client.start("one", saga_id=f"s-{flag}", traceparent=f"{CALLER}-{flag}")
+            await saga.result()
+        await receiver.wait_until(lambda: root_of(receiver.spans(), "s-01") is not None)
+    root = root_of(receiver.spans(), "s-01")
+    assert root is not None
+    assert (root.trace_id, root.parent_id) == (CALLER[3:35], CALLER[36:52])
+    assert {span.trace_id for span in receiver.spans()} == {CALLER[3:35]}
+    assert root_of(receiver.spans(), "s-00") is None
+
+
+async def test_a_share_of_traces_is_the_share_that_opentelemetry_keeps(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """The runtime's own choice, of traces that it names itself, and the library's are the same."""
+    sampler = TraceIdRatioBased(0.5)
+    async with runtime(tmp_path, receiver, shop, traces_ratio=0.5) as (engine, client):
+        tracing = Tracing(engine.store.identity.store_id)
+        traces = {f"s-{number}": tracing.trace_id(f"s-{number}", "") for number in range(40)}
+        for saga_id in traces:
+            saga = await client.start("one", saga_id=saga_id)
+            await saga.result()
+    kept = {
+        trace_id
+        for trace_id in traces.values()
+        if sampler.should_sample(None, int(trace_id, 16), "saga one").decision
+        is Decision.RECORD_AND_SAMPLE
+    }
+    assert set(receiver.received.trace_ids()) == kept
+    assert len(receiver.spans()) == 3 * len(kept)
+
+
+@given(st.integers(1, 2**128 - 1), st.sampled_from([0.0, 0.01, 0.1, 1 / 3, 0.5, 0.99, 1.0]))
+def test_every_trace_is_kept_that_the_library_would_keep(number: int, ratio: float) -> None:
+    """So participants that sample by themselves, by the same ratio, keep the same sagas."""
+    by_the_library = TraceIdRatioBased(ratio).should_sample(None, number, "saga").decision
+    sampled = Tracing("store", ratio=ratio).is_sampled(f"{number:032x}", "")
+    assert sampled is (by_the_library is Decision.RECORD_AND_SAMPLE)
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+STEPS = tuple(Step(name=name, participant="p", action="do") for name in "abc")
+PLAN = Plan(normalise(Definition(name="one", steps=STEPS[:1])))
+LONGER = Plan(normalise(Definition(name="three", steps=STEPS)))
+
+
+class Stopped:
+    """A collector that answers nothing until it is let go, and then everything."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.goes = threading.Event()
+        self.sent: list[Span] = []
+
+    def send(self, spans: Sequence[Span]) -> str | None:
+        """Waits, and keeps them."""
+        self.asked.set()
+        self.goes.wait()
+        self.sent += spans
+        return None
+
+    def close(self) -> None:
+        """Lets go of who waits."""
+        self.goes.set()
+
+
+def live_a_life(
+    traces: Traces, saga_id: str, payload: bytes = b"", traceparent: str = "", plan: Plan = PLAN
+) -> None:
+    """Tell of a saga that starts, does its steps one after the other, and completes."""
+    start = StartSaga(
+        saga_id=saga_id, content_hash="", input=Payload(payload), traceparent=traceparent
+    )
+    answers: list[Message] = [
+        Answered(
+            step=step,
+            verb=Verb.EXECUTE,
+            round=1,
+            attempt=1,
+            polls=0,
+            outcome=Done(Payload(payload)),
+            sent_at_ms=1_000,
+            answered_at_ms=1_001,
+            status="OK",
+        )
+        for step in range(len(plan.steps))
+    ]
+    before: Saga | None = None
+    for message in (start, *answers):
+        decision = decide(plan, before, message, 1_000, 1)
+        traces.turn_committed(plan, before, decision.saga, decision.records)
+        before = decision.saga
+    assert before is not None
+    assert before.ended
+
+
+async def test_what_waits_is_bounded_while_a_collector_hangs() -> None:
+    """The first ones wait, the others are counted; when it answers again, the first ones leave."""
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere", queue_bytes=16 * 1024)
+        live_a_life(traces, "first")
+        await anyio.to_thread.run_sync(export.asked.wait)
+        for number in range(1_000):
+            live_a_life(traces, f"s-{number}")
+        waiting = traces.waiting
+        assert 0 < waiting < 10
+        assert traces.counts().dropped == (1_000 - waiting) * 3
+        assert traces._sender.waiting_bytes <= 16 * 1024
+        assert (traces._kept, traces._live) == (0, {})
+        export.goes.set()
+        await traces.close()
+        assert traces.counts() == ((1 + waiting) * 3, (1_000 - waiting) * 3, 0)
+        assert len(export.sent) == (1 + waiting) * 3
+
+
+async def test_payloads_do_not_wait_with_their_records() -> None:
+    """A megabyte in, a megabyte out: what waits is as small as for any other saga."""
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        for number in range(10):
+            live_a_life(traces, f"s-{number}", payload=bytes(1024 * 1024))
+        assert traces._sender.waiting_bytes < 64 * 1024
+        export.goes.set()
+        await traces.close()
+        assert traces.counts().exported == 30
+
+
+async def test_what_was_looked_at_while_it_lived_is_let_go_of_when_it_has_ended() -> None:
+    """A saga's state holds its payloads, and the next look comes only after some seconds."""
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        live_a_life(traces, "s-1", payload=bytes(500_000), plan=LONGER)
+        [looked_at] = traces._young
+        assert (looked_at.saga, looked_at.records) == (None, None)
+        export.goes.set()
+        await traces.close()
+        assert traces.counts() == (7, 0, 0)
+
+
+async def test_nothing_is_kept_of_sagas_that_are_not_sampled() -> None:
+    """But for the decision, while they are live, and of those no more than there is room for."""
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store", ratio=0.0), store, export, where="nowhere")
+        for number in range(100):
+            live_a_life(traces, f"s-{number}")
+        live_a_life(traces, "joined", traceparent=f"{CALLER}-01")
+        assert (traces._kept, traces._live, traces._unsampled) == (0, {}, {})
+        export.goes.set()
+        await traces.close()
+        assert {span.trace_id for span in export.sent} == {CALLER[3:35]}
+
+
+async def test_a_collector_that_hangs_at_the_end_is_left_behind() -> None:
+    """`close` returns though the thread never does, and what waited is not forgotten silently."""
+
+    class Deaf(Stopped):
+        def close(self) -> None:
+            """Hangs, too."""
+            threading.Event().wait()
+
+    export = Deaf()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        live_a_life(traces, "first")
+        await anyio.to_thread.run_sync(export.asked.wait)
+        await traces.close()
+        assert traces._sender._thread.is_alive()
+        assert traces.counts().exported == 0
+    export.goes.set()
