@@ -488,14 +488,17 @@ def _given_up(trace: _Trace, record: StepGivenUp) -> None:
 def _stuck(trace: _Trace, record: StepStuck) -> None:
     # It may have been closed before: in this very turn, so nobody has seen it closed otherwise.
     life, reason = trace.latest[record.step], record.failure.reason
-    failed = life.failed
-    if failed is not None and (failed.at_ms, failed.failure) == (record.at_ms, record.failure):
-        # Stuck at once, for what the participant answered itself: that it is broken.
-        if failed.timing.status == "OK" and not failed.misconfigured:
-            life.below[-1].attributes["amends.outcome"] = "broken"
+    if life.failed is not None and _says_broken(life.failed, record):
+        life.below[-1].attributes["amends.outcome"] = "broken"
     trace.event_of(life, "stuck", reason=reason)
     trace.event("step stuck", step=trace.plan.step_names[record.step], reason=reason)
     life.close(trace.now_ns, "stuck", reason)
+
+
+def _says_broken(failed: AttemptFailed, stuck: StepStuck) -> bool:
+    """Whether it is stuck at once, for what the participant answered itself."""
+    answered = failed.timing.status == "OK" and not failed.misconfigured
+    return answered and (failed.at_ms, failed.failure) == (stuck.at_ms, stuck.failure)
 
 
 def _cancel(trace: _Trace, record: CancelRequested) -> None:
