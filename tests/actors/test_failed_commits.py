@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -19,10 +19,14 @@ import pytest
 import amends
 from amends_runtime import engine as engine_module
 from amends_runtime.config import Config, Participant, Server
+from amends_runtime.core.definition import Plan
+from amends_runtime.core.records import Record
+from amends_runtime.core.saga import Saga, fold
 from amends_runtime.engine import run_engine
 from amends_runtime.errors import CommitUnknown, OwnershipLost, VersionConflict
 from amends_runtime.ports import Transition
 from amends_runtime.storage import SqliteStore, open_sqlite_store
+from amends_runtime.telemetry.observers import Observers
 
 
 class StoreWithOneFailure:
@@ -107,6 +111,21 @@ async def a_runtime(
             yield client, stores[-1]
 
 
+class Told(Observers):
+    """What the runtime's observers are told, too."""
+
+    records: ClassVar[dict[str, list[Record]]] = {}
+
+    def turn_committed(
+        self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
+    ) -> None:
+        """Notes them down, and checks that nothing is missing in between."""
+        so_far = Told.records.setdefault(saga.saga_id, [])
+        assert fold(plan, so_far) == before
+        so_far += records
+        super().turn_committed(plan, before, saga, records)
+
+
 def ledger_of(folder: Path) -> list[tuple[str, str, int]]:
     """What the participant did, in order."""
     connection = sqlite3.connect(folder / "shop.db")
@@ -121,7 +140,12 @@ def ledger_of(folder: Path) -> list[tuple[str, str, int]]:
 async def test_a_saga_ends_as_it_should_whichever_of_its_commits_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, how: str
 ) -> None:
-    """The n-th commit of two sagas fails, and their effects are still exact."""
+    """The n-th commit of two sagas fails, and their effects are still exact.
+
+    So is what metrics and traces are told: each turn that is durable, once and in order.
+    """
+    monkeypatch.setattr(engine_module, "Observers", Told)
+    monkeypatch.setattr(Told, "records", {})
     async with a_runtime(tmp_path, monkeypatch, nth, how) as (client, store):
         # Below the runtime's own bound of a wait: who waits across the failure is told.
         with anyio.fail_after(20):
@@ -130,6 +154,9 @@ async def test_a_saga_ends_as_it_should_whichever_of_its_commits_fails(
             bad = await client.start("bad", saga_id="bad-1")
             assert (await bad.result()).state is amends.SagaState.COMPENSATED
         assert store.failed
+        for saga_id, saga in (await store.load(["good-1", "bad-1"])).items():
+            stored = [record for turn in saga.turns for record in turn.records]
+            assert Told.records[saga_id] == stored
     assert ledger_of(tmp_path) == [
         ("good-1", "a", 1),
         ("good-1", "b", 1),

@@ -202,6 +202,7 @@ class Supervisor:
         tracing: Tracing,
     ) -> None:
         self._store = store
+        self._observer = observer
         self._tracing = tracing
         self._definitions = definitions
         self._clock = clock
@@ -626,6 +627,8 @@ class Supervisor:
         assert saga is not None, "a stored saga has at least its start"
         actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
         actor.restore(saga, loaded.version)
+        if arrival.predecessor is not None:
+            self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
         # To be abandoned must not depend on whether the saga can go on.
         first = [one for one in arrival.envelopes if isinstance(one.message, AbandonSaga)]
         rest = [one for one in arrival.envelopes if not isinstance(one.message, AbandonSaga)]
@@ -634,6 +637,17 @@ class Supervisor:
         self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
             self._leave(actor)
+
+    def _tell_of_unknown_turn(self, before: SagaActor, loaded: LoadedSaga, saga: Saga) -> None:
+        """A commit that was believed to have failed was written: observers hear of it now."""
+        records = [
+            record
+            for turn in loaded.turns
+            if turn.version > before.version
+            for record in turn.records
+        ]
+        if records:
+            self._observer.turn_committed(before.plan, before.saga, saga, records)
 
     def _bring_in_new(self, saga_id: str, arrival: _Arrival) -> None:
         """Nobody knows this id.
