@@ -128,7 +128,7 @@ def test_taking_an_unknown_outcome_for_a_failure_is_found(
 def test_an_epoch_that_nobody_checks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced runtime writes on beside its successor."""
     monkeypatch.setattr(MemoryStore, "_check_epoch", _nothing)
-    assert_found("in memory is the fold", "says so", "wakes it", "durable", "has ended")
+    assert_found("in memory is the fold", "says so", "wakes it", "durable", "has ended", "is over")
 
 
 def test_a_saga_that_a_failed_commit_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
