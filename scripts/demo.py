@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import random
-import re
 import shlex
 import shutil
 import signal
@@ -23,11 +22,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.text import Text
 
 import amends
+from amends_runtime.core.addresses import check_collector
 from shop.audit import JOURNAL_NAME, audit, databases_in, effects_of
 from shop.catalogue import (
     DECLINED_CARD,
@@ -68,7 +69,7 @@ EXIT_INTERRUPTED: Final = 130
 CONNECT_TIMEOUT_S: Final = 2.0
 """How long a collector may take to accept a connection, when it is asked whether it is there."""
 
-MAX_PORT: Final = 65_535
+HTTPS_PORT: Final = 443  # only an https URL may leave it out
 
 BREAKER: Final = """
 [breaker]
@@ -91,9 +92,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="repeats the orders and the faults of a run")
     parser.add_argument(
         "--otlp",
-        type=_host_and_port,
+        type=_collector,
         metavar="HOST:PORT",
-        help="send every saga's trace to a collector by OTLP over gRPC, such as Jaeger's port 4317",
+        help="send every saga's trace to a collector by OTLP over gRPC, such as Jaeger's port 4317;"
+        " or its URL",
     )
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
@@ -118,14 +120,21 @@ def main() -> int:
     return EXIT_DONE
 
 
-def _host_and_port(text: str) -> str:
-    """Check a collector's address; argparse says what is wrong with it, before anything starts."""
-    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", text)
-    if match is None or not 1 <= int(match[1]) <= MAX_PORT:
+def _collector(text: str) -> str:
+    """Check where a collector is; argparse says what is wrong with it, before anything starts.
+
+    Gives its URL.
+    """
+    try:
+        check_collector(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    url = text if "://" in text else f"http://{text}"
+    if urlsplit(url).path.strip("/"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no address: write HOST:PORT, for example 127.0.0.1:4317"
+            "takes no path: the demo sends by gRPC, which knows none, mostly to port 4317"
         )
-    return text
+    return url.rstrip("/")
 
 
 def _tracing_environment(otlp: str | None) -> dict[str, str]:
@@ -136,7 +145,7 @@ def _tracing_environment(otlp: str | None) -> dict[str, str]:
         "OTEL_SDK_DISABLED": "false",
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_TRACES_SAMPLER": "parentbased_always_on",
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://{otlp}",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": otlp,
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
     }
 
@@ -462,10 +471,10 @@ class Demo:
         """Say that no collector is there. Whether all has arrived, only a collector knows."""
         if self._otlp is None:
             return
-        host, _, port = self._otlp.rpartition(":")
+        url = urlsplit(self._otlp)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                _, writer = await asyncio.open_connection(url.hostname, url.port or HTTPS_PORT)
         except OSError:  # a TimeoutError is one, too
             self.tell(
                 f"no collector answers at {self._otlp} now; without one, traces are lost", "yellow"

@@ -425,6 +425,80 @@ def test_an_address_that_cannot_be_is_refused(tmp_path: Path, address: str, comp
     assert line.startswith(f"--listen: {complaint}")
 
 
+COLLECTOR = 'must be host:port or a URL, for example "127.0.0.1:4317" or "https://collector.'
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "complaint"),
+    [
+        ("127.0.0.1", 'has no port: write "127.0.0.1:4317", where'),
+        (
+            "http://c",
+            'has no port: write "c:4317", where collectors take OTLP over gRPC, or "c:4318"',
+        ),
+        ("4317", 'has no host: write "127.0.0.1:4317", or where else the collector is'),
+        (":4317", 'has no host: write "127.0.0.1:4317", or where else the collector is'),
+        ("", COLLECTOR),
+        (" ", COLLECTOR),
+        ("http://", COLLECTOR),
+        ("unix:/run/otlp.sock", COLLECTOR),
+        ("ftp://c:1", COLLECTOR),
+        ("https//c", COLLECTOR),
+        ("c:4318/v1/traces", COLLECTOR),
+        ("http://c:4318/?a=b", COLLECTOR),
+        ("::1", COLLECTOR),
+        ("c:port", "has a port that cannot be: 'port'; write 1 to 65535"),
+        ("c:0", "has a port that cannot be: '0'; write 1 to 65535"),
+        ("http://ada:secret@c:1", "takes no user or password: give them in OTEL_EXPORTER_OTLP_"),
+    ],
+)
+def test_a_collector_that_cannot_be_is_refused(
+    tmp_path: Path, endpoint: str, complaint: str
+) -> None:
+    """The line says what one looks like: URLs, and no unix socket."""
+    [line] = problems(tmp_path, flags=Flags(otlp=endpoint))
+    assert line.startswith(f"--otlp: {complaint}")
+    assert "secret" not in line
+    if complaint is COLLECTOR:
+        assert line.endswith(f"not {endpoint!r}")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "c:4317",
+        "[::1]:4317",
+        "http://c:4318/base",
+        "https://c",
+        "https://[::1]/base",
+        "https://c:1",
+    ],
+)
+def test_a_collector_that_can_be_is_taken(endpoint: str) -> None:
+    """Only https has a port that is understood by itself."""
+    assert load(None, Flags(otlp=endpoint)).telemetry.otlp_endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("listen", "complaint"),
+    [
+        (
+            "9464",
+            'must be host:port, for example "127.0.0.1:9464" (IPv6 in brackets: "[::1]:9464")',
+        ),
+        ("unix:/a", "must be host:port: Prometheus scrapes no unix sockets"),
+        ("http://127.0.0.1:9464", "must be host:port without http://, for example 127.0.0.1:9464"),
+        (":9464", 'has no host: write "127.0.0.1:9464" (this machine only) or "0.0.0.0:9464"'),
+    ],
+)
+def test_a_metrics_address_that_cannot_be_is_refused(
+    tmp_path: Path, listen: str, complaint: str
+) -> None:
+    """What is advised is taken."""
+    [line] = problems(tmp_path, flags=Flags(metrics_listen=listen))
+    assert line.startswith(f"--metrics-listen: {complaint}")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:7233", "a-b.example:1", "unix:/a"])
 def test_an_address_that_can_be_is_taken(address: str) -> None:
     """host:port with any free port, IPv6 in brackets, and unix sockets."""

@@ -127,6 +127,7 @@ async def test_the_clients_page_looks_and_operates(
             await names["bank_is_back"](client, "b")
             assert (await client.wait("b", timeout_s=30)).completed
             assert (await names["customer_called"](client, "b")).startswith("too late: ")
+            assert {"saga order", "step charge"} <= set(await names["names_of_spans"](client, "b"))
             await (await client.start("order", "refuse", saga_id="c")).result(timeout_s=30)
             await names["print_refused"](client)
     assert capsys.readouterr().out.endswith("\nc rejected\n")  # after the runtime's log

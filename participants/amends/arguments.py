@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from amends.definition_checks import is_number
-from amends.tracing import TRACEPARENT
+from amends.tracing import known_traceparent
 
 MAX_SECONDS: Final = 315_360_000
 """Ten years, the runtime's own limit; longer is a mistake, and gRPC and int64 have limits, too."""
@@ -30,12 +30,11 @@ def checked_text(name: str, value: object) -> str:
 
 
 def checked_traceparent(value: object) -> str:
-    """Give a W3C trace context, and nothing for a text that is none.
+    """Give a W3C trace context as version 00 has it, and nothing for a text that is none.
 
     W3C demands that: what stands in a header from outside must not keep a saga from being started.
     """
-    text = checked_text("traceparent", value)
-    return text if TRACEPARENT.fullmatch(text) else ""
+    return known_traceparent(checked_text("traceparent", value))
 
 
 def checked_labels(labels: object) -> dict[str, str]:

@@ -13,8 +13,10 @@ How to think about it
    current one, in the event loop and in the barrier's threads.
 4. A span says ids, outcomes, reasons and types of exceptions. Never a payload, and never the
    message of an exception or an outcome, which may quote one.
-5. Tracing decides nothing: what an author's sampler or span processor raises is logged, and the
-   call goes on without its span.
+5. Tracing decides nothing. By the time of a span's end the handler has run and the barrier has
+   committed; an answer that is lost then is an effect that nobody hears of. So whatever touches
+   OpenTelemetry does so through `_safely`: what an author's provider raises is logged, once for
+   each type, and the call goes on without what it would have told.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from importlib import metadata
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
 from amends.outcomes import Broken, Done, InProgress, Outcome, Rejected, Verb
 from amends.v1 import participant_pb2
@@ -44,14 +47,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SCOPE: Final = "amends"
 """The instrumentation scope of our spans."""
 
 MAX_SHOWN: Final = 512
 """Characters of a name from the wire; a child saga's id, the longest, has fewer."""
 
+MAX_TOLD: Final = 64
+"""Types of exceptions that are told of; a program that makes types as it goes fills no log."""
+
 TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C trace context, version 00."""
+
+LATER_TRACEPARENT: Final = re.compile(
+    r"(?!00|ff)[0-9a-f]{2}(-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-)([0-9a-f]{2})(?:-.*)?",
+    re.DOTALL,
+)
+"""What can be known of versions to come: they begin like version 00, and may go on after it."""
+
+SAMPLED: Final = 0x01
+"""The one flag that is known of every version."""
 
 _METHODS: Final = {
     verb: f"{participant_pb2.DESCRIPTOR.package}.ParticipantService/{verb.capitalize()}"
@@ -69,15 +87,38 @@ _ERRORS: Final = frozenset(
 """Statuses that are an error of the server's side, by OpenTelemetry's conventions for gRPC; the
 others are the caller's, or, like CANCELLED, nobody's."""
 
+_WITHOUT_SPAN: Final = "a call goes on without its span"
+_WITHOUT_CALLER: Final = "a start goes on without its caller's trace"
+
+_told: Final[set[tuple[str, str]]] = set()
+"""What has been complained of. A provider belongs to the process, and so do its faults."""
+
 
 def current_traceparent() -> str:
     """Give the W3C `traceparent` of the current span; empty if there is none."""
     if not _IS_AVAILABLE:
         return ""
+    return _safely(_WITHOUT_CALLER, _current) or ""
+
+
+def _current() -> str:
     span = otel.get_current_span().get_span_context()
     if not span.is_valid:
         return ""
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def known_traceparent(text: str) -> str:
+    """Give what version 00 has of a W3C `traceparent` of any version; empty if it is none.
+
+    https://www.w3.org/TR/trace-context/#versioning-of-traceparent
+    """
+    if TRACEPARENT.fullmatch(text):
+        return text
+    later = LATER_TRACEPARENT.fullmatch(text)
+    if later is None:
+        return ""
+    return f"00{later[1]}{int(later[2], 16) & SAMPLED:02x}"
 
 
 class CallTracer:
@@ -85,14 +126,22 @@ class CallTracer:
 
     def __init__(self, participant: str) -> None:
         self._participant = participant
-        # Before the author has set a provider this is a proxy, which finds the one that is set.
-        self._tracer = otel.get_tracer(SCOPE, _version()) if _IS_AVAILABLE else None
+        self._tracer: otel.Tracer | None = None
 
     def span(self, verb: Verb, call: participant_pb2.Call) -> CallSpan:
         """Give the span of a call, to be used by ``with`` in the task that answers it."""
-        if self._tracer is None:
+        if not _IS_AVAILABLE:
             return _NO_SPAN
-        return _RealSpan(self._tracer, verb, call, call.participant or self._participant)
+        return _RealSpan(self, verb, call, call.participant or self._participant)
+
+    def start(self, method: str, call: participant_pb2.Call, at_start: dict[str, str]) -> otel.Span:
+        """Start a span below the runtime's attempt. Raises what the author's provider raises."""
+        if self._tracer is None:
+            # Before the author has set a provider this is a proxy, which finds the one that is set.
+            self._tracer = otel.get_tracer(SCOPE, _version())
+        return self._tracer.start_span(
+            method, context=_parent(call), kind=otel.SpanKind.SERVER, attributes=at_start
+        )
 
 
 class CallSpan:
@@ -125,7 +174,7 @@ class _RealSpan(CallSpan):
     __slots__ = ("_call", "_participant", "_span", "_token", "_tracer", "_verb")
 
     def __init__(
-        self, tracer: otel.Tracer, verb: Verb, call: participant_pb2.Call, participant: str
+        self, tracer: CallTracer, verb: Verb, call: participant_pb2.Call, participant: str
     ) -> None:
         self._tracer = tracer
         self._verb = verb
@@ -135,36 +184,31 @@ class _RealSpan(CallSpan):
         self._token: Token[otel_context.Context] | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self._span = self._tracer.start_span(
-                _METHODS[self._verb],
-                context=_parent(self._call),
-                kind=otel.SpanKind.SERVER,
-                attributes=_AT_START[self._verb],
-            )
-            if self._span.is_recording():
-                self._describe()
-        except Exception as error:  # noqa: BLE001  # the author's sampler or processor
-            _complain(error)
+        _safely(_WITHOUT_SPAN, self._start)
         # Even if it is none: what was current where the server was started is not our parent.
-        self._token = otel_context.attach(otel.set_span_in_context(self._span))
+        self._token = _safely(_WITHOUT_SPAN, self._make_current)
         return self
 
-    def _describe(self) -> None:
-        call = self._call
-        self._span.set_attributes(
-            {
-                "amends.saga_id": call.saga_id[:MAX_SHOWN],
-                "amends.definition": call.definition[:MAX_SHOWN],
-                "amends.step": call.step[:MAX_SHOWN],
-                "amends.action": call.action[:MAX_SHOWN],
-                "amends.verb": self._verb.value,
-                "amends.participant": self._participant[:MAX_SHOWN],
-                "amends.round": call.round,
-                "amends.attempt": call.attempt,
-                "amends.poll": call.poll,
-            }
-        )
+    def _start(self) -> None:
+        verb, call = self._verb, self._call
+        self._span = self._tracer.start(_METHODS[verb], call, _AT_START[verb])
+        if self._span.is_recording():
+            self._span.set_attributes(
+                {
+                    "amends.saga_id": call.saga_id[:MAX_SHOWN],
+                    "amends.definition": call.definition[:MAX_SHOWN],
+                    "amends.step": call.step[:MAX_SHOWN],
+                    "amends.action": call.action[:MAX_SHOWN],
+                    "amends.verb": verb.value,
+                    "amends.participant": self._participant[:MAX_SHOWN],
+                    "amends.round": call.round,
+                    "amends.attempt": call.attempt,
+                    "amends.poll": call.poll,
+                }
+            )
+
+    def _make_current(self) -> Token[otel_context.Context]:
+        return otel_context.attach(otel.set_span_in_context(self._span))
 
     def __exit__(
         self,
@@ -176,15 +220,18 @@ class _RealSpan(CallSpan):
             # The caller left or its deadline passed, which only the caller can tell apart.
             is_cancelled = issubclass(kind, asyncio.CancelledError)
             self.failed("CANCELLED" if is_cancelled else "UNKNOWN", kind.__name__)
-        assert self._token is not None, "left, so it was entered"
-        otel_context.detach(self._token)
-        try:
-            self._span.end()
-        except Exception as failure:  # noqa: BLE001  # the author's processor
-            _complain(failure)
+        if self._token is not None:
+            _safely(_WITHOUT_SPAN, otel_context.detach, self._token)
+        _safely(_WITHOUT_SPAN, self._end)
+
+    def _end(self) -> None:
+        self._span.end()
 
     def decided(self, outcome: Outcome) -> None:
         """Say what the call is answered with."""
+        _safely(_WITHOUT_SPAN, self._say_decided, outcome)
+
+    def _say_decided(self, outcome: Outcome) -> None:
         if not self._span.is_recording():
             return
         self._span.set_attribute("rpc.response.status_code", "OK")
@@ -203,6 +250,9 @@ class _RealSpan(CallSpan):
 
     def failed(self, status: str, kind: str = "") -> None:
         """Say the name of the gRPC status that it is answered with, and the type of its cause."""
+        _safely(_WITHOUT_SPAN, self._say_failed, status, kind)
+
+    def _say_failed(self, status: str, kind: str) -> None:
         if not self._span.is_recording():
             return
         self._span.set_attribute("rpc.response.status_code", status)
@@ -226,9 +276,22 @@ def _parent(call: participant_pb2.Call) -> otel_context.Context:
     return _PROPAGATOR.extract(carrier, context=otel_context.Context())
 
 
-def _complain(error: Exception) -> None:
-    # By its type alone: whose it is, and what it quotes, nobody knows.
-    logger.error("a call goes on without its span: %s in the tracer provider", type(error).__name__)
+def _safely(goes_on: str, touch: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Do what touches the author's provider; None if that raises, which is told once by its type.
+
+    Not the message: whose it is, and what it quotes, nobody knows. Cancellation passes.
+    """
+    try:
+        return touch(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  # see rule 5
+        _complain(goes_on, type(error).__name__)
+        return None
+
+
+def _complain(goes_on: str, kind: str) -> None:
+    if (goes_on, kind) not in _told and len(_told) < MAX_TOLD:
+        _told.add((goes_on, kind))
+        logger.error("%s: %s in the tracer provider", goes_on, kind)
 
 
 def _version() -> str | None:

@@ -40,7 +40,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from amends_runtime.core.addresses import HOST, check_address, check_participant_name
+from amends_runtime.core.addresses import (
+    HOST,
+    check_address,
+    check_collector,
+    check_http_listen,
+    check_participant_name,
+)
 from amends_runtime.errors import ConfigurationError
 from amends_runtime.tls import (
     ParticipantTls,
@@ -86,12 +92,6 @@ def _listen_address(text: str) -> str:
     return check_address(text, lowest_port=0)
 
 
-def _metrics_address(text: str) -> str:
-    if text.startswith("unix:"):
-        raise ValueError("must be host:port: Prometheus scrapes no unix sockets")
-    return check_address(text, lowest_port=0)
-
-
 def _not_a_bool(value: object) -> object:
     # Python's bool is an int, so `mailbox = true` would quietly mean 1.
     if isinstance(value, bool):
@@ -112,18 +112,6 @@ def _no_zero_byte(value: str) -> str:
     return value
 
 
-def _otlp_endpoint(text: str) -> str:
-    if text.startswith("unix:"):
-        raise ValueError(f"must be host:port or a URL: no collector is sent to at {_shown(text)}")
-    scheme, has_scheme, rest = text.rpartition("://")
-    if has_scheme and scheme not in {"http", "https"}:
-        raise ValueError(f"must be host:port or begin with http:// or https://, not {_shown(text)}")
-    host = rest.partition("/")[0]
-    if not (has_scheme and HOST.fullmatch(host)):  # a URL may leave the port out
-        check_address(host, lowest_port=1)
-    return text
-
-
 def _service_name(name: str) -> str:
     if not (0 < len(name) <= MAX_SERVICE_NAME and name.isprintable()):
         raise ValueError(
@@ -142,10 +130,10 @@ def _tls_server_name(name: str) -> str:
 
 ParticipantName = Annotated[str, AfterValidator(check_participant_name)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
-MetricsAddress = Annotated[str, AfterValidator(_metrics_address)]
+MetricsAddress = Annotated[str, AfterValidator(check_http_listen)]
 ParticipantAddress = Annotated[str, AfterValidator(check_address)]
 FilePath = Annotated[str, AfterValidator(_no_zero_byte)]
-OtlpEndpoint = Annotated[str, AfterValidator(_otlp_endpoint)]
+OtlpEndpoint = Annotated[str, AfterValidator(check_collector)]
 ServiceName = Annotated[str, AfterValidator(_service_name)]
 TlsServerName = Annotated[str, AfterValidator(_tls_server_name)]
 Count = Annotated[int, BeforeValidator(_not_a_bool)]
@@ -277,14 +265,15 @@ class Telemetry(_Section):
     `CLIENT_CERTIFICATE`, and the same for `METRICS`; `OTEL_TRACES_SAMPLER` and its `_ARG`,
     `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT`, `OTEL_SERVICE_NAME`,
     `OTEL_RESOURCE_ATTRIBUTES`. As their specification has it, a wrong number or word in one is
-    ignored with a warning; a wrong endpoint, header or file keeps the runtime from starting.
+    ignored, and a yes-or-no other than true and false is false, each with a warning; a wrong
+    endpoint, header or file keeps the runtime from starting.
     """
 
     otlp_endpoint: OtlpEndpoint | None = None
     """Where traces are sent: `host:port` (plain text), or a URL such as `https://collector:4317`,
-    without the path of a signal. Without one, and without OpenTelemetry's variables, nothing is
-    sent anywhere. Sagas never wait for it: while it is away spans wait, and are dropped when too
-    many do."""
+    without the path of a signal. Only an `https` URL may leave the port out. Without an endpoint,
+    and without OpenTelemetry's variables, nothing is sent anywhere. Sagas never wait for it: while
+    it is away spans wait, and are dropped when too many do."""
 
     otlp_protocol: OtlpProtocol | None = None
     """`grpc`, which collectors take at port 4317, or `http/protobuf`, at 4318. Default `grpc`."""

@@ -39,6 +39,8 @@ from amends_runtime.dispatch.participants import Participants
 from amends_runtime.dispatch.unary import UnaryTransport
 from amends_runtime.ports import Clock, Observer, ParticipantAddress, Store, Transport
 from amends_runtime.storage import SqliteStore, open_sqlite_store
+from amends_runtime.telemetry.collector import SpanExport
+from amends_runtime.telemetry.encoding import sender_attributes
 from amends_runtime.telemetry.gauges import Sources
 from amends_runtime.telemetry.observers import HistoryLog, Observers
 from amends_runtime.telemetry.otel_variables import (
@@ -87,6 +89,7 @@ class Engine:
         tracing: Tracing | None = None,
     ) -> None:
         self.store = store
+        tracing = tracing or Tracing(store.identity.store_id)
         self._oldest_open = OldestOpen(store, clock)
         self.lanes = Lanes(
             policy=breaker or BreakerPolicy(),
@@ -104,7 +107,7 @@ class Engine:
             observer=observer,
             limits=limits or Limits(),
             outbox=_outbox(self.lanes),
-            tracing=tracing or Tracing(store.identity.store_id),
+            tracing=tracing,
         )
         self.address = ""
         self.metrics_address = ""
@@ -113,6 +116,8 @@ class Engine:
         """Where metrics are shown and sent, for people; empty: nowhere."""
         self.traces_to = ""
         """Which collector has the traces, for people; empty: none."""
+        self.traces_ratio = tracing.ratio
+        """The share of sagas whose trace is kept, from 0 to 1."""
         self._stop = anyio.Event()
         self._failure: BaseException | None = None
 
@@ -205,8 +210,14 @@ async def _running(
             endpoint=config.telemetry.otlp_endpoint,
             protocol=config.telemetry.otlp_protocol,
         )
-        # First, because its port can be taken, and then nothing else is to have happened.
-        outlets = stack.enter_context(closing(_outlets(config.telemetry, variables)))
+        ratio = find_ratio(variables, config.telemetry.traces_ratio)
+        sender = find_resource_attributes(variables, config.telemetry.service_name)
+        try:
+            # First, because its port can be taken, and then nothing else is to have happened.
+            outlets = stack.enter_context(closing(_outlets(config.telemetry, variables)))
+        finally:  # it may be a variable that was ignored why it is that port
+            for remark in dict.fromkeys(variables.remarks):
+                _log.warning(remark)
         store = await stack.enter_async_context(open_sqlite_store(config.server.database))
 
         def connect(
@@ -227,15 +238,12 @@ async def _running(
 
         tracing = Tracing(
             store.identity.store_id,
-            ratio=find_ratio(variables, config.telemetry.traces_ratio),
+            ratio=ratio,
             join=config.telemetry.caller_trace == "join",
         )
-        sender = find_resource_attributes(variables, config.telemetry.service_name)
         traces = None if traces_to is None else _traces(traces_to, tracing, store, sender)
         if traces is not None:
             stack.push_async_callback(traces.close)
-        for remark in dict.fromkeys(variables.remarks):
-            _log.warning(remark)
         history_log = HistoryLog(tracing, in_detail=config.log_level == "debug")
         engine = Engine(
             store,
@@ -341,10 +349,7 @@ def _outlets(telemetry: Telemetry, variables: Variables) -> MetricOutlets:
 
 
 def _traces(to: Destination, tracing: Tracing, store: Store, sender: Mapping[str, str]) -> Traces:
-    # Heavy, and of no use to a runtime that exports nothing.
-    from amends_runtime.telemetry.otlp import SpanExport, resource  # noqa: PLC0415
-
-    export = SpanExport(to, resource(store.identity.store_id, sender))
+    export = SpanExport(to, sender_attributes(store.identity.store_id, sender))
     return Traces(tracing, store, export, where=str(to))
 
 

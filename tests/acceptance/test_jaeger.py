@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -23,6 +25,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from amends import RecordKind
 from shop.catalogue import DECLINED_CARD
 from tests.acceptance.traced import shop_that_traces, traced_world, world_of
 from tests.acceptance.world import PATIENCE_S
@@ -37,6 +40,8 @@ LOOK_EVERY_S: Final = 0.5
 """How often Jaeger is asked: it tells nobody when a trace is complete."""
 
 HTTP_TIMEOUT_S: Final = 5.0
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "observing.md"
 
 KINDS: Final = {INTERNAL: "internal", CLIENT: "client", SERVER: "server"}
 
@@ -62,6 +67,85 @@ async def test_a_real_jaeger_shows_completed_and_compensated_sagas(tmp_path: Pat
             sent = Decoded()
             sent.add(Request("traces", "grpc", {}, trace.traces_data))
             await shown_well(trace.trace_id, sent.spans())
+
+
+@needs_jaeger
+async def test_a_real_jaeger_finds_what_the_page_says_to_search_for(tmp_path: Path) -> None:
+    """Each line of its table finds the sagas that it names, and not one that went well."""
+    async with (
+        shop_that_traces(tmp_path, OTLP) as (processes, services),
+        world_of(processes, services) as world,
+    ):
+        labelled = await world.client.start(
+            "thoughtful", labels={"region": "eu"}, timeout_s=PATIENCE_S
+        )
+        well = await world.start()
+        refused = await world.start(card=DECLINED_CARD)
+        await labelled.result(timeout_s=PATIENCE_S)
+        for started in (well, refused):
+            await world.end(started)
+
+        world.switch(orders={"confirm": {"decline": {"next": 1}}})
+        mended = await world.start()
+        await world.wait_record(mended.saga_id, RecordKind.STEP_STUCK, "confirm")
+        await mended.retry(author="ada", reason="the shop is open again")
+        await world.end(mended)
+        abandoned = await world.client.start("regretted", timeout_s=PATIENCE_S)
+        await world.wait_record(abandoned.saga_id, RecordKind.STEP_STUCK)
+        await abandoned.abandon(author="ada", reason="settled by hand")
+
+        world.switch(payments={"charge": {"lose_reply": {"next": 1}}})
+        retried = await world.start()
+        await world.end(retried)
+
+        world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 2}})
+        struck = world.strikes("payments", "charge slow")
+        killed = await world.start()
+        await world.wait_strike("payments", "charge slow", after=struck)
+        world.runtime.kill()
+        await world.runtime.start()
+        await world.end(killed)
+
+        expected = {
+            "amends.saga_id=order-1": well,
+            "amends.outcome=COMPENSATED": refused,
+            "amends.outcome=ABANDONED": abandoned,
+            "amends.outcome=stuck": mended,
+            "amends.outcome=lost": killed,
+            "amends.outcome=rejected amends.step=charge": refused,
+            "amends.label.region=eu": labelled,
+            "amends.outcome=unknown service.peer.name=payments": retried,
+        }
+        page = PAGE.read_text(encoding="utf-8")
+        searches = re.findall(r"^\| `(\S+=[^`]+)` \|", page, re.MULTILINE)
+        assert set(searches) | {"amends.outcome=ABANDONED"} == set(expected)
+        good = await world.client.trace(well.saga_id)
+        for search, started in expected.items():
+            trace = await world.client.trace(started.saga_id)
+            words = search.replace("order-1", started.saga_id)
+            found = await found_at_last(words, trace.trace_id)
+            assert started is well or good.trace_id not in found, search
+
+
+async def found_at_last(words: str, trace_id: str) -> set[str]:
+    """Search with what one types into Jaeger's *Tags* until a trace is found; give all."""
+    give_up_at_s = time.monotonic() + PATIENCE_S
+    while True:
+        found = await anyio.to_thread.run_sync(searched, words)
+        if trace_id in found:
+            return found
+        assert time.monotonic() < give_up_at_s, f"{words} does not find {trace_id}"
+        await anyio.sleep(LOOK_EVERY_S)
+
+
+def searched(words: str) -> set[str]:
+    """Give the ids of the traces of service amends that have a span with all of these tags."""
+    tags = json.dumps(dict(word.split("=", 1) for word in words.split()))
+    query = urllib.parse.urlencode({"service": "amends", "tags": tags, "limit": 1500})
+    with urllib.request.urlopen(  # noqa: S310  # ours
+        f"{QUERY}/api/traces?{query}", timeout=HTTP_TIMEOUT_S
+    ) as answer:
+        return {trace["traceID"] for trace in json.load(answer)["data"]}
 
 
 async def shown_well(trace_id: str, sent: list[ReceivedSpan]) -> None:

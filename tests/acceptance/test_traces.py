@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +15,6 @@ import anyio.abc
 import pytest
 from anyio.streams.text import TextReceiveStream
 
-import amends
 from amends import RecordKind, SagaState
 from amends_runtime.core.tracing import Tracing
 from shop.catalogue import DECLINED_CARD
@@ -36,9 +34,6 @@ ROOT: Final = Path(__file__).parents[2]
 
 CALLER_TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER_SPAN: Final = "00f067aa0ba902b7"
-SENT_WITHIN_S: Final = 3.0
-"""Bounds the wait for what a dead runtime has taken with it."""
-
 COMPENSATE: Final = "amends.v1.ParticipantService/Compensate"
 
 
@@ -313,7 +308,7 @@ async def test_the_runtime_is_killed_in_the_middle(traced: Traced) -> None:
     await world.wait_strike("payments", "charge slow", after=struck)
     before = await traced.trace_id(started.saga_id)
 
-    world.runtime.kill()
+    traced.kill_runtime()
     await world.runtime.start()
     await world.end(started)
 
@@ -348,25 +343,25 @@ async def test_a_service_is_killed_in_the_middle(traced: Traced) -> None:
     assert outcomes(trace, "step charge")[-1] == "done"
 
 
-async def test_what_was_not_sent_before_a_kill_is_exported_by_hand(traced: Traced) -> None:
-    """The saga had ended, so no runtime sends it again by itself; its history still has it all."""
+async def test_what_a_killed_runtime_had_not_sent_is_sent_by_the_next(traced: Traced) -> None:
+    """The sagas had ended, so nobody goes on with them; their spans come all the same, whole."""
     world = traced.world
-    traced.receiver.behave(Behaviour.REFUSE)
-    started = await world.start()
-    await world.end(started)
-    trace_id = await traced.trace_id(started.saga_id)
-    world.runtime.kill()
+    asked = traced.receiver.arrived
+    traced.receiver.behave(Behaviour.HANG)
+    sagas = [await world.start() for _ in range(5)]
+    for each in sagas:
+        await world.end(each)
+    await traced.receiver.wait_until(lambda: traced.receiver.arrived > asked)
+    trace_ids = [await traced.trace_id(each.saga_id) for each in sagas]
+    traced.kill_runtime()
     traced.receiver.behave(Behaviour.ANSWER)
+
     await world.runtime.start()
-    assert not [each for each in traced.spans(trace_id) if each.service == "amends"]
 
-    said = await _export(
-        started.saga_id, to=traced.receiver.grpc_address, target=world.runtime.address
-    )
-
-    assert trace_id in said
-    trace = await traced.well_formed(started.saga_id)
-    assert trace.roots[0].trace_id == trace_id
+    for each, trace_id in zip(sagas, trace_ids, strict=True):
+        trace = await traced.well_formed(each.saga_id, crashed=True)
+        assert trace.roots[0].trace_id == trace_id
+        assert outcomes(trace, "step confirm") == ["done"]
 
 
 # -- which are kept, and whose trace it is ---------------------------------------------------------
@@ -436,7 +431,7 @@ async def test_a_caller_is_linked_instead(tmp_path: Path) -> None:
 async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
     """All five scenes, the kill among them: as many traces as sagas, and every one well-formed.
 
-    What had ended and was not sent yet at the kill is exported by hand, as a user would.
+    What had ended and was not sent yet at the kill is sent by the next runtime.
     """
     async with receiving() as receiver:
         demo = await anyio.open_process(
@@ -449,7 +444,7 @@ async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
         )
         async with demo:
             said = await _said_until_it_stays_up(demo)
-            await _export_what_is_missing(receiver, said)
+            await receiver.wait_until(lambda: len(_ended(receiver)) == 204)
             demo.terminate()
             assert await demo.wait() == 0
 
@@ -475,6 +470,15 @@ async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
             assert told.split()[-1] in traces
 
 
+def _ended(receiver: Receiver) -> set[str]:
+    """The sagas whose roots have come."""
+    return {
+        str(each.attributes["amends.saga_id"])
+        for each in receiver.spans()
+        if each.name == "saga order"
+    }
+
+
 async def _said_until_it_stays_up(demo: anyio.abc.Process) -> str:
     """Give what the demo says before it waits for Ctrl-C; fails if it ends instead."""
     assert demo.stdout is not None
@@ -484,42 +488,6 @@ async def _said_until_it_stays_up(demo: anyio.abc.Process) -> str:
         if "switches.json" in said.partition("It stays up until Ctrl-C")[2]:
             return said
     raise AssertionError(said)
-
-
-async def _export_what_is_missing(receiver: Receiver, said: str) -> None:
-    """Export each saga whose root has not come; all these had ended before the runtime's death."""
-    (target,) = set(re.findall(r"--target (127\.0\.0\.1:\d+)", said))
-    async with amends.Client(target) as client:
-        sagas = {each.saga_id: each async for each in client.list()}
-        restarted_at_ms = (await client.runtime()).started_at_ms
-    assert len(sagas) == 204
-
-    def without_root() -> set[str]:
-        have = (each.attributes for each in receiver.spans() if each.name == "saga order")
-        return set(sagas) - {str(attributes["amends.saga_id"]) for attributes in have}
-
-    # What has ended leaves within a fraction of a second; who waits longer is missing.
-    with anyio.move_on_after(SENT_WITHIN_S):
-        await receiver.wait_until(lambda: not without_root())
-    missing = without_root()
-    for saga_id in missing:
-        ended_at_ms = sagas[saga_id].ended_at_ms
-        assert ended_at_ms is not None
-        assert ended_at_ms < restarted_at_ms, f"{saga_id} was not sent, and nothing died"
-    if missing:
-        await _export(*missing, to=receiver.grpc_address, target=target)
-
-
-async def _export(*saga_ids: str, to: str, target: str) -> str:
-    """Export sagas by the command line; gives what it says."""
-    exported = await anyio.run_process(
-        [
-            *(sys.executable, "-m", "amends_runtime", "trace", "export", *saga_ids),
-            *(f"--to={to}", f"--target={target}"),
-        ],
-        env=_plain_environment(),
-    )
-    return exported.stderr.decode()
 
 
 def _plain_environment() -> dict[str, str]:

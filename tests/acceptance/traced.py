@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +88,12 @@ class Traced:
                 await self.receiver.wait_until(predicate)
         except TimeoutError:
             raise AssertionError(f"waited {PATIENCE_S:g} s for {what}") from None
+
+    def kill_runtime(self) -> None:
+        """Kill it. The next one sends again what ended in the last seconds, whoever has it."""
+        self.world.runtime.kill()
+        for trace_id, expected in self.expected.items():
+            self.expected[trace_id] = replace(expected, crashed=True)
 
     async def wait_probe(self, saga_id: str) -> None:
         """Wait until a probe of an open breaker has found nobody there, for this saga."""

@@ -293,6 +293,24 @@ async def test_a_traceparent_that_is_none_is_refused(sagas: Sagas, wrong: str) -
     assert await traceparent_of(sagas, "s-1") == ""
 
 
+@pytest.mark.parametrize(
+    ("header", "stored"),
+    [
+        ("01" + CALLER[2:], CALLER),
+        ("cc" + CALLER[2:-2] + "03-what-comes.later", CALLER),
+        ("01" + CALLER[2:-2] + "02", CALLER[:-2] + "00"),
+    ],
+)
+async def test_the_metadatas_version_may_be_a_later_one(
+    sagas: Sagas, header: str, stored: str
+) -> None:
+    """What version 00 has of it counts, as W3C asks; the trace goes on as version 00."""
+    await started(sagas, "s-1", metadata=(("traceparent", header),))
+    assert await traceparent_of(sagas, "s-1") == stored
+    [page] = await pages(sagas, "s-1")
+    assert page.trace_id == "a" * 32
+
+
 async def test_starts_of_a_batch_have_each_their_own(sagas: Sagas) -> None:
     """And where one has none, the request's metadata counts; a wrong one is that item's error."""
     given = {"s-0": CALLER, "s-1": "", "s-2": "nonsense"}

@@ -112,12 +112,26 @@ def test_it_shows_a_saga_and_where_everything_is(start: Start, tmp_path: Path) -
     assert not one.ready.exists()
 
 
+def test_it_says_where_traces_and_metrics_go(start: Start) -> None:
+    """By its flags, or by OpenTelemetry's variables, which count here, too."""
+    one = start("--otlp", "127.0.0.1:1", "--metrics-listen", "127.0.0.1:0")
+    said = one.wait_up()
+    assert re.search(r"(?m)^traces +http://127\.0\.0\.1:1 \(grpc\)$", said)
+    metrics = json.loads(one.ready.read_text(encoding="utf-8"))["metrics"]
+    assert re.search(rf"(?m)^metrics +{re.escape(metrics)}$", said)
+    assert one.end(signal.SIGTERM)[0] == 0
+    two = start(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:2")
+    said = two.wait_up()
+    assert re.search(r"(?m)^traces +http://127\.0\.0\.1:2 \(grpc\)$", said)
+    assert not re.search(r"(?m)^metrics", said)
+
+
 def test_every_command_that_it_names_works(start: Start) -> None:
     """As they stand there, one after the other, in another terminal; `watch` has no end."""
     one = start()
     said = one.wait_up()
     commands = re.findall(r"(?m)^  (amends (?!watch).+?)(?: {3,}#.*)?$", said)
-    assert len(commands) == 6
+    assert len(commands) == 7
     assert f"export AMENDS_TARGET={one.address}" in said
     told = ""
     for command in commands:

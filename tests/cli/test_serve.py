@@ -40,6 +40,15 @@ def test_the_ready_file_is_there_while_the_runtime_is_up(serve: Serve, tmp_path:
     assert not ready.exists()
 
 
+def test_it_says_where_traces_go_and_how_many(serve: Serve) -> None:
+    """The share of sagas whose trace is kept is as easily forgotten as the address."""
+    served = serve("--otlp", "127.0.0.1:1")
+    up = served.wait_for("amends is up")
+    assert (up["traces"], up["traces_ratio"]) == ("http://127.0.0.1:1 (grpc)", 1.0)
+    served.process.send_signal(signal.SIGTERM)
+    assert served.wait_ended() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_the_first_signal_stops_in_order(serve: Serve, number: signal.Signals) -> None:
     """Exit code 0, nothing on standard output, and the log says that it ended."""

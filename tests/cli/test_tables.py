@@ -8,10 +8,21 @@ import pytest
 
 from amends.outcomes import Cause, Verb
 from amends.payload import Payload
-from amends.sagas import Failure, Record, RecordKind, SagaState, Turn
+from amends.sagas import (
+    Failure,
+    Record,
+    RecordKind,
+    Saga,
+    SagaState,
+    Step,
+    StepState,
+    Turn,
+)
 from amends_runtime.cli.documents import document, instant, to_json
 from amends_runtime.cli.exits import ExitCode, explain, one_line
+from amends_runtime.cli.options import Common
 from amends_runtime.cli.record_views import in_words
+from amends_runtime.cli.saga_views import print_saga
 from amends_runtime.cli.tables import Columns, print_facts, print_line, print_table
 
 NASTY = "a\x1b[2J\r\nb\x9b\u2028c\x00 [red]d[/red] :smile:"
@@ -35,6 +46,24 @@ def test_json_escapes_what_a_terminal_might_take_for_a_command() -> None:
     assert "é" in text
     assert not any(ord(letter) < 0x20 for letter in text.replace("\n", ""))
     assert "\x9b" not in text
+
+
+def test_an_open_call_is_not_said_to_be_on_the_wire(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is sent, or held in its lane: the saga knows only that it was decided."""
+    step = Step(name="charge", state=StepState.EXECUTING, verb=Verb.EXECUTE, call_open=True)
+    saga = Saga(
+        saga_id="s-1",
+        definition="order",
+        definition_hash="0" * 64,
+        state=SagaState.RUNNING,
+        version=2,
+        started_at_ms=1,
+        updated_at_ms=1,
+        steps=(step,),
+    )
+    print_saga(saga, Common(), payloads=False)
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.split(maxsplit=2)[2] == "its call, sent or held"
 
 
 def test_rows_in_a_pipe_are_one_line_however_long(capsys: pytest.CaptureFixture[str]) -> None:

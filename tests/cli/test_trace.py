@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 import anyio.to_thread
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
+from amends.sagas import Trace
 from amends_runtime.cli.app import run
-from amends_runtime.cli.trace_views import duration
+from amends_runtime.cli.options import Common
+from amends_runtime.cli.trace_views import duration, print_trace
 from tests.telemetry.otlp_receiver import Behaviour, receiving
 
 CALLER = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -45,6 +48,18 @@ def spans_in(document: dict[str, Any]) -> list[dict[str, Any]]:
         for of_scope in of_resource["scopeSpans"]
         for span in of_scope["spans"]
     ]
+
+
+def a_trace(data: TracesData) -> Trace:
+    """A trace with these spans, as a client has it."""
+    of_scope = data.resource_spans[0].scope_spans[0]
+    return Trace(
+        trace_id="a" * 32,
+        sampled=True,
+        traces_data=data.SerializeToString(),
+        spans=len(of_scope.spans),
+        open_spans=0,
+    )
 
 
 # -- show ------------------------------------------------------------------------------------------
@@ -78,6 +93,44 @@ def test_show_marks_what_has_not_ended(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     assert run(["trace", "show", "goes-on"]) == 0
     assert "saga waiting: has not ended" in capsys.readouterr().out
+
+
+def test_a_call_without_an_answer_is_not_said_to_be_on_the_wire(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its participant's breaker may hold it, which the history does not know of."""
+    data = TracesData()
+    scope = data.resource_spans.add().scope_spans.add()
+    span = scope.spans.add(span_id=bytes(8), name="…/Execute", kind=Span.SPAN_KIND_CLIENT)
+    for key, value in (("service.peer.name", "shop"), ("amends.attempt", 7)):
+        is_text = isinstance(value, str)
+        attribute = span.attributes.add(key=key).value
+        setattr(attribute, "string_value" if is_text else "int_value", value)
+    span.attributes.add(key="amends.open").value.bool_value = True
+    print_trace(a_trace(data), Common())
+    *_, row = capsys.readouterr().out.splitlines()
+    told = "not answered yet: on the wire, or held (amends breakers)"
+    assert row.split(maxsplit=2) == ["+0", "s", f"Execute shop, attempt 7: {told}"]
+
+
+def test_show_keeps_the_tree_in_its_column(capsys: pytest.CaptureFixture[str]) -> None:
+    """However late things happened, and however long they took."""
+    data = TracesData()
+    scope = data.resource_spans.add().scope_spans.add()
+    for number, at_s in enumerate((0, 99, 101, 3_600)):
+        scope.spans.add(
+            span_id=bytes([number + 1] * 8),
+            parent_span_id=b"" if number == 0 else bytes([1] * 8),
+            name=f"span {number}",
+            start_time_unix_nano=1 + at_s * 10**9,
+            end_time_unix_nano=1 + (at_s + 121) * 10**9,
+        )
+    print_trace(a_trace(data), Common())
+    _, _, tree = capsys.readouterr().out.partition("\n\n")
+    header, root, *rows = tree.splitlines()
+    at = header.index("SPAN")
+    assert root[at:] == "span 0"
+    assert [row[at:] for row in rows] == ["├─ span 1", "├─ span 2", "└─ span 3"]
 
 
 def test_show_gives_programs_the_spans(capsys: pytest.CaptureFixture[str], turned: str) -> None:
@@ -178,6 +231,32 @@ def test_export_leaves_out_what_has_not_ended(capsys: pytest.CaptureFixture[str]
     [root] = [span for span in spans_in(json.loads(out)) if span["name"] == "saga waiting"]
     assert {"key": "amends.open", "value": {"boolValue": True}} in root["attributes"]
     assert "have not ended" not in err
+
+
+async def test_ids_that_are_unknown_hold_up_no_other(
+    capsys: pytest.CaptureFixture[str], turned: str
+) -> None:
+    """What is known is printed or sent, what is not is named, each, and the exit code says so."""
+    ids = ["typo", turned, "slip"]
+    assert await anyio.to_thread.run_sync(run, ["trace", "export", *ids]) == 3
+    out, err = capsys.readouterr()
+    assert len(spans_in(json.loads(out))) == 7
+    about, *unknown = err.splitlines()
+    assert about.startswith(f"amends: saga {turned}: trace ")
+    assert [re.findall(r"there is no saga '(\w+)'", line) for line in unknown] == [
+        ["typo"],
+        ["slip"],
+    ]
+    async with receiving() as receiver:
+        command = ["trace", "export", *ids, "--to", receiver.grpc_address]
+        assert await anyio.to_thread.run_sync(run, command) == 3
+        assert len(receiver.spans()) == 7
+    assert capsys.readouterr().err.count("there is no saga") == 2
+    command = ["trace", "export", *ids, "--to", "127.0.0.1:1"]
+    assert await anyio.to_thread.run_sync(run, command) == 5
+    refused, *unknown = capsys.readouterr().err.splitlines()
+    assert "does not take the traces" in refused
+    assert len(unknown) == 2
 
 
 # -- export, sent ----------------------------------------------------------------------------------
@@ -323,8 +402,10 @@ def test_what_is_no_collector_is_not_taken_for_one(
         ("show nope", 3, "there is no saga 'nope'"),
         ("export nope", 3, "there is no saga 'nope'"),
         ("export", 2, "ID"),
-        ("export x --to nowhere:port", 2, "--to nowhere:port: must be host:port"),
-        ("export x --to ftp://127.0.0.1:1", 2, "--to ftp://127.0.0.1:1: must be host:port"),
+        ("export x --to nowhere:port", 2, "--to: has a port that cannot be: 'port'"),
+        ("export x --to ftp://127.0.0.1:1", 2, "--to: must be host:port or a URL"),
+        ("export x --to 127.0.0.1", 2, '--to: has no port: write "127.0.0.1:4317"'),
+        ("export x --to http://127.0.0.1:1/v1/traces", 2, "--to: gRPC knows no path"),
         ("export x --to http://u:p@127.0.0.1:1", 2, "OTEL_EXPORTER_OTLP_HEADERS"),
         ("export x --protocol http/json", 2, "--protocol"),
     ],
@@ -338,6 +419,12 @@ def test_what_cannot_be_is_one_line(
     assert out == ""
     assert what in err
     assert err.count("\n") == 1
+
+
+def test_an_empty_place_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not taken for a host without a name, at port 80."""
+    assert run(["trace", "export", "x", "--to", " "]) == 2
+    assert "--to: must be host:port or a URL" in capsys.readouterr().err
 
 
 def test_variables_that_cannot_be_are_named(

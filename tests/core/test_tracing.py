@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amends_runtime.core.records import Verb
-from amends_runtime.core.tracing import TRACEPARENT, Tracing
+from amends_runtime.core.tracing import TRACEPARENT, Tracing, known_traceparent
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 UNSAMPLED = CALLER[:-2] + "00"
@@ -29,6 +30,36 @@ def test_every_part_of_an_attempt_makes_another_span() -> None:
         } | {tracing.root_span(saga) for saga in sagas}
         assert len(spans) == 3 * len(keys) + len(sagas)
     assert TRACING.root_span("s") != Tracing("store-2").root_span("s")
+
+
+@pytest.mark.parametrize(
+    ("header", "known"),
+    [
+        (CALLER, CALLER),
+        (CALLER[:-2] + "ff", CALLER[:-2] + "ff"),
+        (CALLER + "-more", ""),
+        ("01" + CALLER[2:], CALLER),
+        ("01" + UNSAMPLED[2:], UNSAMPLED),
+        ("01" + CALLER[2:-2] + "fe", UNSAMPLED),
+        ("fe" + CALLER[2:-2] + "ff", CALLER),
+        ("01" + CALLER[2:] + "-", CALLER),
+        ("0a" + CALLER[2:] + "-what-comes.later\n", CALLER),
+        ("01" + CALLER[2:] + "00", ""),
+        ("01" + CALLER[2:-1], ""),
+        ("01" + CALLER[2:].upper(), ""),
+        (f"01-{'0' * 32}-00f067aa0ba902b7-01", ""),
+        (f"01-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01", ""),
+        ("ff" + CALLER[2:], ""),
+        ("ff" + CALLER[2:] + "-more", ""),
+        ("0A" + CALLER[2:], ""),
+        (" " + CALLER, ""),
+        ("", ""),
+    ],
+)
+def test_a_header_of_any_version_is_taken_for_what_is_known_of_it(header: str, known: str) -> None:
+    """As W3C asks: trace, span and the sampled flag, and only later versions may be longer."""
+    assert known_traceparent(header) == known
+    assert not known or TRACEPARENT.fullmatch(known)
 
 
 def test_the_header_names_the_attempts_span_in_the_sagas_trace() -> None:

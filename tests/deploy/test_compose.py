@@ -28,8 +28,9 @@ from shop import server, tracing
 from shop.catalogue import SERVICES
 from shop.definition import order
 from shop.ports import HeldPort
-from shop.processes import Processes
+from shop.processes import Process, Processes
 from shop.switches import write_switches
+from tests.acceptance.world import PATIENCE_S, until
 from tests.telemetry.otlp_receiver import receiving
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,14 @@ HERE = ROOT / "deploy" / "compose"
 
 OURS = ("amends", *SERVICES)
 THEIRS = ("jaeger", "prometheus", "grafana")
+
+ORDERS = {
+    "order-1": "COMPLETED",
+    "order-2": "COMPENSATED",
+    "order-3": "COMPLETED",
+    "order-4": "COMPLETED",
+}
+"""The page's orders, and how they end."""
 
 
 def read(name: str) -> Any:
@@ -121,7 +130,7 @@ def test_nobody_is_root_and_images_are_exact(services: dict[str, dict[str, Any]]
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert "healthcheck" in service, name
-        if "build" not in service:
+        if service["image"].partition(":")[2] != "local":
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
     for image in re.findall(r"^FROM (\S+)", (HERE / "Dockerfile").read_text(), re.MULTILINE):
         assert re.search(r":\d+\.\d+\.\d+-", image) or image in {"build", "amends"}, image
@@ -140,11 +149,30 @@ def test_the_images_are_made_of_what_is_there(services: dict[str, dict[str, Any]
         for source in copied.split()[:-1]:
             assert (ROOT / source).exists()
             assert any(source == path or source.startswith(f"{path}/") for path in allowed)
-    for name in OURS:
-        build = services[name]["build"]
-        assert (HERE / build["context"]).resolve() == ROOT
-        assert (ROOT / build["dockerfile"]) == HERE / "Dockerfile"
-        assert build["target"] in stages
+    for service in services.values():
+        if build := service.get("build"):
+            assert (HERE / build["context"]).resolve() == ROOT
+            assert (ROOT / build["dockerfile"]) == HERE / "Dockerfile"
+            assert build["target"] in stages
+
+
+def test_each_image_of_ours_has_one_builder(services: dict[str, dict[str, Any]]) -> None:
+    """Two builds of one tag at once may fail; and who only uses it must not pull it."""
+    for image in {services[name]["image"] for name in OURS}:
+        users = [service for service in services.values() if service["image"] == image]
+        policies = ["build" if "build" in each else "never" for each in users]
+        assert policies.count("build") == 1, image
+        assert [each.get("pull_policy") for each in users] == policies, image
+
+
+def test_grafana_shows_metrics_and_traces_to_whoever_opens_it(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """The dashboard is its first page, and its Explore, where traces are, takes an Editor."""
+    environment = services["grafana"]["environment"]
+    targets = {target for name, _, target in mounts(services) if name == "grafana"}
+    assert environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in targets
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Editor"
 
 
 def test_the_runtime_takes_its_command_line_and_configuration(
@@ -242,17 +270,15 @@ def _seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-async def test_an_order_goes_through_what_the_containers_are_told(tmp_path: Path) -> None:
-    """The runtime with the compose file's configuration, at addresses of this machine instead.
+async def test_the_page_s_commands_do_what_it_says(tmp_path: Path) -> None:
+    """With the compose file's configuration, and processes at addresses of this machine instead.
 
-    The order is the page's own command, as it runs in the container, and the health check's after.
+    An order that completes, one that is refused, one whose runtime is killed, and a slow one, by
+    the page's own commands, as they run in the containers; and the health check's after.
     """
-    text = (ROOT / "docs" / "observing.md").read_text().replace("\\\n", " ")
-    (ordering,) = re.findall(
-        r"^docker compose --file \S+ exec amends +amends (.*)$", text, re.MULTILINE
-    )
     async with receiving() as receiver, Processes(tmp_path) as processes:
         write_switches(processes.switches, {})
+        started = {process.name: process for process in await processes.start_services()}
         port = HeldPort()
         runtime = processes._add(
             "amends",
@@ -260,27 +286,92 @@ async def test_an_order_goes_through_what_the_containers_are_told(tmp_path: Path
             *("-m", "amends_runtime", "serve", f"--config={HERE / 'amends.toml'}"),
             f"--listen={port.address}",
             f"--database={processes.database('amends')}",
-            *(
-                f"--participant={service.name}={service.address}"
-                for service in await processes.start_services()
-            ),
+            *(f"--participant={name}={each.address}" for name, each in started.items()),
             f"--otlp={receiver.grpc_address}",
             "--metrics-listen=127.0.0.1:0",
             "--until-stdin-closes",
         )
         await runtime.start()
-        command = [sys.executable, "-m", "amends_runtime"]
-        target = f"--target={runtime.address}"
-        ordered = await anyio.run_process([*command, *shlex.split(ordering), target])
-        assert b"COMPLETED" in ordered.stdout
+        machine = Machine(processes, {**started, "amends": runtime})
+        for line in commands_of_the_page():
+            await machine.run(line)
+
+        async with amends.Client(runtime.address) as client:
+            ended = {each: await client.wait(each, timeout_s=PATIENCE_S) for each in ORDERS}
+            trace_id = (await client.trace("order-3")).trace_id
+        assert {each: str(saga.state) for each, saga in ended.items()} == ORDERS
+        (faults,) = tmp_path.rglob("payments.faults.jsonl")
+        assert [json.loads(line)["saga_id"] for line in faults.read_text().splitlines()] == [
+            "order-4"
+        ]
         check = read("compose.yaml")["services"]["amends"]["healthcheck"]["test"]
-        words = [word for word in check[2:] if not word.startswith("--target")]
-        healthy = await anyio.run_process([*command, *words, target])
-        assert json.loads(healthy.stdout)["sagas"]["COMPLETED"] == 1
-        with anyio.fail_after(30):
-            await receiver.wait_until(
-                lambda: any(span.name == "saga order" for span in receiver.spans())
-            )
+        words = [word for word in check[1:] if not word.startswith("--target")]
+        healthy = await machine.run_amends(words)
+        assert json.loads(healthy)["sagas"] == {"COMPLETED": 3, "COMPENSATED": 1}
+
+        def is_whole() -> bool:
+            spans = receiver.spans(trace_id)
+            epochs = {span.attributes.get("amends.epoch") for span in spans}
+            return any(span.name == "saga order" for span in spans) and {1, 2} <= epochs
+
+        with anyio.fail_after(PATIENCE_S):  # one trace, of the runtime that was killed and the next
+            await receiver.wait_until(is_whole)
+
+
+def commands_of_the_page() -> list[str]:
+    """Every line about the compose file, but for the one that begins it all."""
+    text = (ROOT / "docs" / "observing.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?:echo .*)?docker compose --file .*$", text, re.MULTILINE)
+    assert " up " in lines[0]
+    return lines[1:]
+
+
+class Machine:
+    """Processes that stand for the containers."""
+
+    def __init__(self, processes: Processes, containers: dict[str, Process]) -> None:
+        self._processes = processes
+        self._containers = containers
+
+    async def run(self, line: str) -> None:
+        """Do what a line of the page says."""
+        echo, _, rest = line.rpartition(" | ")
+        _, _, _, _, verb, *words = shlex.split(rest)
+        if verb == "exec" and words[:2] == ["amends", "amends"]:
+            await self.run_amends(words[1:])
+        elif verb == "exec":
+            *_, name, program, target = words
+            command = read("compose.yaml")["services"][name]["command"]
+            assert (program, f"--switches={target}") == ("tee", command[-1])
+            write_switches(self._processes.switches, json.loads(shlex.split(echo)[1]))
+        elif verb == "stop":
+            await self._containers[words[0]].stop()
+        elif verb == "start":
+            await self._containers[words[0]].start()
+        else:
+            assert (verb, words) == ("kill", ["amends"])
+            await self._wait_until_it_waits_for_shipping()
+            self._containers["amends"].kill()
+
+    async def run_amends(self, words: list[str]) -> bytes:
+        """The command line in the runtime's container; gives what it wrote."""
+        target = f"--target={self._containers['amends'].address}"
+        command = [sys.executable, "-m", "amends_runtime", *words[1:], target]
+        ran = await anyio.run_process(command, check=False)
+        refused = "order-2" in words
+        assert ran.returncode == (6 if refused else 0), ran.stderr.decode()
+        return ran.stdout
+
+    async def _wait_until_it_waits_for_shipping(self) -> None:
+        """Until its breaker holds a call; whoever types is slower than that."""
+        failures_to_open = config.load(HERE / "amends.toml").breaker.failures_to_open
+        async with amends.Client(self._containers["amends"].address) as client:
+
+            async def is_held() -> bool:
+                ship = (await client.get("order-3")).step("ship")
+                return ship.call_open and ship.attempt > failures_to_open
+
+            await until(is_held, "order-3 to wait for shipping")
 
 
 async def test_the_health_check_of_the_services_tells(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 import pytest
+import structlog.testing
 
 from amends_runtime.clock import SystemClock
 from amends_runtime.core.breaker import BreakerPolicy, BreakerState
@@ -219,6 +220,37 @@ def test_failures_running_open_the_breaker_and_what_comes_waits_unsent() -> None
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())
+
+
+def test_an_outage_is_two_lines_of_the_log_and_its_probes_are_details() -> None:
+    """A warning when the breaker opens, an info when it closes: not two warnings a probe."""
+    policy = BreakerPolicy(failures_to_open=1, open_ms=50, max_open_ms=50)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with a_lane(policy=policy, clock=VirtualClock(loop)) as (lane, transport, sagas):
+            for attempt in (1, 2, 3):  # the second is a probe that fails, the third one that helps
+                lane.submit(a_call("s1", attempt=attempt), started_at_ms=1)
+                await transport.wait_sent(attempt)
+                failed = attempt < 3
+                outcome = Unknown("UNAVAILABLE") if failed else Done()
+                transport.answer(transport.sent[-1], outcome, healthy=not failed)
+                await sagas.wait_told(attempt)
+
+    with (
+        structlog.testing.capture_logs() as entries,
+        asyncio.Runner(loop_factory=VirtualLoop) as runner,
+    ):
+        runner.run(main())
+    changes = [each for each in entries if each["event"] == "breaker_changed"]
+    assert [(each["log_level"], each["state"]) for each in changes] == [
+        ("warning", "OPEN"),
+        ("debug", "HALF_OPEN"),
+        ("debug", "OPEN"),
+        ("debug", "HALF_OPEN"),
+        ("info", "CLOSED"),
+    ]
 
 
 def test_a_probe_is_told_as_one_only_if_nobody_is_there() -> None:

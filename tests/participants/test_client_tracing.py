@@ -17,7 +17,16 @@ from amends.v1 import saga_pb2, types_pb2
 from amends_runtime.config import Config, Participant, Server
 from amends_runtime.engine import run_engine
 from tests.participants.scripted_runtime import Refusal, ScriptedRuntime, scripted_runtime
-from tests.participants.tracing import TRACEPARENT, UNSAMPLED, Spans, ids, provided
+from tests.participants.tracing import (
+    SECRET,
+    TRACEPARENT,
+    UNSAMPLED,
+    FaultError,
+    Spans,
+    ids,
+    provided,
+    raises,
+)
 
 
 @pytest.fixture
@@ -133,13 +142,25 @@ async def test_a_repeated_attempt_carries_the_same(
         ("nonsense", ""),
         (TRACEPARENT.upper(), ""),
         (f"00-{'0' * 32}-b7ad6b7169203331-01", ""),
+        (f"{TRACEPARENT}-more", ""),
+        (f"01{TRACEPARENT[2:]}", TRACEPARENT),
+        (f"cc{TRACEPARENT[2:]}-what will be", TRACEPARENT),
+        (f"01{TRACEPARENT[2:-2]}fe", UNSAMPLED),
+        (f"01{TRACEPARENT[2:]}.", ""),
+        (f"ff{TRACEPARENT[2:]}", ""),
     ],
-    ids=["sampled", "unsampled", "none", "nonsense", "upper case", "zero"],
+    ids=[
+        *("sampled", "unsampled", "none", "nonsense", "upper case", "zero", "longer"),
+        *("version 01", "a longer version cc", "unknown flags", "no dash", "version ff"),
+    ],
 )
 async def test_a_context_can_be_given(
     runtime: ScriptedRuntime, client: amends.Client, spans: Spans, given: str, expected: str
 ) -> None:
-    """It goes before the current span; a text that is none is none, and refuses no start."""
+    """It goes before the current span; a text that is none is none, and refuses no start.
+
+    Of later versions it is sent what version 00 has, as W3C asks.
+    """
     with trace.get_tracer("author").start_as_current_span("checkout"):
         await client.start("order", saga_id="a", traceparent=given)
     assert sent(runtime) == {"a": expected}
@@ -150,6 +171,25 @@ async def test_a_context_of_a_wrong_type_is_an_error(client: amends.Client) -> N
     wrong: Any = 17
     with pytest.raises(TypeError, match="traceparent must be a str, not int"):
         await client.start("order", traceparent=wrong)
+
+
+async def test_a_provider_that_fails_costs_no_start(
+    runtime: ScriptedRuntime,
+    client: amends.Client,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The saga begins without its caller's trace; the log says so once, by the type alone."""
+    span = spans.provider.get_tracer("author").start_span("checkout")
+    monkeypatch.setattr(span, "get_span_context", raises(FaultError))
+    with trace.use_span(span):
+        for saga_id in ("a", "b"):
+            await client.start("order", saga_id=saga_id)
+    assert sent(runtime) == {"a": "", "b": ""}
+    told = [record.getMessage() for record in caplog.records if record.name == "amends.tracing"]
+    assert told == ["a start goes on without its caller's trace: FaultError in the tracer provider"]
+    assert SECRET not in caplog.text
 
 
 async def test_caller_and_participants_are_one_trace(tmp_path: Path, spans: Spans) -> None:

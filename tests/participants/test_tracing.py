@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 import amends
+from amends.tracing import MAX_TOLD, CallTracer
 from amends.v1 import participant_pb2 as pb
 from tests.participants.asking import asking, call_message
 from tests.participants.ledger import Ledger
@@ -24,19 +25,23 @@ from tests.participants.processes import ended_well
 from tests.participants.tracing import (
     ATTEMPT,
     BLOCKED,
+    FAULTS,
+    SECRET,
     TRACE,
     TRACEPARENT,
     UNSAMPLED,
+    FaultError,
+    Faulty,
     Spans,
     facts,
     ids,
     parent,
     provided,
+    raises,
 )
 
 EXECUTE = "amends.v1.ParticipantService/Execute"
 COMPENSATE = "amends.v1.ParticipantService/Compensate"
-SECRET = "4111-secret"  # noqa: S105  # what may be in no span
 
 
 @pytest.fixture
@@ -400,11 +405,126 @@ async def test_a_span_processor_that_fails_fails_no_call(
         spans.on_begin = lambda _: None
         spans.provider.add_span_processor(FailsAtTheEnd())
         assert await asker.say(traced(saga_id="b")) == "done"
-    told = [record.getMessage() for record in caplog.records if record.name == "amends.tracing"]
-    assert told == [
+    assert told_by(caplog) == [
         f"a call goes on without its span: {kind} in the tracer provider"
         for kind in ("LookupError", "ValueError")
     ]
+
+
+TOLD = f"a call goes on without its span: {FaultError.__name__} in the tracer provider"
+
+
+def told_by(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Give what the log says of traces."""
+    return [record.getMessage() for record in caplog.records if record.name == "amends.tracing"]
+
+
+@pytest.mark.parametrize("verb", [amends.Verb.EXECUTE, amends.Verb.COMPENSATE])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_provider_that_fails_costs_no_answer(
+    tmp_path: Path,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    fault: str,
+    verb: amends.Verb,
+) -> None:
+    """Wherever it raises: the effect is committed by then, and whoever asked must hear of it.
+
+    Each call runs its handler once; the log says it once, and only by its type.
+    """
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", Faulty(fault))
+    ran: list[str] = []
+    participant = amends.Participant(
+        "payments", barrier=amends.SqliteBarrier(tmp_path / "payments.db")
+    )
+
+    @participant.execute("charge")
+    def charge(call: amends.Call) -> None:
+        ran.append(f"{call.saga_id} charge")
+
+    @participant.compensate("charge")
+    def refund(call: amends.Call) -> None:
+        ran.append(f"{call.saga_id} refund")
+
+    async with amends.serve(participant) as server, asking(server.address) as asker:
+        for saga_id in ("a", "b"):
+            assert await asker.say(traced(saga_id=saga_id)) == "done"
+            if verb is amends.Verb.COMPENSATE:
+                assert await asker.say(traced(verb, saga_id=saga_id, executed=True)) == "done"
+    verbs = ("charge", "refund") if verb is amends.Verb.COMPENSATE else ("charge",)
+    assert ran == [f"{saga_id} {done}" for saga_id in ("a", "b") for done in verbs]
+    touches = fault not in ("get_span_context", "set_status")  # these only for what failed
+    assert told_by(caplog) == ([TOLD] if touches else [])
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("handler", "answer"),
+    [
+        (refuse, "rejected card_declined"),
+        (break_down, "broken ledger_lost"),
+        (fail, "UNKNOWN"),
+        (give_no_json, "UNKNOWN"),
+    ],
+    ids=["rejected", "broken", "failed", "no JSON"],
+)
+async def test_a_provider_that_fails_changes_no_answer(
+    handler: Callable[..., object],
+    answer: str,
+    fault: str,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refusal stays one, and an error keeps the status that it had."""
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", Faulty(fault))
+    participant = participant_of(handler)
+    async with amends.serve(participant) as server, asking(server.address) as asker:
+        if answer.isupper():
+            code, text = await asker.status(traced())
+            assert (code.name, FaultError.__name__ in text) == (answer, False)
+        else:
+            assert await asker.say(traced()) == answer
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_cancellation_stays_what_it_is(
+    fault: str, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRPC and the barrier know by it that the caller has left."""
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", Faulty(fault))
+    call = traced()
+    with pytest.raises(asyncio.CancelledError), CallTracer("p").span(amends.Verb.EXECUTE, call):
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("function", ["attach", "detach"])
+async def test_a_context_that_fails_costs_no_answer(
+    function: str, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where contexts are kept is the author's choice, too (OTEL_PYTHON_CONTEXT)."""
+    participant = participant_of(answer)
+    async with amends.serve(participant) as server, asking(server.address) as asker:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"opentelemetry.context.{function}", raises(FaultError))
+            assert await asker.say(traced()) == "done"
+    assert told_by(caplog) == [TOLD]
+    assert parent(spans.one) == ATTEMPT
+
+
+def test_types_without_end_fill_no_log(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A provider that makes a type for each failure is told of a few dozen times."""
+    span = CallTracer("p").span(amends.Verb.EXECUTE, traced())
+    for number in range(1_000):
+        kind = type(f"Failure{number}", (Exception,), {})
+        monkeypatch.setattr(spans.provider, "get_tracer", raises(kind))
+        with span:
+            pass
+    assert len(told_by(caplog)) == MAX_TOLD
 
 
 def test_a_def_handler_may_run_an_event_loop(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.context import Context
@@ -11,11 +12,15 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import Span as AnySpan
+from opentelemetry.trace import Tracer, use_span
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 ATTEMPT = "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{ATTEMPT}-01"
 UNSAMPLED = f"00-{TRACE}-{ATTEMPT}-00"
+
+SECRET = "4111-secret"  # noqa: S105  # what may be in no span, and in no log
 
 BLOCKED = """
 import sys
@@ -65,6 +70,7 @@ def provided(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     """Be the process's tracer provider; OpenTelemetry itself lets it be set only once."""
     spans = Spans()
     monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", spans.provider)
+    monkeypatch.setattr("amends.tracing._told", set())  # of each process, a fault is told once
     yield spans
     spans.provider.shutdown()
 
@@ -84,3 +90,58 @@ def parent(span: ReadableSpan) -> str | None:
 def facts(span: ReadableSpan) -> dict[str, object]:
     """Give the attributes."""
     return dict(span.attributes or {})
+
+
+FAULTS = (
+    *("get_tracer", "start_span", "is_recording", "set_attributes", "set_attribute"),
+    *("set_status", "get_span_context", "end"),
+)
+"""Every method of a provider, its tracers and its spans that a call or a start may touch."""
+
+
+class Faulty(TracerProvider):
+    """A provider of which one method raises, whenever it is used."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(shutdown_on_exit=False)
+        self._fault = fault
+
+    def get_tracer(self, *arguments: Any, **named: Any) -> Tracer:
+        """Give a tracer that has the fault."""
+        if self._fault == "get_tracer":
+            raise FaultError(SECRET)
+        return FaultyTracer(super().get_tracer(*arguments, **named), self._fault)
+
+
+class FaultyTracer(Tracer):
+    """Makes spans that have the fault."""
+
+    def __init__(self, real: Tracer, fault: str) -> None:
+        self._real = real
+        self._fault = fault
+
+    def start_span(self, *arguments: Any, **named: Any) -> AnySpan:
+        """Give a span of which one method raises."""
+        if self._fault == "start_span":
+            raise FaultError(SECRET)
+        span = self._real.start_span(*arguments, **named)
+        if hasattr(span, self._fault):
+            setattr(span, self._fault, raises(FaultError))
+        return span
+
+    def start_as_current_span(self, *arguments: Any, **named: Any) -> Any:
+        """Give what an author's handler would use."""
+        return use_span(self.start_span(*arguments, **named))
+
+
+class FaultError(Exception):
+    """What a faulty provider raises, with a message that is for nobody."""
+
+
+def raises(kind: type[Exception]) -> Callable[..., NoReturn]:
+    """Make something to be called that raises it."""
+
+    def fail(*arguments: Any, **named: Any) -> NoReturn:
+        raise kind(SECRET)
+
+    return fail

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from amends_runtime.errors import (
     UnreadableSaga,
 )
 from amends_runtime.ports import LoadedSaga, OperatorWords, SagaFilter
-from amends_runtime.storage import open_sqlite_store, sqlite, verify_read_model
-from amends_runtime.storage.connection import pragma
+from amends_runtime.storage import connection, open_sqlite_store, sqlite, verify_read_model
+from amends_runtime.storage.connection import BUSY_TIMEOUT_S, pragma
 from tests.storage.process import line, run, running
 from tests.storage.samples import NOW_MS, ORDER, commit_rest, loaded, start
 from tests.storage.sqlite_file import execute
@@ -252,6 +254,45 @@ async def test_a_log_that_a_reader_held_is_cut_afterwards(
         while store.wal_bytes >= limit:
             await start(store, 100)
         assert (await loaded(store, first.saga_id)).version == 1
+
+
+async def test_the_log_is_cut_where_nothing_tries_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long read the log is used from its beginning, and never grows to the next try."""
+    pages = 16
+    monkeypatch.setattr(connection, "CHECKPOINT_PAGES", pages)
+    kept = connection.KEPT_CHECKPOINTS * pages * connection.PAGE_BYTES
+    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", 4 * kept)
+    async with open_sqlite_store(path) as store:
+        [first] = await start(store)
+        other = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        with closing(other):
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM history").fetchall()
+            while store.wal_bytes < 10 * kept:  # tried at 4 and at 8; the next would be at 12
+                await start(store, 10)
+        for _ in range(3):  # one checkpoints, one begins anew
+            await start(store)
+        assert store.wal_bytes <= kept
+        assert (await loaded(store, first.saga_id)).version == 1
+
+
+async def test_a_checkpoint_that_fails_leaves_the_patience_of_commits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for whoever holds the file for a moment, as before."""
+    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", 1)
+
+    async def fail(writer: object) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with open_sqlite_store(path) as store:
+        monkeypatch.setattr(sqlite, "checkpoint", fail)
+        await start(store)
+        assert store._writer is not None
+        assert await pragma(store._writer, "busy_timeout") == BUSY_TIMEOUT_S * 1000
+        monkeypatch.undo()
 
 
 # -- damage ----------------------------------------------------------------------------------------

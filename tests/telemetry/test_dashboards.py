@@ -1,13 +1,17 @@
 """The dashboard and the alerts ask for nothing that a real runtime does not show.
 
-There is neither a Grafana nor a `promtool` here: what the files mean to them is not tested, only
-that each query's names and labels exist, and what is true of the files by themselves.
+There is no Grafana here: what the dashboard means to it is not tested, only that each query's names
+and labels exist, and what is true of the files by themselves. The alerts are Prometheus' own to try
+where there is a `promtool`, on the PATH or named by $PROMTOOL.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,11 +26,18 @@ from amends_runtime.telemetry.metrics import TABLE, Kind
 from scripts.gen_metrics_docs import PAGE, current
 from tests.cli.conftest import Served
 from tests.telemetry.promql import Asked, Matcher, asked
-from tests.telemetry.scraping import Scrape, Series, scrape
+from tests.telemetry.scraping import Scrape, Series, get, scrape
 
 ROOT: Final = Path(__file__).parent.parent.parent
 DASHBOARD: Final = ROOT / "deploy" / "grafana" / "amends.json"
 ALERTS: Final = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+ALERTS_TEST: Final = ALERTS.with_name("alerts_test.yaml")
+COMPOSE: Final = ROOT / "deploy" / "compose"
+
+RUNBOOKS: Final = "https://amends.example/"
+"""Nowhere: whoever uses the alerts puts their own place there."""
+
+PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
 
 OF_PROMETHEUS: Final = {"instance", "job"}
 """Labels that Prometheus gives to whatever it scrapes."""
@@ -372,13 +383,63 @@ def test_every_alert_says_what_it_means_and_what_to_do() -> None:
         assert re.fullmatch(r"Amends[A-Za-z]+", rule["alert"])
         assert rule["labels"]["severity"] in {"page", "ticket"}
         notes = rule["annotations"]
-        assert set(notes) == {"summary", "description", "runbook"}
+        assert set(notes) == {"summary", "description", "runbook_url"}
         assert notes["summary"]
         assert notes["description"]
-        path, _, anchor = notes["runbook"].partition("#")
-        assert path == "docs/metrics.md"
-        assert f"#{anchor}" == f"#{rule['alert'].lower()}"
+        assert notes["runbook_url"] == f"{RUNBOOKS}docs/metrics.md#{rule['alert'].lower()}"
         assert re.fullmatch(r"\d+m", rule.get("for", "0m"))
+
+
+async def test_the_page_s_line_puts_a_place_of_one_s_own_into_every_alert() -> None:
+    """A link that leads nowhere is noticed at night."""
+    (line,) = re.findall(r"^(sed .*) > alerts.yaml$", PAGE.read_text("utf-8"), re.MULTILINE)
+    ran = await anyio.run_process(shlex.split(line), cwd=ROOT)
+    changed = yaml.safe_load(ran.stdout)["groups"]
+    urls = [rule["annotations"]["runbook_url"] for group in changed for rule in group["rules"]]
+    assert len(urls) == len(rules())
+    assert not any("example" in url for url in urls)
+    assert all(re.fullmatch(r"https://\S+/docs/metrics\.md#amends[a-z]+", url) for url in urls)
+
+
+def test_every_alert_has_a_test_for_promtool() -> None:
+    """Of the states in which it fires, and of those in which it does not."""
+    tests = yaml.safe_load(ALERTS_TEST.read_text(encoding="utf-8"))["tests"]
+    named = [test["name"].partition(",")[0] for test in tests]
+    assert set(named) == {rule["alert"] for rule in rules()}
+    for test in tests:
+        alert = test["name"].partition(",")[0]
+        fires = [str(each) for each in test.get("promql_expr_test", []) if "exp_samples" in each]
+        fires += [each["alertname"] for each in test.get("alert_rule_test", [])]
+        assert any(alert in each for each in fires), test["name"]
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: set PROMTOOL to one")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", "--lint=all", "--lint-fatal", str(ALERTS)),
+        ("check", "config", "--syntax-only", str(COMPOSE / "prometheus.yaml")),
+        ("test", "rules", str(ALERTS_TEST)),
+    ],
+    ids=["rules", "config", "alerts"],
+)
+async def test_prometheus_takes_them(arguments: tuple[str, ...]) -> None:
+    """Its own tool reads the rules and the configuration, and tries each alert."""
+    assert PROMTOOL is not None
+    ran = await anyio.run_process([PROMTOOL, *arguments], check=False)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr).decode()
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: set PROMTOOL to one")
+async def test_promtool_finds_no_fault_in_what_a_runtime_shows(tmp_path: Path) -> None:
+    """Names, units and types of the metrics are as Prometheus would have them."""
+    assert PROMTOOL is not None
+    async with a_runtime(tmp_path) as (client, address):
+        await one_of_each(client)
+        page = await anyio.to_thread.run_sync(get, address)
+    command = [PROMTOOL, "check", "metrics"]
+    ran = await anyio.run_process(command, input=page.text.encode(), check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, b"")
 
 
 def test_alerts_fill_in_only_labels_that_their_query_leaves() -> None:

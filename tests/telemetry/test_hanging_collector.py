@@ -91,6 +91,7 @@ async def test_a_collector_that_never_answers_holds_up_nothing(
             await assert_ends_well(process)
             [abandoned] = logged(process, "traces_abandoned")
             assert abandoned["level"] == "warning"
+            assert abandoned["sagas"] == 6, "those that were being sent, too"
         assert receiver.received.requests == []
 
 
@@ -113,6 +114,10 @@ async def test_a_collector_that_is_not_there_is_said_once(tmp_path: Path, protoc
         assert warning["level"] == "warning"
         assert address.removeprefix("http://") in str(warning["to"])
         assert warning["why"]
+        [abandoned] = logged(process, "traces_abandoned")
+        assert abandoned["sagas"] == 6
+        assert abandoned["spans_lost"] not in {0, None}
+        assert "amends trace export" in str(abandoned["hint"])
         assert "opentelemetry" not in process.log.read_text(encoding="utf-8")
 
 

@@ -216,6 +216,28 @@ def test_attempts_that_are_lost_and_withdrawn() -> None:
     assert course.shown("amends.attempt.duration") == {}
 
 
+def test_attempts_that_are_open_when_a_saga_is_abandoned() -> None:
+    """Each has an outcome, the one of the other direction, too; what was over has its own."""
+    steps = [
+        Step(name=name, participant=name, action="do", after=()) for name in ("one", "two", "three")
+    ]
+    course = Course(*steps)
+    course.answer(0, Done())
+    course.answer(1, Rejected("no"))
+    course.answer(2, Done())  # and then the first and the third are compensated
+    course.answer(2, Done())
+    course.tell(AbandonSaga(author="ann", reason="done by hand", force=True))
+    assert course.shown("amends.saga.ends") == {("order", "abandoned"): 1}
+    assert course.shown("amends.attempts") == {
+        ("one", "execute", "done"): 1,
+        ("two", "execute", "rejected"): 1,
+        ("three", "execute", "done"): 1,
+        ("three", "compensate", "done"): 1,
+        ("one", "compensate", "abandoned"): 1,
+    }
+    assert sum(count for count, _ in course.shown("amends.attempt.duration").values()) == 4
+
+
 def test_a_clock_that_was_set_back_makes_no_negative_time() -> None:
     """A duration is 0 then, for a sum that falls would look like a restart."""
     course = Course(a_step("charge"))

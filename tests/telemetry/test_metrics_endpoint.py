@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import select
 import signal
 import socket
 import sys
@@ -18,10 +20,12 @@ import structlog.testing
 
 import amends
 from amends_runtime.config import Config, Flags, Limits, Participant, Server, Telemetry, load
+from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.records import SagaState
 from amends_runtime.engine import Engine, run_engine
 from amends_runtime.errors import ConfigurationError, StoreError, WrongState
 from amends_runtime.storage import open_sqlite_store
+from amends_runtime.telemetry import outlets, prometheus
 from amends_runtime.telemetry.metrics import TABLE, Metrics, Reading
 from amends_runtime.telemetry.otel_variables import Variables
 from amends_runtime.telemetry.outlets import metrics_listen
@@ -32,6 +36,7 @@ from tests.cli.conftest import amends as command
 from tests.telemetry.scraping import get, openmetrics_families, scrape, scraped
 
 CANARY = "canary-4711"
+PATIENCE = 500  # hundredths of a second: bounds a test that would never end
 
 
 @contextmanager
@@ -237,6 +242,66 @@ def test_who_sends_nothing_keeps_nobody_else_out_for_ever() -> None:
                 one.close()
 
 
+def test_who_sends_slowly_keeps_nobody_else_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has its time as a whole; one that goes on and on is hung up on, and others come."""
+    monkeypatch.setattr(prometheus, "TIMEOUT_S", 0.2)  # in all; a single read may take longer
+    with an_endpoint() as endpoint, contextlib.ExitStack() as stack:
+        host, _, port = endpoint.address.rpartition(":")
+        slow = [
+            stack.enter_context(socket.create_connection((host, int(port))))
+            for _ in range(MAX_SCRAPES)
+        ]
+        for one in slow:
+            one.sendall(b"GET /metrics HTTP/1.1\r\nSlow: ")
+        for one in slow:
+            assert is_hung_up_on(one), "it may send for ever"
+        assert scraped_again(endpoint.address)
+
+
+def test_who_takes_an_answer_slowly_keeps_nobody_else_out_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that is not taken is given up, however much of it is left."""
+    monkeypatch.setattr(prometheus, "TIMEOUT_S", 0.2)
+    metrics = Metrics()
+    for number in range(500):  # some megabytes: more than the system's buffers hold
+        metrics.breaker_changed(f"{number:x>8000}", BreakerState.CLOSED, BreakerState.OPEN)
+    with (
+        closing(PrometheusEndpoint("127.0.0.1:0", metrics)) as endpoint,
+        contextlib.ExitStack() as stack,
+    ):
+        endpoint.start()
+        host, _, port = endpoint.address.rpartition(":")
+        for _ in range(MAX_SCRAPES):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect((host, int(port)))
+            one.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert one.recv(1) == b"H"
+        assert scraped_again(endpoint.address, "/")
+
+
+def is_hung_up_on(slow: socket.socket) -> bool:
+    """Whether that comes, while it sends a byte more now and then."""
+    for _ in range(PATIENCE):
+        if select.select([slow], [], [], 0.01)[0]:
+            return True
+        try:
+            slow.sendall(b"y")
+        except OSError:  # it came in between
+            return True
+    return False
+
+
+def scraped_again(address: str, path: str = "/metrics") -> bool:
+    """Whether a place becomes free: who was hung up on may have it for a moment more."""
+    for _ in range(PATIENCE):
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return get(address, path).status == 200
+        select.select([], [], [], 0.01)
+    return False
+
+
 def test_a_bug_in_a_scrape_is_logged_and_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +378,23 @@ async def test_a_port_that_is_taken_costs_no_database(tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}" in str(refused.value)
     assert "--metrics-listen" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_variable_that_was_ignored_is_named_though_the_port_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be why it is that port."""
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "127.0.0.1")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "abc")
+    config = Config(server=Server(listen="127.0.0.1:0", database=str(tmp_path / "amends.db")))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(outlets, "DEFAULT_PORT", taken.getsockname()[1])
+        with structlog.testing.capture_logs() as entries, pytest.raises(ConfigurationError):
+            async with run_engine(config):
+                pass
+    [said] = [str(entry["event"]) for entry in entries]
+    assert said.startswith("OTEL_EXPORTER_PROMETHEUS_PORT is ignored: it must be a number")
 
 
 async def test_a_database_that_cannot_be_opened_gives_the_port_back(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import msgspec
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 import amends
@@ -32,7 +37,13 @@ from tests.telemetry.otlp_receiver import (
     plain,
     receiving,
 )
+from tests.telemetry.test_collector import Web, web_collector
 
+PARTLY = ExportMetricsServiceResponse(
+    partial_success=ExportMetricsPartialSuccess(
+        rejected_data_points=2, error_message="the key hunter2 may not"
+    )
+).SerializeToString()
 PROTOCOLS: tuple[OtlpProtocol, ...] = ("grpc", "http/protobuf")
 PATIENCE_S = 60  # bounds a test that hangs; nothing is measured by it
 OFTEN = "200"
@@ -229,6 +240,29 @@ async def test_a_collector_that_does_not_answer_harms_nothing(
     assert "Traceback" not in log
     assert "opentelemetry" not in log, "the exporter's own lines are replaced by ours"
     assert receiver.received.metrics() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (200, b"", None),
+        (200, b"<html>welcome</html>", "its answer is not OTLP"),
+        (200, PARTLY, "it refused 2 points: the key *** may not"),
+        (302, b"", "HTTP 302 Found"),
+        (401, b"", "HTTP 401 Unauthorized"),
+    ],
+    ids=["taken", "page", "in part", "elsewhere", "refused"],
+)
+async def test_what_was_not_taken_does_not_count_as_sent(
+    status: int, body: bytes, why: str | None
+) -> None:
+    """And no secret is in what is told of it."""
+    with web_collector(Web(status, body, Location="/login")) as to:
+        of_metrics = msgspec.structs.replace(to, signal="metrics", headers={"api-key": "hunter2"})
+        sending = MetricSending(Metrics(), of_metrics, interval_s=60)
+        failure = await anyio.to_thread.run_sync(sending._failure)
+        sending._way.close()
+    assert failure is None if why is None else failure is not None and failure.startswith(why)
 
 
 class Log:

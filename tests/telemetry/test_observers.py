@@ -1,5 +1,6 @@
 """The history in the log: who reads it finds sagas, traces and steps, and what can be done."""
 
+import msgspec
 import structlog.testing
 
 from amends_runtime.core import saga as core
@@ -49,9 +50,11 @@ STARTED = SagaStarted(
 TIMING = Timing(100, 250, "UNAVAILABLE", polls=2)
 
 
-def logged(*records: Record, in_detail: bool = True) -> list[dict[str, object]]:
+def logged(
+    *records: Record, in_detail: bool = True, saga: core.Saga | None = None
+) -> list[dict[str, object]]:
     """What is written about a turn with these records."""
-    saga = core.evolve(PLAN, None, STARTED)
+    saga = saga or core.evolve(PLAN, None, STARTED)
     observers = Observers([HistoryLog(TRACING, in_detail=in_detail)])
     with structlog.testing.capture_logs() as entries:
         observers.turn_committed(PLAN, saga, saga, records)
@@ -138,11 +141,19 @@ def test_a_stuck_compensation_is_an_error_that_says_what_can_be_done() -> None:
     assert entry["hint"] == "amends get s-1 shows why; amends retry s-1 tries again"
 
 
-def test_a_stuck_step_on_the_way_forward_names_cancel() -> None:
-    """Before the pivot, which the log does not know of, it turns the saga back."""
-    [entry] = logged(StepStuck(1, 0, Verb.EXECUTE, LOST))
-    assert entry["step"] == "reserve"
-    assert "amends cancel s-1 turns it back before its pivot" in str(entry["hint"])
+def test_a_stuck_step_on_the_way_forward_names_cancel_where_it_can_work() -> None:
+    """Before the point of no return it turns the saga back; later it would be refused."""
+    before = core.evolve(PLAN, None, STARTED)
+    past = msgspec.structs.replace(before, past_no_return=True)
+    backward = msgspec.structs.replace(before, phase=core.Phase.BACKWARD)
+    hints = {}
+    for name, saga in (("before", before), ("past", past), ("backward", backward)):
+        [entry] = logged(StepStuck(1, 0, Verb.EXECUTE, LOST), saga=saga)
+        assert entry["step"] == "reserve"
+        hints[name] = str(entry["hint"])
+    retry = "amends get s-1 shows why; amends retry s-1 tries again"
+    assert hints["before"] == f"{retry}, and amends cancel s-1 turns it back"
+    assert hints["past"] == hints["backward"] == retry
 
 
 def test_a_turn_back_names_its_step_and_reason() -> None:

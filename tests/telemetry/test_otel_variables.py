@@ -175,6 +175,14 @@ def test_how_it_is_sent(tmp_path: Path) -> None:
     )
 
 
+def test_http_knows_more_names_of_headers_than_grpc_does() -> None:
+    """What is right for one is refused for the other, at start."""
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "api+key=1,x-bin=2"}
+    found = destination({ENDPOINT: "http://c:4318", **HTTP, **headers})
+    assert found is not None
+    assert found.headers == {"api+key": "1", "x-bin": "2"}
+
+
 def test_what_is_shown_of_a_destination_has_no_secrets() -> None:
     """Neither the headers nor a password in the URL."""
     found = destination({ENDPOINT: "http://ada:secret@c:4318", **HTTP})
@@ -196,7 +204,12 @@ def test_what_is_shown_of_a_destination_has_no_secrets() -> None:
         (OWN, "nonsense://"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "no equals sign"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=%0d%0ax"),
-        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "sp ace=1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "sp ace=secret"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=%20secret"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret%20"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret%09"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api+key=secret"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Api-Bin=secret"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem"),
         ("OTEL_EXPORTER_OTLP_CLIENT_KEY", __file__ + "\0"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", __file__.replace(".py", ".cfg")),
@@ -242,6 +255,33 @@ def test_a_wrong_word_or_number_counts_as_not_set(name: str, value: str) -> None
     assert value in remark
 
 
+def test_each_port_is_one_protocol_s() -> None:
+    """A mix-up is remarked on in either direction; other ports may be anybody's."""
+
+    def remarks(endpoint: str, protocol: Protocol) -> list[str]:
+        variables = Variables({})
+        assert find_destination(variables, "traces", endpoint=endpoint, protocol=protocol)
+        variables.check()
+        return variables.remarks
+
+    [grpc] = remarks("c:4318", "grpc")
+    assert "port 4318, where collectors expect http/protobuf, and the protocol is grpc" in grpc
+    [http] = remarks("c:4317", "http/protobuf")
+    assert "port 4317, where collectors expect grpc, and the protocol is http/protobuf" in http
+    assert remarks("c:4317", "grpc") == remarks("c:4318", "http/protobuf") == []
+    assert remarks("c:1", "grpc") == remarks("c:1", "http/protobuf") == []
+
+
+def test_a_configured_path_is_not_dropped_where_grpc_has_none() -> None:
+    """It is OTLP over HTTP that was meant; a variable's is ignored by its specification."""
+    said = fault({}, "http://c:4318/v1/traces")
+    assert said == (
+        "the OTLP endpoint: gRPC knows no path such as '/v1/traces': leave it out, or choose the"
+        " protocol http/protobuf"
+    )
+    assert sent_to({}, "http://c:4317/") == "http://c:4317"
+
+
 def test_what_is_hardly_meant_is_remarked_on() -> None:
     """GRPC at the port of HTTP, and a time-out in what other programs take for seconds."""
     variables = Variables({ENDPOINT: "http://c:4318", "OTEL_EXPORTER_OTLP_TIMEOUT": "10"})
@@ -260,12 +300,11 @@ def test_what_is_hardly_meant_is_remarked_on() -> None:
     ("sampler", "argument", "ratio"),
     [
         ("", "", 1.0),
-        ("", "0.5", 1.0),
         ("always_on", "", 1.0),
         ("always_off", "", 0.0),
         ("traceidratio", "0.01", 0.01),
         ("traceidratio", "", 1.0),
-        ("parentbased_always_on", "0.5", 1.0),
+        ("parentbased_always_on", "", 1.0),
         ("parentbased_always_off", "", 0.0),
         ("parentbased_traceidratio", "0.25", 0.25),
     ],
@@ -276,6 +315,19 @@ def test_samplers_are_shares(sampler: str, argument: str, ratio: float) -> None:
     assert find_ratio(variables) == ratio
     assert variables.remarks == []
     assert find_ratio(variables, 0.75) == 0.75
+
+
+@pytest.mark.parametrize("sampler", ["", "always_on", "parentbased_always_off"])
+def test_an_argument_without_a_sampler_for_it_is_remarked_on(sampler: str) -> None:
+    """Who sets it alone believes that a share is kept."""
+    variables = Variables({"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.01"})
+    ratio = 0.0 if sampler.endswith("off") else 1.0
+    assert find_ratio(variables) == ratio
+    [remark] = variables.remarks
+    assert remark.startswith("OTEL_TRACES_SAMPLER_ARG is ignored: ")
+    assert f"{ratio:g} of all traces are kept" in remark
+    assert find_ratio(variables, 0.5) == 0.5
+    assert len(variables.remarks) == 1
 
 
 @pytest.mark.parametrize(

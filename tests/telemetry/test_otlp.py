@@ -12,8 +12,10 @@ import anyio
 import pytest
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from amends_runtime.telemetry.collector import Refused, SpanExport
+from amends_runtime.telemetry.encoding import sender_attributes
 from amends_runtime.telemetry.otel_variables import Destination, Protocol
-from amends_runtime.telemetry.otlp import SpanExport, resource
+from amends_runtime.telemetry.otlp import resource
 from amends_runtime.telemetry.spans import Span, SpanEvent, SpanKind, SpanLink
 from tests.certificates import LOOPBACK, Authority
 from tests.telemetry.otlp_receiver import Behaviour, Receiver, plain, receiving
@@ -46,7 +48,9 @@ SPANS = [
         links=(SpanLink(TRACE, OTHER, {"amends.link": "undoes"}),),
     ),
 ]
-SENDER = resource("store-1", {"service.name": "billing", "deployment.environment.name": "test"})
+SENDER = sender_attributes(
+    "store-1", {"service.name": "billing", "deployment.environment.name": "test"}
+)
 
 
 def to(receiver: Receiver, protocol: Protocol, **how: Any) -> Destination:
@@ -64,7 +68,8 @@ async def send(destination: Destination) -> str | None:
     def export() -> str | None:
         way = SpanExport(destination, SENDER)
         try:
-            return way.send(SPANS)
+            answer = way.send(SPANS)
+            return answer.why if isinstance(answer, Refused) else None
         finally:
             way.close()
 
@@ -98,8 +103,8 @@ async def test_every_part_of_a_span_arrives(protocol: Protocol) -> None:
 
 async def test_the_sender_is_the_store_and_stays_the_same() -> None:
     """So that spans which are sent once more after a restart are equal to the first."""
-    attributes = dict(SENDER.attributes)
-    assert attributes == dict(resource("store-1", {**attributes_of_the_test()}).attributes)
+    attributes = SENDER
+    assert attributes == dict(resource("store-1", attributes_of_the_test()).attributes)
     assert attributes["service.instance.id"] == "store-1"
     assert attributes["service.name"] == "billing"
     assert attributes["deployment.environment.name"] == "test"

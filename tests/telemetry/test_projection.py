@@ -29,7 +29,8 @@ from amends_runtime.core.records import (
     Verb,
 )
 from amends_runtime.core.tracing import Tracing
-from amends_runtime.telemetry.projection import project
+from amends_runtime.telemetry.encoding import encode_span
+from amends_runtime.telemetry.projection import MAX_EVENTS, project
 from amends_runtime.telemetry.spans import Span, SpanKind
 from tests.core.definitions import chooser, plans
 from tests.core.world import World
@@ -250,6 +251,58 @@ def test_retries_and_polls_and_what_the_breaker_held() -> None:
     )
     assert [span.name for span in polled] == ["step reserve", "queued: inventory", EXECUTE]
     assert (polled[2].attributes["amends.polls"], events(polled[2])) == (3, ["polled"])
+
+
+def test_a_probe_schedules_no_retry() -> None:
+    """The breaker says when the next attempt leaves, and the wait for that is a span."""
+    failed = AttemptFailed(
+        AT + 3,
+        0,
+        Verb.EXECUTE,
+        1,
+        1,
+        on_wire(1, 3, "UNAVAILABLE"),
+        Failure("UNAVAILABLE", "secret"),
+        retry_at_ms=AT + 3,
+        probe=True,
+    )
+    spans = project(
+        TRACING,
+        ORDER,
+        [started(), begun(0, at=0), failed, begun(0, 2, at=3), done(0, 903, 950, 2, held_ms=900)],
+    )
+    assert spans[0].events == ()
+    assert [span.attributes.get("amends.probe") for span in spans] == [None, True, None, None]
+
+
+def test_a_step_that_is_tried_for_weeks_has_no_span_of_megabytes() -> None:
+    """The first events are shown, the others counted; nothing follows that would change these."""
+    history: list[Record] = [started()]
+    for attempt in range(1, 1_001):
+        at = 60_000 * attempt
+        history += [
+            begun(0, attempt, at=at),
+            AttemptFailed(
+                AT + at + 2,
+                0,
+                DO,
+                1,
+                attempt,
+                on_wire(at, at + 2, "UNAVAILABLE"),
+                Failure("UNAVAILABLE", "gone"),
+                False,
+                AT + at + 60_000,
+            ),
+        ]
+    for day in range(1_000):
+        history.append(OperatorActed(AT + 10**8 + day, OperatorAction.RETRY, 0, "ada", "again"))
+    spans = project(TRACING, ORDER, history, open_too=True)
+    step, root = named(spans, "step reserve"), spans[0]
+    assert (len(step.events), step.dropped_events) == (MAX_EVENTS, 1_000 - MAX_EVENTS)
+    assert (len(root.events), root.dropped_events) == (MAX_EVENTS, 1_000 - MAX_EVENTS)
+    shorter = project(TRACING, ORDER, history[:401], open_too=True)
+    assert named(shorter, "step reserve").events == step.events
+    assert len(encode_span(step)) < 64 * 1024
 
 
 def test_a_lost_attempt_is_seen_and_so_is_the_restart() -> None:

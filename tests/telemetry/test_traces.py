@@ -13,7 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import msgspec
 import pytest
+import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
@@ -27,10 +30,11 @@ from amends_runtime.core.records import Verb
 from amends_runtime.core.saga import Saga, decide
 from amends_runtime.core.tracing import Tracing
 from amends_runtime.engine import Engine, run_engine
-from amends_runtime.errors import CommitUnknown, UnreadableSaga
-from amends_runtime.ports import Transition
-from amends_runtime.storage import SqliteStore, open_memory_store
+from amends_runtime.errors import CommitUnknown, StoreError, UnreadableSaga
+from amends_runtime.ports import LoadedSaga, Store, Transition, summarise
+from amends_runtime.storage import SqliteStore, open_memory_store, open_sqlite_store
 from amends_runtime.telemetry import traces as traces_module
+from amends_runtime.telemetry.collector import Answer, Taken
 from amends_runtime.telemetry.spans import Span
 from amends_runtime.telemetry.traces import Traces
 from tests.actors.runtimes import Hooks, hook_store
@@ -206,6 +210,118 @@ async def test_a_recovered_saga_sends_everything_that_is_closed_again_and_equal(
         assert span.resource == again[span.span_id].resource
 
 
+async def test_what_ended_just_before_a_runtime_did_is_sent_again_and_equal(
+    tmp_path: Path, receiver: Receiver, shop: tuple[Shop, str]
+) -> None:
+    """By the next one, whoever has it already; but nothing of what its caller does not sample."""
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        for saga_id, flag in (("s-1", "01"), ("s-2", "00"), ("s-3", "01")):
+            saga = await client.start("one", saga_id=saga_id, traceparent=f"{CALLER}-{flag}")
+            await saga.result()
+    first = receiver.spans()
+    async with runtime(tmp_path, receiver, shop):
+        await receiver.wait_until(lambda: len(receiver.spans()) == 2 * len(first))
+    again = {span.span_id: span for span in receiver.spans()[len(first) :]}
+    assert len(first) == len(again) == 6
+    for span in first:
+        assert span == again[span.span_id]
+
+
+async def live_in_store(store: Store, saga_id: str, at_ms: int, *, ends: bool = True) -> None:
+    """Commit a saga's life, each turn at this time."""
+    await store.put_definition(PLAN.definition, 1)
+    number, before = store.next_saga_no(), None
+    for version, message in enumerate(messages_of(saga_id, PLAN)[: 2 if ends else 1], 1):
+        decision = decide(PLAN, before, message, at_ms, 1)
+        saga = before = decision.saga
+        summary = summarise(saga, number, version)
+        summary = msgspec.structs.replace(summary, definition_hash=PLAN.content_hash)
+        await store.commit(
+            [
+                Transition(
+                    saga_no=number,
+                    version=version,
+                    records=decision.records,
+                    state=saga.state,
+                    past_no_return=saga.past_no_return,
+                    summary=summary,
+                )
+            ]
+        )
+
+
+async def looked_back(store: Store) -> list[str]:
+    """Whose history a new runtime reads, in this order."""
+    traces = Traces(Tracing("store"), store, Stopped(), where="nowhere")
+    await live_in_store(store, "of-this-runtime", 10**12)
+    await traces._look_back()
+    found = [*traces._to_read]
+    await traces._look_back()
+    assert [*traces._to_read] == found, "it looks back once"
+    traces._to_read.clear()
+    traces._sender._export.close()
+    await traces.close()
+    return found
+
+
+@pytest.mark.parametrize(("stretch", "size"), [(256, 10**6), (2, 1), (3, 10**6)])
+async def test_a_look_back_is_bounded_by_time(
+    monkeypatch: pytest.MonkeyPatch, stretch: int, size: int
+) -> None:
+    """Ten seconds before the last commit, of whichever saga; in as many answers as it takes."""
+    monkeypatch.setattr(traces_module, "LOOK_BACK_STRETCH", stretch)
+    monkeypatch.setattr(traces_module, "LOOK_BACK_SIZE", size)
+    monkeypatch.setattr(traces_module, "READ_PAUSE_S", 0.0)
+    async with open_memory_store() as store:
+        assert await looked_back(store) == []
+    async with open_memory_store() as store:
+        for number in range(20):
+            await live_in_store(store, f"s-{number}", 1_000 * (number + 1))
+        await live_in_store(store, "goes-on", 22_000, ends=False)
+        assert sorted(await looked_back(store)) == sorted(f"s-{number}" for number in range(11, 20))
+
+
+async def test_a_look_back_that_fails_is_tried_again_and_holds_up_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store may just be reopened; and what one has not read at its end, the next one will."""
+    async with open_memory_store() as store:
+        await live_in_store(store, "s-1", 1_000)
+        export = Stopped()
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        with monkeypatch.context() as broken:
+
+            async def failing(*_: object, **__: object) -> None:
+                raise StoreError("as planned")
+
+            broken.setattr(store, "turns_after", failing)
+            await traces._look_and_read()
+            assert traces._to_read == {}
+        await traces._look_back()
+        assert [*traces._to_read] == ["s-1"]
+        export.goes.set()
+        await traces.close()
+        assert traces.counts() == (0, 0, 0)
+
+
+async def test_a_look_back_is_bounded_by_turns_and_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The newest are the likeliest to be missing."""
+    monkeypatch.setattr(traces_module, "READ_PAUSE_S", 0.0)
+    monkeypatch.setattr(traces_module, "LOOK_BACK_TURNS", 6)
+    async with open_memory_store() as store:
+        for number in range(10):
+            await live_in_store(store, f"s-{number}", 1_000)
+        assert sorted(await looked_back(store)) == ["s-7", "s-8", "s-9"]
+    monkeypatch.setattr(traces_module, "LOOK_BACK_STRETCH", 2)
+    monkeypatch.setattr(traces_module, "LOOK_BACK_ANSWERS", 1)
+    async with open_memory_store() as store:
+        for number in range(10):
+            await live_in_store(store, f"s-{number}", 1_000)
+        assert await looked_back(store) == ["s-9"]
+
+
 @pytest.mark.parametrize("how", ["written", "not written"])
 async def test_a_failed_commit_leaves_no_hole_in_a_trace(
     tmp_path: Path,
@@ -256,6 +372,93 @@ async def test_sagas_for_whose_records_there_is_no_room_are_read_from_the_store(
         )
     assert len(receiver.spans()) == 20 * 5
     assert times_each(receiver.spans()) == {1}
+
+
+async def test_a_recovered_saga_is_read_once(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long it lives on: what was read is kept, and what follows is told."""
+    monkeypatch.setattr(traces_module, "REST_S_PER_RECORD", 0.0)
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        saga = await client.start("two")
+        await shop[0].wait_tried(3)
+    first = len(receiver.spans())
+    hooks: Hooks = hook_store(monkeypatch)
+    reads: list[str] = []
+
+    async def load(store: SqliteStore, saga_ids: Sequence[str]) -> object:
+        reads.extend(saga_ids)
+        return await store.load(saga_ids)
+
+    async with runtime(tmp_path, receiver, shop) as (_, client):
+        hooks["load"] = load
+        await receiver.wait_until(lambda: len(receiver.spans()) > first)
+        read = len(reads)
+        await shop[0].wait_tried(shop[0].tried + 20)
+        before = len(receiver.spans())
+        await receiver.wait_until(lambda: len(receiver.spans()) > before)
+        assert len(reads) - read <= 2, "a turn may have been under way when it was read"
+        shop[0].is_open = True
+        await client.handle(saga.saga_id).result()
+        await receiver.wait_until(lambda: root_of(receiver.spans(), saga.saga_id) is not None)
+        assert reads.count(saga.saga_id) <= 5, "by the recovery, too"
+    assert times_each(receiver.spans()[first:]) == {1}
+
+
+async def test_a_page_of_histories_is_bounded_by_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding them holds up the loop; one that is longer than a page is one alone."""
+    monkeypatch.setattr(traces_module, "READ_RECORDS", 10)
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, Stopped(), where="nowhere")
+        for number, length in enumerate((4, 4, 4, 50, 1)):
+            live = traces_module._Live(PLAN, f"s-{number}", None, None)
+            live.length = length
+            traces._to_read[live.saga_id] = live
+        pages = [[live.length for live in traces._next_page()] for _ in range(4)]
+        assert pages == [[4, 4], [4], [50], [1]]
+        traces._sender._export.close()
+        await traces.close()
+
+
+async def test_a_disk_that_stalls_does_not_hold_up_the_end(
+    tmp_path: Path,
+    receiver: Receiver,
+    shop: tuple[Shop, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has not been read by then is left, and said."""
+    monkeypatch.setattr(traces_module, "KEPT_RECORDS", 0)
+    monkeypatch.setattr(traces_module, "LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(traces_module, "CLOSE_S", 0.2)
+    hooks: Hooks = hook_store(monkeypatch)
+
+    async def load(store: SqliteStore, saga_ids: Sequence[str]) -> None:
+        await anyio.sleep_forever()
+
+    with structlog.testing.capture_logs() as lines:
+        async with runtime(tmp_path, receiver, shop) as (_, client):
+            saga = await client.start("one")
+            await saga.result()
+            hooks["load"] = load
+    [line] = [line for line in lines if line["event"] == "traces_not_read"]
+    assert (line["log_level"], line["sagas"]) == ("warning", 1)
+
+
+async def test_a_read_that_is_given_up_leaves_a_reader_that_reads(tmp_path: Path) -> None:
+    """As often as there are readers, and more."""
+    async with open_sqlite_store(str(tmp_path / "amends.db")) as store:
+        await live_in_store(store, "s-1", 1_000)
+        for _ in range(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.load, ["s-1"])
+                await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            [found] = (await store.load(["s-1"])).values()
+            assert isinstance(found, LoadedSaga)
+            assert len(found.turns) == 2
 
 
 async def test_a_saga_that_cannot_be_read_holds_up_no_other(
@@ -347,12 +550,12 @@ class Stopped:
         self.goes = threading.Event()
         self.sent: list[Span] = []
 
-    def send(self, spans: Sequence[Span]) -> str | None:
+    def send(self, spans: Sequence[Span]) -> Answer:
         """Waits, and keeps them."""
         self.asked.set()
         self.goes.wait()
         self.sent += spans
-        return None
+        return Taken()
 
     def close(self) -> None:
         """Lets go of who waits."""
@@ -363,6 +566,19 @@ def live_a_life(
     traces: Traces, saga_id: str, payload: bytes = b"", traceparent: str = "", plan: Plan = PLAN
 ) -> None:
     """Tell of a saga that starts, does its steps one after the other, and completes."""
+    before: Saga | None = None
+    for message in messages_of(saga_id, plan, payload, traceparent):
+        decision = decide(plan, before, message, 1_000, 1)
+        traces.turn_committed(plan, before, decision.saga, decision.records)
+        before = decision.saga
+    assert before is not None
+    assert before.ended
+
+
+def messages_of(
+    saga_id: str, plan: Plan, payload: bytes = b"", traceparent: str = ""
+) -> list[Message]:
+    """What a saga is told that completes without ado."""
     start = StartSaga(
         saga_id=saga_id, content_hash="", input=Payload(payload), traceparent=traceparent
     )
@@ -380,13 +596,7 @@ def live_a_life(
         )
         for step in range(len(plan.steps))
     ]
-    before: Saga | None = None
-    for message in (start, *answers):
-        decision = decide(plan, before, message, 1_000, 1)
-        traces.turn_committed(plan, before, decision.saga, decision.records)
-        before = decision.saga
-    assert before is not None
-    assert before.ended
+    return [start, *answers]
 
 
 async def test_what_waits_is_bounded_while_a_collector_hangs() -> None:

@@ -31,7 +31,7 @@ from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Ch
 from amends_runtime.api.watching import Watchers
 from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import Answer, Saga, StepStatus
-from amends_runtime.core.tracing import TRACEPARENT
+from amends_runtime.core.tracing import known_traceparent
 from amends_runtime.errors import NotFound, Unavailable, WrongState
 from amends_runtime.ports import Clock, Insights, LoadedSaga, StoreIdentity, Tombstone
 
@@ -396,8 +396,8 @@ def _no_history(saga_id: str, found: Tombstone | None) -> NotFound:
 def _traceparent(context: Context) -> str:
     """The caller's W3C trace context; anything else under that name is left alone, as W3C asks."""
     for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str) and TRACEPARENT.fullmatch(value):
-            return value
+        if key == "traceparent" and isinstance(value, str) and (known := known_traceparent(value)):
+            return known
     return ""
 
 

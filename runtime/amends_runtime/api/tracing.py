@@ -28,6 +28,7 @@ from amends_runtime.core.definition import Plan
 from amends_runtime.core.records import Record, SagaStarted
 from amends_runtime.core.tracing import Tracing
 from amends_runtime.ports import LoadedSaga
+from amends_runtime.telemetry.encoding import Frame, encode_span, sender_attributes
 from amends_runtime.telemetry.projection import project
 from amends_runtime.telemetry.spans import Span
 
@@ -69,7 +70,7 @@ class SagaTraces:
 
     def __init__(self, tracing: Tracing, sender: Mapping[str, str]) -> None:
         self._tracing = tracing
-        self._sender = sender
+        self._frame = Frame(sender_attributes(tracing.store_id, sender))
         self._one_makes = anyio.CapacityLimiter(1)
 
     async def page(
@@ -104,19 +105,15 @@ class SagaTraces:
 
     def _encoded(self, spans: Sequence[Span]) -> tuple[bytes, int]:
         """As many of the spans as fit a page, at least one if there are any, and how many."""
-        # What is heavy is imported by whoever asks for a trace, not by a runtime that starts.
-        from opentelemetry.exporter.otlp.proto.common.trace_encoder import (  # noqa: PLC0415
-            encode_spans,
-        )
-
-        from amends_runtime.telemetry.otlp import readable_spans, resource  # noqa: PLC0415
-
-        sender = resource(self._tracing.store_id, self._sender)
-        while True:
-            message = encode_spans(readable_spans(spans, sender))
-            if message.ByteSize() <= PAGE_BYTES or len(spans) <= 1:
-                return message.SerializeToString(), len(spans)
-            spans = spans[: len(spans) // 2]
+        encoded: list[bytes] = []
+        room = PAGE_BYTES - self._frame.size
+        for span in spans:
+            one = encode_span(span)
+            room -= len(one)
+            if encoded and room < 0:
+                break
+            encoded.append(one)
+        return self._frame.message(encoded), len(encoded)
 
 
 def _marked(span: Span) -> Span:

@@ -15,7 +15,7 @@ from amends.sagas import SagaState
 from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.options import Common
 
-__all__ = ["connect", "whole_hash"]
+__all__ = ["connect", "exit_of", "whole_hash"]
 
 
 @asynccontextmanager
@@ -30,7 +30,7 @@ async def connect(common: Common, *, patient: bool = False) -> AsyncIterator[ame
         async with amends.Client(common.target, tls=tls, retry_unavailable=patient) as client:
             yield client
     except errors.AmendsError as error:
-        raise _exit(error, common.target) from error
+        raise exit_of(error, common.target) from error
     except ValueError as error:  # how the SDK refuses an argument that no request could be made of
         raise Exit(ExitCode.USAGE, str(error)) from error
 
@@ -71,7 +71,8 @@ HASH_LENGTH: Final = 64
 HASH_BEGINNING: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
-def _exit(error: errors.AmendsError, target: str) -> Exit:
+def exit_of(error: errors.AmendsError, target: str) -> Exit:
+    """How an error of the SDK ends a command that asks the runtime at `target`."""
     match error:
         case errors.InvalidTls():
             return Exit(ExitCode.USAGE, _in_flags(str(error)))

@@ -1,7 +1,8 @@
 """`amends dev`: a runtime to try things out with, a participant, and a saga to look at.
 
 1. It reads no configuration, neither a file nor AMENDS_* variables: participants that do real work
-   must not be called because somebody tries something out.
+   must not be called because somebody tries something out. OpenTelemetry's variables count, as for
+   every program of a machine, and where traces and metrics go is printed.
 2. It uses and removes only databases that it made itself (`dev_files.py`).
 3. What it prints is for a person; `--ready-file` tells a program that it is up, as for `serve`.
 """
@@ -15,7 +16,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -29,7 +30,7 @@ from amends_runtime.cli.options import Common, Debug, Flag, parse_pairs
 if TYPE_CHECKING:
     import amends
     from amends_runtime.cli.dev_files import DevFiles
-    from amends_runtime.config import Config
+    from amends_runtime.config import Config, Flags
     from amends_runtime.core.definition import Definition
     from amends_runtime.engine import Engine
 
@@ -49,6 +50,8 @@ def dev(
     participant: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     definition: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     reset: Flag = False,
+    otlp: str | None = None,
+    metrics_listen: str | None = None,
     ready_file: Path | None = None,
     until_stdin_closes: Flag = False,
     log_level: Literal["debug", "info", "warning", "error"] = "warning",
@@ -58,8 +61,8 @@ def dev(
 
     It prints where everything is, runs a saga before your eyes and names the
     commands to try next. A second run goes on with the same database, also after
-    a kill. It reads no configuration and no AMENDS_* variables; for anything real
-    there is amends serve.
+    a kill. It reads no configuration and no AMENDS_* variables, only those of
+    OpenTelemetry; for anything real there is amends serve.
 
     Ctrl-C or SIGTERM ends it with exit code 0, a second one at once with 1.
 
@@ -67,6 +70,7 @@ def dev(
 
       amends dev
       amends dev --participant payments=127.0.0.1:7001 --definition order.toml
+      amends dev --otlp 127.0.0.1:4317
       amends dev --reset
 
     Parameters
@@ -81,14 +85,20 @@ def dev(
         Definition file or pattern to register at start; may be repeated.
     reset:
         First remove what earlier runs left: the database, and all files beside it that are its own.
+    otlp:
+        Where traces go: HOST:PORT or URL of an OpenTelemetry collector, such as Jaeger's port 4317.
+    metrics_listen:
+        HOST:PORT of an endpoint for Prometheus, at /metrics. Default: none.
     ready_file:
-        Written when all is up, with {"pid", "address"} as JSON; removed at the end.
+        Written when all is up, with {"pid", "address"} as JSON, and "metrics" if there is an
+        endpoint for Prometheus; removed at the end.
     until_stdin_closes:
         Also stop when standard input ends: for scripts that must leave nothing behind.
     log_level:
         The least that is logged.
     """
     from amends_runtime.cli.dev_files import DevFiles
+    from amends_runtime.config import Flags
     from amends_runtime.telemetry.logging import configure_logging
 
     for name in [name for name in os.environ if name.startswith("AMENDS_")]:
@@ -96,7 +106,15 @@ def dev(
             del os.environ[name]
     addresses = parse_pairs(participant, "--participant", "NAME=ADDRESS")
     files = DevFiles(database)
-    config, definitions = _configured(files, listen, addresses, definition)
+    flags = Flags(
+        listen=listen or _free_address(),
+        database=str(files.database),
+        participants=addresses,
+        definitions=definition,
+        otlp=otlp,
+        metrics_listen=metrics_listen,
+    )
+    config, definitions = _configured(flags)
     config = config.model_copy(update={"log_level": log_level})
     ready = ReadyFile(ready_file)
     if reset and files.remove():
@@ -109,33 +127,23 @@ def dev(
     return ExitCode.OK
 
 
-def _configured(
-    files: DevFiles, listen: str | None, addresses: dict[str, str], patterns: Sequence[str]
-) -> tuple[Config, list[Definition]]:
+def _configured(flags: Flags) -> tuple[Config, list[Definition]]:
     """The configuration but for the demo's address, which is known once it is served."""
     from amends.server import is_loopback
     from amends_runtime.cli.definition_files import find_definitions
     from amends_runtime.cli.dev_shop import NAME
-    from amends_runtime.config import Flags, load
+    from amends_runtime.config import load
 
-    if NAME in addresses:
+    if NAME in flags.participants:
         raise Exit(
             ExitCode.USAGE, f"--participant {NAME}: is the built-in one; give yours another name"
         )
-    config = load(
-        None,
-        Flags(
-            listen=listen or _free_address(),
-            database=str(files.database),
-            participants=addresses,
-            definitions=tuple(patterns),
-        ),
-    )
+    config = load(None, flags)
     if not is_loopback(config.server.listen):
         raise Exit(
             ExitCode.USAGE,
-            f"--listen {listen}: other machines reach it, and amends dev is for this one only; "
-            "use 127.0.0.1, or amends serve",
+            f"--listen {flags.listen}: other machines reach it, and amends dev is for this one "
+            "only; use 127.0.0.1, or amends serve",
         )
     return config, find_definitions(config.definitions)
 
@@ -182,7 +190,7 @@ async def _dev(
         async with connect(Common(target=engine.address)) as client:
             await client.register(_definition())
         _print_addresses(files, config, engine, demo)
-        ready.write(engine.address)
+        ready.write(engine.address, engine.metrics_address)
         signals.on_first(stop)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_show, engine.address)
@@ -268,6 +276,8 @@ def _print_addresses(files: DevFiles, config: Config, engine: Engine, demo: amen
             ("definitions", ", ".join(each.definition.name for each in engine.definitions.all())),
             ("database", str(files.database)),
             ("demo's ledger", str(files.ledger)),
+            ("traces", engine.traces_to),
+            ("metrics", engine.metrics_to),
         ]
     )
     sys.stdout.flush()
@@ -288,6 +298,7 @@ def _print_next(address: str, saga_id: str) -> None:
         "  amends get mine                               # its charge is stuck, and says why",
         '  amends retry mine --reason "the ledger is open again"',
         f"  amends history {saga_id}",
+        f"  amends trace show {saga_id}",
         "  amends list",
         "",
         "Ctrl-C ends it; amends dev --reset starts afresh.",

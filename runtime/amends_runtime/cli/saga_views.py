@@ -185,7 +185,7 @@ def _next(step: Step) -> str:
         return f"an operator (stuck since {short_instant(step.stuck_since_ms)})"
     if step.next_attempt_at_ms:
         return short_instant(step.next_attempt_at_ms)
-    return "its call" if step.call_open else ""
+    return "its call, sent or held" if step.call_open else ""
 
 
 def _instant_or_nothing(at_ms: int | None) -> str:

@@ -128,6 +128,9 @@ async def start(
 async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = COMMON) -> None:
     """Show one saga: where it stands, step by step.
 
+    NEXT is what a step waits for. A call is sent, or held by the runtime, mostly
+    because its participant's breaker is open: amends breakers tells.
+
     For example:
 
       amends get order-1

@@ -166,6 +166,7 @@ async def _serve(
             participants=sorted(engine.lanes.names()),
             definitions=sorted({definition.name for definition in definitions}),
             traces=engine.traces_to or "nowhere",
+            traces_ratio=engine.traces_ratio,
             metrics=engine.metrics_to or "nowhere",
             pid=os.getpid(),
         )

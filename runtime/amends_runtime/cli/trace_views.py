@@ -17,6 +17,7 @@ from amends_runtime.cli.tables import Columns, print_facts, print_line
 __all__ = ["print_trace"]
 
 OPEN = "amends.open"
+NOT_ANSWERED = "not answered yet: on the wire, or held (amends breakers)"
 
 
 def print_trace(trace: Trace, common: Common) -> None:
@@ -52,9 +53,17 @@ def _print_tree(spans: list[Span]) -> None:
         parent = span.parent_span_id if span.parent_span_id in known else b""
         below.setdefault(parent, []).append(span)
     begin_ns = min((span.start_time_unix_nano for span in spans), default=0)
-    table = Columns("AT", "TOOK", "SPAN", expected={"AT": ["+10.123 s"], "TOOK": ["10.123 s"]})
-    for at_ns, took, text in _rows(below, b"", ""):
-        table.print(f"+{duration(at_ns - begin_ns)}", took, text)
+    rows = [
+        (f"+{duration(at_ns - begin_ns)}", took, text)
+        for at_ns, took, text in _rows(below, b"", "")
+    ]
+    # All are known, so that no later one is wider than the column and shifts the tree.
+    at = ["+10.123 s", *(row[0] for row in rows)]
+    table = Columns(
+        "AT", "TOOK", "SPAN", expected={"AT": at, "TOOK": ["10.123 s", *(row[1] for row in rows)]}
+    )
+    for row in rows:
+        table.print(*row)
 
 
 def _rows(
@@ -65,8 +74,11 @@ def _rows(
     for number, span in enumerate(spans, start=1):
         is_last = number == len(spans)
         branch, deeper = ("", "") if not parent else ("└─ ", "   ") if is_last else ("├─ ", "│  ")
-        took_ns = span.end_time_unix_nano - span.start_time_unix_nano
-        yield span.start_time_unix_nano, duration(took_ns), f"{indent}{branch}{_title(span)}"
+        # Nobody knows how long what has not ended will have taken.
+        took = (
+            "" if _is_open(span) else duration(span.end_time_unix_nano - span.start_time_unix_nano)
+        )
+        yield span.start_time_unix_nano, took, f"{indent}{branch}{_title(span)}"
         has_children = bool(below.get(span.span_id))
         for event in span.events:
             bar = "│  " if has_children else "   "
@@ -84,11 +96,17 @@ def _title(span: Span) -> str:
         name = f"{verb} {attributes.get('service.peer.name', '')}".strip()
         name += f", attempt {attributes.get('amends.attempt', '?')}"
     if attributes.get(OPEN):
-        return f"{name}: has not ended"
+        # The history has that it was decided; whether it was sent since, only its lane knows.
+        is_call = span.kind == Span.SPAN_KIND_CLIENT
+        return f"{name}: {NOT_ANSWERED if is_call else 'has not ended'}"
     if span.status.code == Status.STATUS_CODE_ERROR:
         return f"{name}: {span.status.message or 'failed'}"
     outcome = attributes.get("amends.outcome", "")
     return f"{name}: {outcome}" if outcome else name
+
+
+def _is_open(span: Span) -> bool:
+    return any(attribute.key == OPEN for attribute in span.attributes)
 
 
 def _told(attributes: Mapping[str, object]) -> str:

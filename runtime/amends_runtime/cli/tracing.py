@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from amends_runtime.cli import candidates
-from amends_runtime.cli.exits import one_line
+from amends_runtime.cli.exits import Exit, ExitCode, one_line
 from amends_runtime.cli.options import COMMON, Common, Flag
+
+if TYPE_CHECKING:
+    from amends.sagas import Trace
 
 __all__ = ["HELP", "export", "show"]
 
@@ -31,9 +34,11 @@ SagaId = Annotated[str, Parameter(name="ID", completer=candidates.saga_ids())]
 async def show(saga_id: SagaId, /, *, common: Common = COMMON) -> None:
     """Show a saga's trace as a tree: what happened when, and how long it took.
 
-    AT counts from the saga's start. What has not ended says so, and took as long
-    as it had at the saga's last record. With -o json each span has its ids, its
-    instants in nanoseconds, attributes, events and links.
+    AT counts from the saga's start. What has not ended says so. A call without an
+    answer is on the wire or held by the runtime, mostly because its participant's
+    breaker is open: amends breakers tells. With -o json each span has its ids,
+    its instants in nanoseconds, attributes, events and links; what has not ended
+    ends there at the saga's last record.
 
     For example:
 
@@ -75,7 +80,8 @@ async def export(
     do not.
 
     The exit code is 5 if the collector is not there or refuses a span; those
-    that it took before it keeps, and sending them again does no harm.
+    that it took before it keeps, and sending them again does no harm. It is 3 if
+    there is no saga of one of the ids; the others are printed or sent.
 
     For example:
 
@@ -97,17 +103,28 @@ async def export(
         Also spans that have not ended. They end at the saga's last record and are
         marked amends.open; a later export has others in their place.
     """
-    from amends_runtime.cli.client import connect
+    from amends.errors import NotFound
+    from amends_runtime.cli.client import connect, exit_of
     from amends_runtime.cli.otlp import destination, print_traces, send
 
     where = None if to is None else destination(to, protocol)
-    saga_ids = dict.fromkeys((saga_id, *more))
+    traces: dict[str, Trace] = {}
+    unknown: list[str] = []
     async with connect(common) as client:
-        traces = {each: await client.trace(each, include_open=include_open) for each in saga_ids}
+        for each in dict.fromkeys((saga_id, *more)):
+            try:
+                traces[each] = await client.trace(each, include_open=include_open)
+            except NotFound as error:
+                unknown += exit_of(error, common.target).lines
+    if not traces:
+        raise Exit(ExitCode.NOT_FOUND, *unknown)
     if where is None:
         print_traces(traces.values(), common.output)
     else:
-        await send(where, traces.values())
+        try:
+            await send(where, traces.values())
+        except Exit as refused:
+            raise Exit(refused.code, *refused.lines, *unknown) from None
     for each, trace in traces.items():
         did = "" if where is None else f", sent to {where}"
         left = ""
@@ -116,3 +133,5 @@ async def export(
         spans = "1 span" if trace.spans == 1 else f"{trace.spans} spans"
         line = f"amends: saga {each}: trace {trace.trace_id}, {spans}{did}{left}"
         sys.stderr.write(one_line(line) + "\n")
+    if unknown:
+        raise Exit(ExitCode.NOT_FOUND, *unknown)

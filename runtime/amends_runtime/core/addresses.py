@@ -1,7 +1,7 @@
-"""Names and addresses of participants: what one looks like, and what to write instead.
+"""Names and addresses: what one looks like, and what to write instead.
 
-The configuration and the operator's verbs both ask here, so that what one of them takes the other
-does not refuse.
+The configuration, the operator's verbs and every command ask here, so that what one of them takes
+the other does not refuse.
 """
 
 from __future__ import annotations
@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["HOST", "PARTICIPANT_NAME", "check_address", "check_participant_name"]
+__all__ = [
+    "HOST",
+    "PARTICIPANT_NAME",
+    "check_address",
+    "check_collector",
+    "check_http_listen",
+    "check_participant_name",
+]
 
 PARTICIPANT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
@@ -32,15 +39,71 @@ def check_address(text: str, lowest_port: int = 1) -> str:
     """The address, if it is `host:port` or `unix:path`. Raises ValueError with what it must be."""
     if text.startswith("unix:"):
         return _unix_address(text)
+    _without_scheme(text)
+    wanted = 'host:port or unix:path, for example "127.0.0.1:7001" (IPv6 in brackets: "[::1]:7001")'
+    _check_host_port(text, wanted, lowest_port)
+    return text
+
+
+def check_http_listen(text: str) -> str:
+    """The address, if an HTTP server can listen there: `host:port`, 0 for any free port.
+
+    Raises ValueError with what it must be.
+    """
+    if text.startswith("unix:"):
+        raise ValueError("must be host:port: Prometheus scrapes no unix sockets")
+    _without_scheme(text)
+    wanted = 'host:port, for example "127.0.0.1:9464" (IPv6 in brackets: "[::1]:9464")'
+    _check_host_port(text, wanted, lowest_port=0)
+    return text
+
+
+def check_collector(text: str) -> str:
+    """The address or URL, if a collector can be sent to there.
+
+    It has a port, because that tells OTLP over gRPC from OTLP over HTTP; only an `https` URL may
+    leave it out, as those of providers do. Raises ValueError with what it must be.
+    """
+    wanted = 'host:port or a URL, for example "127.0.0.1:4317" or "https://collector.example:4318"'
+    scheme, has_scheme, rest = text.rpartition("://")
+    if "@" in text:  # before anything is shown: it may have a password
+        raise ValueError(
+            "takes no user or password: give them in OTEL_EXPORTER_OTLP_HEADERS, and here only "
+            + wanted
+        )
+    place, slash, _ = rest.partition("/")
+    if (
+        not place.strip()
+        or text.startswith("unix:")
+        or (slash and not has_scheme)
+        or (has_scheme and scheme not in {"http", "https"})
+        or any(mark in text for mark in "?# ")
+    ):
+        raise ValueError(f"must be {wanted}, not {_shown(text)}")
+    port = place.removeprefix(":")
+    if port.isascii() and port.isdigit():
+        raise ValueError(f'has no host: write "127.0.0.1:{port}", or where else the collector is')
+    if HOST.fullmatch(place) or IPV6_HOST.fullmatch(place):
+        if scheme == "https":
+            return text
+        raise ValueError(
+            f'has no port: write "{place}:4317", where collectors take OTLP over gRPC, or '
+            f'"{place}:4318" with the protocol http/protobuf'
+        )
+    _check_host_port(place, wanted, lowest_port=1)
+    return text
+
+
+def _without_scheme(text: str) -> None:
     scheme, separator, rest = text.partition("://")
     if separator:
         raise ValueError(f"must be host:port without {scheme}://, for example {rest or '…'}")
+
+
+def _check_host_port(text: str, wanted: str, lowest_port: int) -> None:
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
-        raise ValueError(
-            'must be host:port or unix:path, for example "127.0.0.1:7001" '
-            f'(IPv6 in brackets: "[::1]:7001"), not {_shown(text)}'
-        )
+        raise ValueError(f"must be {wanted}, not {_shown(text)}")
     if not host:
         raise ValueError(
             f'has no host: write "127.0.0.1:{port}" (this machine only) or "0.0.0.0:{port}"'
@@ -51,7 +114,6 @@ def check_address(text: str, lowest_port: int = 1) -> str:
         )
     if not (port.isascii() and port.isdigit() and lowest_port <= int(port) <= MAX_PORT):
         raise ValueError(f"has a port that cannot be: {_shown(port)}; write {lowest_port} to 65535")
-    return text
 
 
 def _unix_address(text: str) -> str:

@@ -6,6 +6,7 @@ finds a year later. Nothing about a trace is ever written down.
 
 1. The trace is the caller's, if the caller sent a W3C `traceparent` and its trace is to be joined;
    else it is a hash of the saga's identity. One that is not joined is linked (see `projection`).
+   Whatever version a caller sends, what is kept and sent on is version 00 (`known_traceparent`).
 2. A span's id is a hash of what the span is about. Two runtimes with stores of their own never make
    the same one.
 3. Sampling is decided from the trace id alone, by OpenTelemetry's rule: its lower 64 bits are below
@@ -22,11 +23,30 @@ import msgspec
 
 from amends_runtime.core.records import Verb
 
-__all__ = ["TRACEPARENT", "Tracing"]
+__all__ = ["TRACEPARENT", "Tracing", "known_traceparent"]
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-SAMPLED = 0x01  # the one flag of version 00 that says anything of sampling
+# What can be known of versions to come: they begin like version 00, and may go on after it.
+LATER = re.compile(
+    r"(?!00|ff)[0-9a-f]{2}(-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-)([0-9a-f]{2})(?:-.*)?",
+    re.DOTALL,
+)
+
+SAMPLED = 0x01  # the one flag of every version that says anything of sampling
+
+
+def known_traceparent(header: str) -> str:
+    """What version 00 has of a W3C `traceparent` of any version; empty if it is none.
+
+    https://www.w3.org/TR/trace-context/#versioning-of-traceparent
+    """
+    if TRACEPARENT.fullmatch(header):
+        return header
+    later = LATER.fullmatch(header)
+    if later is None:
+        return ""
+    return f"00{later[1]}{int(later[2], 16) & SAMPLED:02x}"
 
 
 class Tracing(msgspec.Struct, frozen=True):

@@ -434,26 +434,27 @@ class Lane:
         elif changed and breaker.state is BreakerState.CLOSED:
             self._not_closed_ms, self._not_closed_since_ms = self._held_ms(), None
         self._breaker = breaker
-        if changed and breaker.state is BreakerState.CLOSED:
-            _log.info(
-                "breaker_changed",
-                participant=self.address.name,
-                state=breaker.state.name,
-                waiting=self._waiting,
-            )
-        elif changed:
-            _log.warning(
-                "breaker_changed",
-                participant=self.address.name,
-                state=breaker.state.name,
-                failures=breaker.failures,
-                waiting=self._waiting,
-                # Not the message, which may quote a payload: who may see it asks for it.
-                reason=self._last_reason,
-                hint="amends participants shows the last error",
-            )
         if changed:
+            self._log_change(before)
             self._observer.breaker_changed(self.address.name, before, breaker.state)
+
+    def _log_change(self, before: BreakerState) -> None:
+        """An outage is two lines, its begin and its end; the probes in between are details."""
+        breaker = self._breaker
+        shown = {"participant": self.address.name, "state": breaker.state.name}
+        if breaker.state is BreakerState.CLOSED:
+            _log.info("breaker_changed", **shown, waiting=self._waiting)
+            return
+        log = _log.warning if before is BreakerState.CLOSED else _log.debug
+        log(
+            "breaker_changed",
+            **shown,
+            failures=breaker.failures,
+            waiting=self._waiting,
+            # Not the message, which may quote a payload: who may see it asks for it.
+            reason=self._last_reason,
+            hint="amends participants shows the last error",
+        )
 
     def _held_ms(self) -> int:
         """How long the breaker has not been closed, in all: two readings tell how long it held."""

@@ -40,6 +40,7 @@ BUSY_TIMEOUT_S = 5.0  # somebody looks into the file with a shell; a runtime nev
 PAGE_BYTES = 4096  # the file system's block: a commit writes whole pages, and most touch few rows
 CACHE_KIB = 16 * 1024  # the hot ends of tables and indexes, however large the file
 CHECKPOINT_PAGES = 4000  # 16 MiB of log: then one commit waits some 10 ms for a checkpoint
+KEPT_CHECKPOINTS = 2  # of log, when it begins anew: one of its usual size is never cut
 READERS = 2  # reads are short, and each reader is a thread
 STATEMENTS = 256  # prepared ones kept by a connection; there are fewer
 
@@ -71,6 +72,9 @@ async def configure_writer(connection: aiosqlite.Connection, path: Path) -> None
     await pragma(connection, "cell_size_check = ON")
     await pragma(connection, f"cache_size = -{CACHE_KIB}")
     await pragma(connection, f"wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    # Once a reader has let go, the commit that begins the log anew cuts what has grown meanwhile.
+    kept_bytes = KEPT_CHECKPOINTS * CHECKPOINT_PAGES * PAGE_BYTES
+    await pragma(connection, f"journal_size_limit = {kept_bytes}")
     full = 2
     if (
         mode != "wal"

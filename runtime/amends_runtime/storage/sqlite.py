@@ -460,7 +460,11 @@ class SqliteStore:
             raise
 
     async def _watch_log(self, writer: aiosqlite.Connection) -> None:
-        """SQLite checkpoints by itself, see `CHECKPOINT_PAGES`; this cuts a log that grew."""
+        """SQLite checkpoints by itself, see `CHECKPOINT_PAGES`; this speaks of a log that grew.
+
+        It also tries to cut it, each time that it has grown by as much again. What is not cut here
+        SQLite cuts when it begins the log anew, see `KEPT_CHECKPOINTS`.
+        """
         size = self.wal_bytes
         if size < MAX_WAL_BYTES:
             self._wal_tried_bytes = 0
@@ -469,9 +473,11 @@ class SqliteStore:
             return  # it was tried not long ago
         self._wal_tried_bytes = size
         try:
-            await pragma(writer, "busy_timeout = 0")  # commits must not wait for whoever reads
-            emptied = await checkpoint(writer)
-            await pragma(writer, f"busy_timeout = {round(BUSY_TIMEOUT_S * 1000)}")
+            try:
+                await pragma(writer, "busy_timeout = 0")  # commits must not wait for whoever reads
+                emptied = await checkpoint(writer)
+            finally:
+                await pragma(writer, f"busy_timeout = {round(BUSY_TIMEOUT_S * 1000)}")
         except sqlite3.Error as error:  # what is committed is safe in the log
             _log.error(
                 "checkpoint_failed", path=str(self._path), error=_named(error), wal_bytes=size

@@ -152,16 +152,16 @@ ATTEMPTS: Final = Metric(
     Kind.COUNTER,
     "{attempt}",
     "Attempts that have ended; `outcome` is done, rejected, broken (the participant cannot keep the"
-    " contract), unknown (an error or a time-out), lost (the runtime ended meanwhile) or withdrawn"
-    " (never sent).",
+    " contract), unknown (an error or a time-out), lost (the runtime ended meanwhile), withdrawn"
+    " (never sent) or abandoned (an operator gave the saga up meanwhile).",
     ("participant", "verb", "outcome"),
 )
 ATTEMPT_DURATION: Final = Metric(
     "amends.attempt.duration",
     Kind.HISTOGRAM,
     "s",
-    "From sending an attempt for the first time to its answer, polls included. Lost and withdrawn"
-    " ones have none.",
+    "From sending an attempt for the first time to its answer, polls included. Lost, withdrawn and"
+    " abandoned ones have none.",
     ("participant", "verb", "outcome"),
     CALL_BOUNDS,
 )
@@ -255,7 +255,8 @@ WAL_SIZE: Final = Metric(
     Kind.GAUGE,
     "By",
     "The size of SQLite's write-ahead log. It is written anew from its beginning after each"
-    " checkpoint, so it stays as large as it once was, and grows only while readers hold it back.",
+    " checkpoint, and grows only while readers hold it back; after that the next commits cut it to"
+    " some 32 MB.",
 )
 STORE_SIZE: Final = Metric(
     "amends.store.size",
@@ -493,6 +494,8 @@ class Metrics:
                 self._ends.add(labels)
                 lasted_ms = max(0, saga.ended_at_ms - saga.started_at_ms)
                 self._saga_duration.record(lasted_ms / 1000, labels)
+                if saga.abandoned:
+                    self._abandoned(plan, before)
             else:
                 self._seldom(plan, before, record, records)
 
@@ -514,6 +517,14 @@ class Metrics:
                 self._step_over(plan, before, record.step, record.at_ms, "given_up")
         elif isinstance(record, OperatorActed) and _is_first(record, records):
             self._actions.add((word(record.action),))
+
+    def _abandoned(self, plan: Plan, before: Saga | None) -> None:
+        """What was open has no answer that anybody takes in any more, and no record of its own."""
+        assert before is not None, "a saga is not abandoned in the turn that starts it"
+        for step, state in enumerate(before.steps):
+            if state.open:
+                participant = plan.steps[step].participant
+                self._attempts.add((participant, _VERBS[state.verb], "abandoned"))
 
     def _answered(self, plan: Plan, step: int, verb: Verb, timing: Timing, outcome: str) -> None:
         labels = (plan.steps[step].participant, _VERBS[verb], outcome)

@@ -27,7 +27,7 @@ from amends_runtime.core.records import (
     StepStuck,
     Verb,
 )
-from amends_runtime.core.saga import Saga
+from amends_runtime.core.saga import Phase, Saga
 from amends_runtime.core.tracing import Tracing
 from amends_runtime.ports import Observer
 
@@ -91,7 +91,7 @@ class HistoryLog:
         for record in records:
             line = self._lines.get(type(record))
             if line is not None:
-                level, event, fields = line(saga.saga_id, record)
+                level, event, fields = line(saga, record)
                 step = getattr(record, "step", None)
                 if step is not None:
                     fields = {"step": plan.step_names[step], **fields}
@@ -112,61 +112,61 @@ _Line = tuple[int, str, _Fields]  # its level, its event, and what it has beside
 _OfAttempt = (
     StepExecuted | StepRejected | StepCompensated | AttemptFailed | AttemptLost | AttemptWithdrawn
 )
-_Lines = Mapping[type, Callable[[str, Any], _Line]]
+_Lines = Mapping[type, Callable[[Saga, Any], _Line]]
 
 
-def _stuck(saga_id: str, record: StepStuck) -> _Line:
+def _stuck(saga: Saga, record: StepStuck) -> _Line:
     fields: _Fields = {"verb": record.verb.name, "reason": record.failure.reason}
-    return ERROR, "step_stuck", {**fields, "hint": _hint(saga_id, record.verb)}
+    return ERROR, "step_stuck", {**fields, "hint": _hint(saga, record.verb)}
 
 
-def _given_up(saga_id: str, record: StepGivenUp) -> _Line:
+def _given_up(saga: Saga, record: StepGivenUp) -> _Line:
     return WARNING, "step_given_up", {"spent_ms": record.spent_ms}
 
 
-def _turned_back(saga_id: str, record: SagaTurnedBack) -> _Line:
+def _turned_back(saga: Saga, record: SagaTurnedBack) -> _Line:
     fields: _Fields = {"cause": record.cause.name, "reason": record.failure.reason}
     return INFO, "saga_turned_back", fields
 
 
-def _cancel_requested(saga_id: str, record: CancelRequested) -> _Line:
+def _cancel_requested(saga: Saga, record: CancelRequested) -> _Line:
     return INFO, "cancel_requested", {"author": record.author}
 
 
-def _operated(saga_id: str, record: OperatorActed) -> _Line:
+def _operated(saga: Saga, record: OperatorActed) -> _Line:
     return INFO, "operator_acted", {"action": record.action.name, "author": record.author}
 
 
-def _started(saga_id: str, record: SagaStarted) -> _Line:
+def _started(saga: Saga, record: SagaStarted) -> _Line:
     return DEBUG, "saga_started", {"definition": record.definition_name}
 
 
-def _ended(saga_id: str, record: SagaEnded) -> _Line:
+def _ended(saga: Saga, record: SagaEnded) -> _Line:
     return DEBUG, "saga_ended", {"state": record.state.name}
 
 
-def _executed(saga_id: str, record: StepExecuted) -> _Line:
+def _executed(saga: Saga, record: StepExecuted) -> _Line:
     return DEBUG, "step_executed", _answered(record)
 
 
-def _rejected(saga_id: str, record: StepRejected) -> _Line:
+def _rejected(saga: Saga, record: StepRejected) -> _Line:
     return DEBUG, "step_rejected", {**_answered(record), "reason": record.failure.reason}
 
 
-def _compensated(saga_id: str, record: StepCompensated) -> _Line:
+def _compensated(saga: Saga, record: StepCompensated) -> _Line:
     return DEBUG, "step_compensated", _answered(record)
 
 
-def _attempt_failed(saga_id: str, record: AttemptFailed) -> _Line:
+def _attempt_failed(saga: Saga, record: AttemptFailed) -> _Line:
     fields = {**_answered(record), "reason": record.failure.reason, "probe": record.probe}
     return DEBUG, "attempt_failed", fields
 
 
-def _attempt_lost(saga_id: str, record: AttemptLost) -> _Line:
+def _attempt_lost(saga: Saga, record: AttemptLost) -> _Line:
     return DEBUG, "attempt_lost", {**_attempt(record), "epoch": record.epoch}
 
 
-def _attempt_withdrawn(saga_id: str, record: AttemptWithdrawn) -> _Line:
+def _attempt_withdrawn(saga: Saga, record: AttemptWithdrawn) -> _Line:
     return DEBUG, "attempt_withdrawn", _attempt(record)
 
 
@@ -200,10 +200,11 @@ def _attempt(record: _OfAttempt) -> _Fields:
     return {"verb": record.verb.name, "round": record.round, "attempt": record.attempt}
 
 
-def _hint(saga_id: str, verb: Verb) -> str:
-    """What whoever reads the log can do about a stuck step."""
-    shows = f"amends get {saga_id} shows why"
-    retries = f"amends retry {saga_id} tries again"
-    if verb is Verb.COMPENSATE:
-        return f"{shows}; {retries}"
-    return f"{shows}; {retries}, and amends cancel {saga_id} turns it back before its pivot"
+def _hint(saga: Saga, verb: Verb) -> str:
+    """What whoever reads the log can do about a stuck step: only what can work."""
+    saga_id = saga.saga_id
+    hint = f"amends get {saga_id} shows why; amends retry {saga_id} tries again"
+    may_turn_back = saga.phase is Phase.FORWARD and not saga.past_no_return
+    if verb is Verb.COMPENSATE or not may_turn_back:
+        return hint
+    return f"{hint}, and amends cancel {saga_id} turns it back"

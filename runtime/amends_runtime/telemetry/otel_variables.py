@@ -48,8 +48,12 @@ DEFAULT_ENDPOINTS: Final = {
     "grpc": "http://localhost:4317",
     "http/protobuf": "http://localhost:4318",
 }
-HTTP_PORT: Final = 4318  # where collectors take OTLP over HTTP, and never gRPC
-HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+PORTS: Final[Mapping[int, Protocol]] = {4317: "grpc", 4318: "http/protobuf"}
+"""Where collectors take OTLP, each port one protocol and never the other."""
+HEADER_NAMES: Final[Mapping[Protocol, re.Pattern[str]]] = {
+    "grpc": re.compile(r"(?!.*-bin$)[0-9a-z_.\-]+", re.IGNORECASE),  # -bin is for what is no text
+    "http/protobuf": re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.IGNORECASE),
+}
 ANY_SIGNAL_PATH: Final = re.compile(r"/v1/(traces|metrics)/?$")
 
 
@@ -163,8 +167,14 @@ def find_ratio(variables: Variables, traces_ratio: float | None = None) -> float
     if traces_ratio is not None:
         return traces_ratio
     share = SAMPLERS[variables.word("OTEL_TRACES_SAMPLER", SAMPLERS) or "parentbased_always_on"]
+    argument = "OTEL_TRACES_SAMPLER_ARG"
     if share is None:
-        share = variables.number("OTEL_TRACES_SAMPLER_ARG", 1.0)
+        share = variables.number(argument, 1.0)
+    elif variables.text(argument):
+        variables.remark(
+            f"{argument} is ignored: it counts only with OTEL_TRACES_SAMPLER=traceidratio or"
+            f" parentbased_traceidratio; {share:g} of all traces are kept"
+        )
     return 1.0 if share is None else share
 
 
@@ -250,10 +260,12 @@ def find_destination(
     own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_"
     how: Protocol = protocol or _protocol(variables, own)
     base = ""
+    configured = False
     if endpoint is not None and (asked or (chosen and "otlp" in chosen)):
         if chosen is not None and "otlp" not in chosen:
             variables.remark(f"{signal} are sent: [telemetry] is over OpenTelemetry's variables")
-        name, base = "the OTLP endpoint", ANY_SIGNAL_PATH.sub("", endpoint)
+        name, configured = "the OTLP endpoint", True
+        base = endpoint if how == "grpc" else ANY_SIGNAL_PATH.sub("", endpoint)
     elif chosen is not None and "otlp" not in chosen:
         return None
     elif variables.text(f"{own}ENDPOINT"):
@@ -276,13 +288,18 @@ def find_destination(
     url = _url(variables, name, base or variables.text(name), own, certificate)
     if url is None:
         return None  # a fault, which `check` raises
-    if how == "grpc" and url.port == HTTP_PORT:
+    if PORTS.get(url.port or 0, how) != how:
         variables.remark(
-            f"{name} has port {HTTP_PORT}, where collectors expect http/protobuf, and the protocol"
-            " is grpc: set OTEL_EXPORTER_OTLP_PROTOCOL or [telemetry] otlp_protocol"
+            f"{name} has port {url.port}, where collectors expect {PORTS[url.port or 0]}, and the"
+            f" protocol is {how}: set OTEL_EXPORTER_OTLP_PROTOCOL or [telemetry] otlp_protocol"
         )
     path = url.path
     if how == "grpc":
+        if configured and path.strip("/"):  # a variable's is ignored, as its specification has it
+            variables.fault(
+                f"{name}: gRPC knows no path such as {path[:60]!r}: leave it out, or choose the"
+                " protocol http/protobuf"
+            )
         if "@" in url.netloc:
             variables.fault(
                 f"{name}: gRPC knows no user in an address: use OTEL_EXPORTER_OTLP_HEADERS"
@@ -298,7 +315,7 @@ def find_destination(
         endpoint=url._replace(path=path, fragment="").geturl(),
         timeout_s=_timeout_s(variables, own),
         gzip=_compression(variables, own) == "gzip",
-        headers=_headers(variables, own),
+        headers=_headers(variables, own, how),
         certificate=certificate,
         client_key=client_key,
         client_certificate=client_certificate,
@@ -348,15 +365,21 @@ def _compression(variables: Variables, own: str) -> str:
     return variables.word(name, ("gzip", "none"))
 
 
-def _headers(variables: Variables, own: str) -> dict[str, str]:
+def _headers(variables: Variables, own: str, how: Protocol) -> dict[str, str]:
     name = variables.first(f"{own}HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
     found = _pairs(variables.text(name))
+    # Neither the pairs nor what is wrong with them is shown: it is where keys and passwords are.
     if found is None or not all(
-        HEADER_NAME.fullmatch(key) and value.isprintable() and value.isascii()
-        for key, value in found.items()
+        value.isprintable() and value.isascii() for value in found.values()
     ):
-        # The value is not shown: it is where keys and passwords are.
         variables.fault(f"{name}: must be name=value,name=value, percent-encoded")
+        return {}
+    if any(value != value.strip() for value in found.values()):
+        variables.fault(f"{name}: a value must not begin or end with a space, nor with %20")
+        return {}
+    if not all(HEADER_NAMES[how].fullmatch(key) for key in found):
+        what = "letters, digits, _ . and -, not ending in -bin" if how == "grpc" else "a header's"
+        variables.fault(f"{name}: has a name that cannot be sent by {how}: it must be {what}")
         return {}
     return {key.lower(): value for key, value in found.items()}
 

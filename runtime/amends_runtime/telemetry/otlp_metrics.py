@@ -1,10 +1,10 @@
 """The metrics by OTLP: the same table, pushed to a collector every minute.
 
-How to think about it. A daemon thread of its own makes OpenTelemetry's values of the readings and
-hands them to the library's exporter, again and again. Nothing waits for it: a collector that hangs
-holds up this thread alone, and since all numbers are cumulative the next export that gets through
-says everything that one which failed has not. So there is no queue, and nothing is lost but the
-points in between.
+How to think about it. A daemon thread of its own makes OpenTelemetry's values of the readings, has
+the library encode them, and sends the bytes as spans are sent (see `collector`), again and again.
+Nothing waits for it: a collector that hangs holds up this thread alone, and since all numbers are
+cumulative the next export that gets through says everything that one which failed has not. So
+there is no queue, nothing is tried twice, and nothing is lost but the points in between.
 
 At the end there is one export more, for as long as `wait_ended` has time; what has not got through
 by then is given up, and the process ends with the thread in whatever it was waiting for.
@@ -15,10 +15,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import anyio.to_thread
 import structlog
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -33,19 +34,11 @@ from opentelemetry.sdk.metrics.export import Histogram as OtelHistogram
 from opentelemetry.sdk.metrics.export import Metric as OtelMetric
 from opentelemetry.sdk.resources import Resource
 
+from amends_runtime.telemetry.collector import MAX_REASON, Refused, way_to
 from amends_runtime.telemetry.meters import HistogramValue
 from amends_runtime.telemetry.metrics import Kind, Metric, Metrics, Reading
 from amends_runtime.telemetry.otel_variables import Destination, Variables
-from amends_runtime.telemetry.otlp import (
-    SCOPE,
-    grpc_credentials,
-    http_session,
-    own_variables_hidden,
-    why_not,
-)
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import MetricExporter
+from amends_runtime.telemetry.otlp import SCOPE
 
 __all__ = ["MetricSending", "find_interval_s", "metrics_data"]
 
@@ -54,7 +47,6 @@ _log = structlog.get_logger(__name__)
 INTERVAL_MS: Final = 60_000.0  # the specification's default
 LEAST_INTERVAL_MS: Final = 100.0  # encoding takes some milliseconds of the interpreter's time
 MAX_INTERVAL_MS: Final = 24 * 3600 * 1000.0
-MAX_REASON: Final = 200  # characters of an exporter's words that are shown
 
 
 def find_interval_s(variables: Variables) -> float:
@@ -66,8 +58,7 @@ def find_interval_s(variables: Variables) -> float:
 class MetricSending:
     """Sends metrics to one collector, from `start` on.
 
-    To be made at start, before there are threads. `end` asks for the last export and returns at
-    once; `wait_ended` gives it time.
+    `end` asks for the last export and returns at once; `wait_ended` gives it time.
     """
 
     def __init__(self, metrics: Metrics, to: Destination, interval_s: float) -> None:
@@ -76,8 +67,7 @@ class MetricSending:
         """Which collector, for people."""
         self._sender = Resource({})
         self._interval_s = interval_s
-        self._exporter = _exporter(to)
-        self._why_not = why_not()
+        self._way = way_to(to)
         self._ending = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="metrics by OTLP", daemon=True)
@@ -104,7 +94,7 @@ class MetricSending:
         while not self._ending.wait(self._interval_s):
             self._send()
         self._send()
-        self._exporter.shutdown()
+        self._way.close()
 
     def _send(self) -> None:
         failure = self._failure()
@@ -121,14 +111,16 @@ class MetricSending:
 
     def _failure(self) -> str | None:
         """Sends, and answers why that failed, in a few words for people; None: it did not."""
-        self._why_not.forget()
         try:
-            result = self._exporter.export(metrics_data(self._metrics, self._sender))
-        except Exception as error:  # noqa: BLE001  # the library's or a collector's, not a saga's
+            data = metrics_data(self._metrics, self._sender)
+            answer = self._way.send(encode_metrics(data).SerializeToString())
+        except Exception as error:  # noqa: BLE001  # the library's, in encoding, not a saga's
             return f"{type(error).__name__}: {error}"[:MAX_REASON]
-        if result.name == "SUCCESS":
-            return None
-        return self._why_not.first() or "the collector did not take them"
+        if isinstance(answer, Refused):
+            return answer.why
+        if answer.rejected:
+            return f"it refused {answer.rejected} points: {answer.why}"[:MAX_REASON]
+        return None
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -180,40 +172,3 @@ def _row(
 
 def _attributes(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(metric.labels, labels, strict=True))
-
-
-# -- sending ---------------------------------------------------------------------------------------
-
-
-def _exporter(to: Destination) -> MetricExporter:
-    # Both imports take a tenth of a second, which a runtime that exports nothing does not pay.
-    with own_variables_hidden():
-        if to.protocol == "grpc":
-            import grpc  # noqa: PLC0415
-            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415
-                OTLPMetricExporter as GrpcExporter,
-            )
-
-            return GrpcExporter(
-                endpoint=to.endpoint,
-                insecure=not to.is_secure,
-                credentials=grpc_credentials(to),
-                headers=tuple(to.headers.items()),
-                timeout=to.timeout_s,
-                compression=grpc.Compression.Gzip if to.gzip else grpc.Compression.NoCompression,
-            )
-        from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
-            OTLPMetricExporter as HttpExporter,
-        )
-
-        return HttpExporter(
-            endpoint=to.endpoint,
-            certificate_file=to.certificate or None,
-            client_key_file=to.client_key or None,
-            client_certificate_file=to.client_certificate or None,
-            headers=to.headers,
-            timeout=to.timeout_s,
-            compression=Compression.Gzip if to.gzip else Compression.NoCompression,
-            session=http_session(to),
-        )

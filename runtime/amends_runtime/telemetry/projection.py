@@ -22,7 +22,9 @@ last year has the trace that it had then.
    where one lies before its predecessor, it and all later ones are moved by what is missing. What
    lies within `SAME_MS` is the same instant read with different precision, and not moved. So no
    span ends before it begins, none leaves its parent, and steps in sequence do not overlap.
-5. Only what this program made up and words for programs are shown: ids, names, states, reasons,
+5. A span has its first `MAX_EVENTS` events, and the number of the others: a step that is tried for
+   weeks must not become a span that no collector takes.
+6. Only what this program made up and words for programs are shown: ids, names, states, reasons,
    numbers. Never an input, a result, or a participant's message.
 """
 
@@ -58,6 +60,7 @@ from amends_runtime.telemetry.spans import Attributes, Span, SpanEvent, SpanKind
 __all__ = ["METHODS", "project"]
 
 SAME_MS: Final = 2  # milliseconds are rounded down, and calls are measured in microseconds
+MAX_EVENTS: Final = 128  # of one span, as in OpenTelemetry's own SDK
 QUEUED_MS: Final = 100  # a shorter wait in a lane is a commit and a full event loop, and no news
 
 MS: Final = 1_000_000
@@ -100,6 +103,22 @@ class _Attempt:
         self.epoch = epoch
 
 
+class _Events:
+    """What happened during a span; see rule 5."""
+
+    __slots__ = ("dropped", "first")
+
+    def __init__(self) -> None:
+        self.first: list[SpanEvent] = []
+        self.dropped = 0
+
+    def add(self, event: SpanEvent) -> None:
+        if len(self.first) < MAX_EVENTS:
+            self.first.append(event)
+        else:
+            self.dropped += 1
+
+
 class _Life:
     """One life of a step; see rule 2. `end_ns` is 0 until it is closed."""
 
@@ -128,7 +147,7 @@ class _Life:
         self.end_ns = 0
         self.attempt: _Attempt | None = None
         self.below: list[Span] = []
-        self.events: list[SpanEvent] = []
+        self.events = _Events()
         self.links: tuple[SpanLink, ...] = ()
         self.outcome = ""
         self.error: str | None = None
@@ -153,7 +172,7 @@ class _Trace:
         self.end_ns = 0
         self.state: SagaState | None = None
         self.turned: SagaTurnedBack | None = None
-        self.events: list[SpanEvent] = []
+        self.events = _Events()
         self.epoch = 0
         self.restart: Attributes = {}  # what the last restart's event tells
         self.lives: list[_Life] = []
@@ -188,12 +207,12 @@ class _Trace:
     def event(self, name: str, **attributes: str | int | bool) -> Attributes:
         """Something that happened to the saga as a whole, now; with what is told of it."""
         told = _amends(attributes)
-        self.events.append(SpanEvent(name, self.now_ns, told))
+        self.events.add(SpanEvent(name, self.now_ns, told))
         return told
 
     def event_of(self, life: _Life, name: str, **attributes: str | int | bool) -> None:
         """Something that happened to a step, now."""
-        life.events.append(SpanEvent(name, self.now_ns, _amends(attributes)))
+        life.events.add(SpanEvent(name, self.now_ns, _amends(attributes)))
 
     def link(self, span_id: str, what: str) -> SpanLink:
         """A link to another span of this trace."""
@@ -375,7 +394,8 @@ class _Trace:
             start_ns=self.start_ns,
             end_ns=self.end_ns or self.now_ns,
             attributes=attributes,
-            events=tuple(self.events),
+            events=tuple(self.events.first),
+            dropped_events=self.events.dropped,
             links=links,
             error=self._why_not_completed(),
             is_open=not self.end_ns,
@@ -413,7 +433,8 @@ class _Trace:
             start_ns=life.start_ns,
             end_ns=life.end_ns or self.now_ns,
             attributes=attributes,
-            events=tuple(life.events),
+            events=tuple(life.events.first),
+            dropped_events=life.events.dropped,
             links=life.links,
             error=life.error,
             is_open=not life.end_ns,
@@ -449,9 +470,9 @@ def _failed(trace: _Trace, record: AttemptFailed) -> None:
     reason = record.failure.reason
     life = trace.end(record.step, record.timing, "unknown", error=reason)
     life.failed = record
-    if record.probe:
+    if record.probe:  # the breaker says when the next one leaves, and its wait is a span
         life.below[-1].attributes["amends.probe"] = True
-    if record.retry_at_ms:
+    elif record.retry_at_ms:
         delay_ms = max(0, record.retry_at_ms - record.at_ms)
         trace.event_of(life, "retry scheduled", delay_ms=delay_ms, reason=reason)
     _settle(trace, life)

@@ -5,12 +5,14 @@
 2. Its port is taken before the database is opened, so that a wrong address costs nothing.
 3. It shows the table of `metrics`, and what `prometheus_client` knows of the process and of Python.
    At `/metrics`, to whoever reaches it; at `/` a line that says so; nothing else.
-4. Bounded: `MAX_SCRAPES` at a time, each with `TIMEOUT_S` to send its request and take the answer.
-   Who comes when all are busy is hung up on, and asks again at its next interval.
+4. Bounded: `MAX_SCRAPES` at a time, each with `TIMEOUT_S` in all to send its request and take the
+   answer, however busily it does so: then it is hung up on, and its place is another's. Who comes
+   when all places are taken is hung up on at once, and asks again at its next interval.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import selectors
@@ -89,7 +91,7 @@ class PrometheusEndpoint:
             selector.register(self._server, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while True:
-                ready = [key.fileobj for key, _ in selector.select()]
+                ready = [key.fileobj for key, _ in selector.select(self._server.hang_up())]
                 if self._woken in ready:
                     return
                 self._server.handle_request()
@@ -99,9 +101,9 @@ class PrometheusEndpoint:
 
 
 class _Handler(WSGIRequestHandler):
-    """One request: no log line, no DNS question about who asks, and no longer than this."""
+    """One request: no log line, and no DNS question about who asks."""
 
-    timeout = TIMEOUT_S
+    timeout = TIMEOUT_S  # of each read and write; `hang_up` bounds all of them together
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called there
         """Scrapes come every few seconds, and say nothing."""
@@ -115,7 +117,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request, and a bound for them."""
+    """A thread for each request, and bounds for their number and their time."""
 
     daemon_threads = True
     request_queue_size = BACKLOG
@@ -123,7 +125,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, family: socket.AddressFamily, address: Any) -> None:
         self.address_family = family
-        self._places = threading.BoundedSemaphore(MAX_SCRAPES)
+        # Who has a place, and until when, the oldest first. A socket is shut and closed under the
+        # lock, so that nobody shuts one whose number has become another's.
+        self._until_s: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -144,16 +149,35 @@ class _Server(ThreadingMixIn, WSGIServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
+        with self._lock:
+            has_place = len(self._until_s) < MAX_SCRAPES
+            if has_place:
+                self._until_s[request] = time.monotonic() + TIMEOUT_S
+        if has_place:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
+    def close_request(self, request: Any) -> None:
+        """At the end of its thread, whatever became of it."""
+        with self._lock:
+            self._until_s.pop(request, None)
+            super().close_request(request)
+
+    def hang_up(self) -> float | None:
+        """Hangs up on whoever's time is over. Seconds until the next one's is; None: nobody's.
+
+        Their threads wake up to a request that has ended or an answer that nobody takes, and give
+        their places back.
+        """
+        with self._lock:
+            now_s = time.monotonic()
+            for request, until_s in self._until_s.items():
+                if until_s > now_s:
+                    return until_s - now_s
+                with contextlib.suppress(OSError):  # it has hung up by itself
+                    request.shutdown(socket.SHUT_RDWR)
+            return None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever hung up in the middle, or sent no request, is nobody's failure."""

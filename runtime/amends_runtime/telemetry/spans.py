@@ -37,8 +37,9 @@ class SpanLink(msgspec.Struct, frozen=True):
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One span. Ids are lower-case hex digits, instants UTC nanoseconds.
 
-    `parent_id` is empty for the root of a trace. `error` is why the span is one that failed, and
-    None for one that did not. `is_open` marks one that has not ended: its end is then the instant
+    `parent_id` is empty for the root of a trace. `dropped_events` is how many more events there
+    were than `events` shows. `error` is why the span is one that failed, and None for one that did
+    not. `is_open` marks one that has not ended: its end is then the instant
     of the last record, and another projection may give another one.
     """
 
@@ -51,6 +52,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     end_ns: int
     attributes: Attributes
     events: tuple[SpanEvent, ...] = ()
+    dropped_events: int = 0
     links: tuple[SpanLink, ...] = ()
     error: str | None = None
     is_open: bool = False

@@ -11,11 +11,12 @@ them to the thread that makes spans of them and sends these (see `sending`).
    seconds, if it had turns, and what has left before does not leave again.
 3. A saga whose turns were not all seen here is read from the store when its spans are due, a few at
    a time: one that was recovered, one that was read again after a failed commit, one for whose
-   records there is no room.
-4. A recovered saga's spans leave once more, all that are closed, because nobody knows which of them
-   had left when the runtime before this one died: those in its queue had not. They have the same
-   ids and contents as the first time, so a collector that has them already has them twice, not
-   something else.
+   records there is no room. What was read is kept as if it had been seen, if there is room.
+4. Nobody knows which spans had left when the runtime before this one ended: if it was killed, those
+   in its queue had not. So a recovered saga's spans leave once more, all that are closed, and so do
+   those of sagas that ended in the last seconds before the last commit. They have the same ids and
+   contents as the first time, so a collector that has them already has them twice, not something
+   else.
 5. Sampling and sending never fail a saga, and the loop never waits for a collector. Where there is
    no room, spans are dropped and counted; `amends trace export` sends any saga's again.
 """
@@ -48,10 +49,16 @@ from amends_runtime.core.records import (
     StepRejected,
     StepStuck,
 )
-from amends_runtime.core.saga import Saga
+from amends_runtime.core.saga import Saga, fold
 from amends_runtime.core.tracing import Tracing
 from amends_runtime.errors import AmendsError, UnreadableSaga
-from amends_runtime.ports import Insights, LoadedSaga
+from amends_runtime.ports import (
+    ENDED_STATES,
+    Insights,
+    LoadedSaga,
+    SagaFilter,
+    WatchedTurns,
+)
 from amends_runtime.telemetry.projection import project
 from amends_runtime.telemetry.sending import QUEUE_BYTES, Export, Sender, SpanCounts
 from amends_runtime.telemetry.spans import Span
@@ -68,11 +75,21 @@ UNSAMPLED: Final = 200_000  # about 20 MB; one that is forgotten costs a hash on
 WAITING: Final = 100_000  # sagas that wait to be read: as many as are live at once, by default
 
 READ_AT_ONCE: Final = 16  # histories in memory together, each with 3 MiB of payloads at most
+READ_RECORDS: Final = 4_000  # about, of all of these: decoding them takes 10 ms of the loop
 READ_PAUSE_S: Final = 0.05  # between two pages, so that reading takes a small part of the loop
 REST_S_PER_RECORD: Final = 0.005  # and reading the longest histories again and again, too
 
+# What a runtime that was killed may have had in its queue, if its collector was well.
+LOOK_BACK_MS: Final = 10_000
+LOOK_BACK_TURNS: Final = 4_096  # some hundreds of sagas, read at READ_AT_ONCE in READ_PAUSE_S
+LOOK_BACK_STRETCH: Final = 256  # turns that are looked at in one question to the store
+LOOK_BACK_SIZE: Final = 512 * 1024  # of records in one answer
+LOOK_BACK_ANSWERS: Final = 64  # so many times that; with a pause after each, some seconds
+
 RECORD_BYTES: Final = 512  # of a record without its payload, about
 SMALL_PAYLOADS: Final = 16 * 1024  # fewer bytes wait with their records, more are taken out first
+
+ENDED: Final = SagaFilter(states=tuple(sorted(ENDED_STATES)))
 
 _CLOSES: Final[dict[type[Record], int]] = {
     StepExecuted: 2,  # the attempt and the step
@@ -92,13 +109,17 @@ _log = structlog.get_logger(__name__)
 class _Live:
     """A sampled saga. `records` are None if not all of them were seen here.
 
+    `is_past`: it ended before this runtime began, and whether it is sampled is still to be seen.
     `saga` is its state after its last turn, None once it has ended: it may be large, and what waits
     must not be. `left` is the thread's: how many records the spans are of that have left.
+    `length` is how many records the saga had when somebody looked; 0: nobody has.
     """
 
     __slots__ = (
+        "is_past",
         "is_pending",
         "left",
+        "length",
         "payload_bytes",
         "plan",
         "records",
@@ -107,15 +128,25 @@ class _Live:
         "saga_id",
     )
 
-    def __init__(self, plan: Plan, saga: Saga, records: list[Record] | None) -> None:
+    def __init__(
+        self, plan: Plan, saga_id: str, saga: Saga | None, records: list[Record] | None
+    ) -> None:
         self.plan = plan
-        self.saga: Saga | None = saga
-        self.saga_id = saga.saga_id
+        self.saga = saga
+        self.saga_id = saga_id
         self.payload_bytes = 0
         self.records = records
         self.left = 0
+        self.length = 0
+        self.is_past = saga is None
         self.is_pending = False
         self.rest_until_s = 0.0
+
+    @property
+    def expected(self) -> int:
+        """About how many records its history has."""
+        steps = () if self.saga is None else self.saga.steps
+        return max(self.length, 2 * sum(step.attempt for step in steps))
 
 
 class _Parcel:
@@ -133,9 +164,10 @@ class _Parcel:
 class Traces:
     """The observer that lets spans leave. `where` names the collector for people.
 
-    `run` must run for as long as sagas do; call `close` after the last commit, while `insights` can
-    still be read. Its memory is bounded: `KEPT_RECORDS`, `WAITING`, `UNSAMPLED` and the queue's
-    `queue_bytes`, and a few words for each sampled saga of those that are live at the same time.
+    To be made before anything is committed. `run` must run for as long as sagas do; call `close`
+    after the last commit, while `insights` can still be read. Its memory is bounded:
+    `KEPT_RECORDS`, `WAITING`, `UNSAMPLED` and the queue's `queue_bytes`, and a few words for each
+    sampled saga of those that are live at the same time.
     """
 
     def __init__(
@@ -155,6 +187,7 @@ class Traces:
             where=where,
             unpack=self._unpack,
             left=_note_left,
+            about=_closed_by,
             queue_bytes=queue_bytes,
         )
         self._live: dict[str, _Live] = {}
@@ -165,6 +198,8 @@ class Traces:
         self._to_read: dict[str, _Live] = {}
         self._running = anyio.CancelScope()
         self._is_closed = False
+        self._past_seq = insights.head_seq
+        """Up to here is what runtimes before this one did; 0 once that has been looked at."""
         self._sender.start()
 
     # -- what it is told -----------------------------------------------------------------------
@@ -231,7 +266,7 @@ class Traces:
                     del self._unsampled[next(iter(self._unsampled))]
                 self._unsampled[saga.saga_id] = None
             return None
-        live = _Live(plan, saga, [] if before is None else None)
+        live = _Live(plan, saga.saga_id, saga, [] if before is None else None)
         self._live[saga.saga_id] = live
         return live
 
@@ -265,7 +300,7 @@ class Traces:
             self._wait_for_next_look(live)
         else:
             # About: what has left before it was full is not known on this side.
-            self._sender.drop(sum(_CLOSES.get(type(record), 0) for record in records))
+            self._sender.drop(_closed_by(_Parcel(live, [*records], len(records))))
 
     def _let_wait(self, live: _Live) -> None:
         """The saga's history is read before long."""
@@ -287,17 +322,63 @@ class Traces:
         """Hands over what goes on, and reads what must be, for as long as the runtime lives."""
         with self._running:
             while True:
-                await anyio.sleep(LOOK_EVERY_S)
                 await self._look_and_read()
+                await anyio.sleep(LOOK_EVERY_S)
 
     async def _look_and_read(self) -> None:
         try:
             await self._look()
+            await self._look_back()
             await self._read(time.monotonic() + LOOK_EVERY_S)
         except AmendsError as error:  # the store is being reopened, or it is the end
             _log.debug("traces_not_read", error=str(error))
         except Exception:  # noqa: BLE001  # an onlooker's bug is not the runtime's
             _log.exception("traces_failed")
+
+    async def _look_back(self) -> None:
+        """Has those sagas read whose spans the runtime before this one may not have sent.
+
+        From the newest on, for these are the likeliest to be missing.
+        """
+        past_seq, self._past_seq = self._past_seq, 0
+        if not past_seq:
+            return
+        try:
+            last = await self._turns(past_seq - 1, SagaFilter(), 1)
+            for turn in last.turns:
+                await self._look_back_to(turn.saga.updated_at_ms - LOOK_BACK_MS, past_seq)
+        except AmendsError:
+            self._past_seq = past_seq
+            raise
+
+    async def _look_back_to(self, since_ms: int, until_seq: int) -> None:
+        plans = {
+            registered.content_hash: Plan(registered.definition)
+            for registered in await self._insights.definitions()
+        }
+        last_seq = max(0, until_seq - LOOK_BACK_TURNS)
+        answers, reaches_back = 0, False
+        while until_seq > last_seq and answers < LOOK_BACK_ANSWERS and not reaches_back:
+            after_seq = seq = max(last_seq, until_seq - LOOK_BACK_STRETCH)
+            while seq < until_seq and answers < LOOK_BACK_ANSWERS:
+                found = await self._turns(seq, ENDED, until_seq - seq)
+                for turn in found.turns:
+                    plan = plans.get(turn.saga.definition_hash)
+                    if turn.saga.ended_at_ms < since_ms:
+                        reaches_back = True
+                    elif turn.seq <= until_seq and plan is not None:
+                        live = _Live(plan, turn.saga.saga_id, None, None)
+                        live.length = 2 * turn.saga.version
+                        self._let_wait(live)
+                seq = found.through_seq
+                answers += 1
+                await anyio.sleep(READ_PAUSE_S)
+            until_seq = after_seq
+
+    async def _turns(self, after_seq: int, where: SagaFilter, looked_at: int) -> WatchedTurns:
+        return await self._insights.turns_after(
+            after_seq, where, turns=looked_at, looked_at=looked_at, size=LOOK_BACK_SIZE
+        )
 
     async def _look(self) -> None:
         """Hands over the sagas that had turns before the last look and go on."""
@@ -317,8 +398,7 @@ class Traces:
         """Reads histories, a page at a time, while there is room for what comes of them."""
         while self._to_read and self._sender.has_room:
             # Taken out before they are read: what has a turn meanwhile must be read once more.
-            ids = [*islice(self._to_read, READ_AT_ONCE)]
-            page = [self._to_read.pop(saga_id) for saga_id in ids]
+            page = self._next_page()
             try:
                 await self._read_page(page)
             except (AmendsError, anyio.get_cancelled_exc_class()):
@@ -328,6 +408,18 @@ class Traces:
             if time.monotonic() > until_s:
                 return
             await anyio.sleep(READ_PAUSE_S)
+
+    def _next_page(self) -> list[_Live]:
+        page: list[_Live] = []
+        room = READ_RECORDS
+        for live in islice(self._to_read.values(), READ_AT_ONCE):
+            room -= live.expected
+            if page and room < 0:
+                break
+            page.append(live)
+        for live in page:
+            del self._to_read[live.saga_id]
+        return page
 
     async def _read_page(self, page: Sequence[_Live]) -> None:
         try:
@@ -343,9 +435,34 @@ class Traces:
             if not isinstance(history, LoadedSaga):
                 continue  # unreadable, or purged, as only what has ended long ago is
             records = [record for turn in history.turns for record in turn.records]
-            live.rest_until_s = time.monotonic() + REST_S_PER_RECORD * len(records)
+            if live.is_past and not self._is_sampled(records):
+                continue
+            live.length = len(records)
+            if not self._keep(live, records):
+                live.rest_until_s = time.monotonic() + REST_S_PER_RECORD * len(records)
             if not self._offer(live, records):
                 self._give_up(live, records)
+            await anyio.lowlevel.checkpoint()
+
+    def _keep(self, live: _Live, records: list[Record]) -> bool:
+        """Goes on from what was read, as if all of it had been seen here; False: it cannot."""
+        if live.saga is None or live.records is not None:
+            return False
+        if len(records) > RECORDS_PER_SAGA or self._kept + len(records) > KEPT_RECORDS:
+            return False
+        # A turn may have been told of since it was read, or be read that is yet to be told of.
+        if fold(live.plan, records) != live.saga:
+            return False
+        # Payloads that were read are not those that the saga's actor holds anyway.
+        live.records = [_without_payload(record) for record in records]
+        self._kept += len(records)
+        return True
+
+    def _is_sampled(self, records: Sequence[Record]) -> bool:
+        started = records[0]
+        assert isinstance(started, SagaStarted), "a history begins with its start"
+        trace_id = self._tracing.trace_id(started.saga_id, started.traceparent)
+        return self._tracing.is_sampled(trace_id, started.traceparent)
 
     async def close(self) -> None:
         """Lets everything leave that is closed, within `CLOSE_S`; what has not left then is lost.
@@ -359,19 +476,28 @@ class Traces:
         with anyio.CancelScope(shield=True):
             began_s = time.monotonic()
             await anyio.lowlevel.checkpoint()  # lets `run` give back what it was reading
-            try:
-                for live in (*self._old, *self._young):
-                    live.rest_until_s = 0.0
-                for _ in range(2):  # the young are old after the first
-                    await self._look()
-                await self._read(began_s + CLOSE_S / 2)
-            except AmendsError as error:  # the store may be what ended the runtime
-                _log.debug("traces_not_read", error=str(error))
-            except Exception:  # noqa: BLE001  # as in `run`
-                _log.exception("traces_failed")
+            # A disk that stalls must not hold up the end: what it has not given by then is left.
+            with anyio.move_on_after(CLOSE_S / 2):
+                await self._read_the_last(began_s + CLOSE_S / 2)
             await self._sender.close(max(CLOSE_S / 2, began_s + CLOSE_S - time.monotonic()))
             if self._to_read:
                 _log.warning("traces_not_read", to=self.where, sagas=len(self._to_read))
+
+    async def _read_the_last(self, until_s: float) -> None:
+        try:
+            # The next runtime will look back, too: they are not worth the wait.
+            self._to_read = {
+                saga_id: live for saga_id, live in self._to_read.items() if not live.is_past
+            }
+            for live in (*self._old, *self._young):
+                live.rest_until_s = 0.0
+            for _ in range(2):  # the young are old after the first
+                await self._look()
+            await self._read(until_s)
+        except AmendsError as error:  # the store may be what ended the runtime
+            _log.debug("traces_not_read", error=str(error))
+        except Exception:  # noqa: BLE001  # as in `run`
+            _log.exception("traces_failed")
 
     # -- on the sender's thread ----------------------------------------------------------------
 
@@ -392,6 +518,12 @@ def _note_left(parcel: _Parcel, taken: bool) -> None:  # noqa: FBT001  # the sen
     """What was not taken leaves with the saga's next parcel, if there is one."""
     if not taken:
         parcel.live.left = min(parcel.live.left, parcel.before)
+
+
+def _closed_by(parcel: _Parcel) -> int:
+    """About how many spans a parcel has."""
+    records = parcel.records[parcel.live.left : parcel.count]
+    return sum(_CLOSES.get(type(record), 0) for record in records)
 
 
 def _without_payload(record: Record) -> Record:
