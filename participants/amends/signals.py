@@ -3,7 +3,9 @@
 1. The first asks: the participant drains.
 2. The second, while it drains, ends the process at once. Plain handlers instead of the event loop's
    run while the loop is busy, too, so that it always gets through.
-3. When the drain is over they are ignored until the process has ended. Then nothing is left to
+3. The system gives a signal to any thread, and only the main one runs handlers, once it wakes up: a
+   loop that sleeps is woken by a byte that the interpreter writes for each signal.
+4. When the drain is over they are ignored until the process has ended. Then nothing is left to
    stop, and a late signal would only spoil the exit status.
 """
 
@@ -13,6 +15,7 @@ import asyncio
 import atexit
 import contextlib
 import signal
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -34,6 +37,7 @@ class EndSignals:
         self._is_over = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: Callable[[], None] | None = None
+        self._alarm: tuple[socket.socket, socket.socket] | None = None
 
     def install(self) -> None:
         """Take the signals from now on."""
@@ -43,12 +47,23 @@ class EndSignals:
     def on_first(self, stop: Callable[[], None]) -> None:
         """Let the first signal call `stop` in the running loop; at once if it has come already."""
         self._loop, self._stop = asyncio.get_running_loop(), stop
+        heard, rung = self._alarm = socket.socketpair()
+        for end in self._alarm:
+            end.setblocking(False)
+        self._loop.add_reader(heard, _empty, heard)
+        signal.set_wakeup_fd(rung.fileno(), warn_on_full_buffer=False)
         if self._asked:
             stop()
 
     def ignore(self) -> None:
-        """Ignore both from now on, until the process has ended."""
+        """Ignore both from now on, until the process has ended. Called in the loop, if one runs."""
         self._is_over = True
+        if self._alarm is not None and self._loop is not None:
+            signal.set_wakeup_fd(-1)
+            self._loop.remove_reader(self._alarm[0])
+            for end in self._alarm:
+                end.close()
+            self._alarm = None
         # The interpreter puts the defaults back when it ends, but not in place of "ignored". Not
         # now already, or processes that are started meanwhile would ignore the signals as well.
         atexit.register(_ignore)
@@ -69,6 +84,12 @@ class EndSignals:
             # The loop may have been closed in between: then there is nothing left to stop.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop)
+
+
+def _empty(heard: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while heard.recv(64):
+            pass
 
 
 def _ignore() -> None:

@@ -38,6 +38,14 @@ async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
     assert read_ledger(database, "late") == []
 
 
+async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
+    """Also one that the system gives to another thread than the one that acts on it."""
+    async with program("sleeping.py") as running:
+        await running.line()
+        running.signal(signal.SIGTERM)
+        assert await running.wait() == 0
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """The handler that hangs is not waited for; nothing of it is kept."""
     database = tmp_path / "payments.db"

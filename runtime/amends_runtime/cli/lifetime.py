@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ class Signals:
     """SIGTERM and SIGINT: the first asks, the second forces. To be installed by the main thread.
 
     Plain handlers instead of the event loop's: they also run while the loop is busy, so that the
-    second signal always gets through.
+    second signal always gets through. The system gives a signal to any thread, and only the main
+    one runs handlers, once it wakes up: so a loop that sleeps is woken by a byte that the
+    interpreter writes for each signal.
     """
 
     def __init__(self, *, until_stdin_closes: bool, before_force: Callable[[], None]) -> None:
@@ -36,6 +39,7 @@ class Signals:
         self._asked = False
         self._stop: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._alarm: tuple[socket.socket, socket.socket] | None = None
 
     def install(self) -> None:
         """From now on until the process ends."""
@@ -43,12 +47,17 @@ class Signals:
             signal.signal(number, self._on_signal)
         # The interpreter puts the defaults back when it ends, and a late signal would then spoil
         # the exit code. At exit means: after all threads have ended.
-        atexit.register(_ignore_signals)
+        atexit.register(self._ignore)
 
     def on_first(self, stop: Callable[[], None]) -> None:
         """From now on the first signal calls `stop` in the running loop; at once if it has come."""
         self._loop = asyncio.get_running_loop()
         self._stop = stop
+        heard, rung = self._alarm = socket.socketpair()
+        for end in self._alarm:
+            end.setblocking(False)
+        self._loop.add_reader(heard, _empty, heard)
+        signal.set_wakeup_fd(rung.fileno(), warn_on_full_buffer=False)
         if self._asked:
             stop()
         if self._until_stdin_closes:
@@ -62,6 +71,11 @@ class Signals:
             _force_exit(f"a second signal ({signal.Signals(number).name}): ending at once")
         self._signalled = True
         self._ask()
+
+    def _ignore(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _wait_for_stdin(self) -> None:
         with contextlib.suppress(OSError):
@@ -77,9 +91,10 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._stop)
 
 
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _empty(heard: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while heard.recv(64):
+            pass
 
 
 def _force_exit(why: str) -> None:
