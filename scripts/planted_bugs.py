@@ -51,6 +51,7 @@ COPIED: Final = (
     "runtime",
     "tests",
     "scripts",
+    "deploy",
     "docs",
     "protos",
     "pyproject.toml",
