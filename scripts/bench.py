@@ -13,7 +13,8 @@ for the latency of a saga when nobody else is there. At the end the participant 
 effects: each saga must have left each of its three exactly once, else the run fails.
 
 Quote ratios: the machines are noisy, and the two alternate within one run because of that.
-`--telemetry` measures something else: what traces and metrics cost, see `bench_telemetry.py`.
+`--telemetry` measures something else: what traces and metrics cost, see `bench_telemetry.py`,
+and `--parts` where they cost it, see `bench_parts.py`.
 `participant`, `sink`, `naive` and `amends` are the processes that a benchmark starts; nobody else
 needs to.
 """
@@ -37,7 +38,7 @@ import grpc.aio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
 
 from amends.v1 import participant_pb2, participant_pb2_grpc
-from scripts import bench_telemetry
+from scripts import bench_parts, bench_telemetry
 from scripts.bench_processes import (
     CONCURRENCY,
     PAYLOAD,
@@ -227,6 +228,8 @@ def main() -> int:
             load_of = naive if way == "naive" else through_amends
             load = load_of(options.address, options.tag, options.seconds, options.concurrency)
             print(json.dumps(asyncio.run(load)))
+        case _ if options.parts:
+            return bench_parts.run(options.output)
         case _ if options.telemetry:
             return bench_telemetry.run(
                 bench_telemetry.chosen(options.ways),
@@ -247,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--profile", type=Path, help="write a cProfile of the runtime here")
     parser.add_argument("--telemetry", action="store_true", help="what traces and metrics cost")
+    parser.add_argument("--parts", action="store_true", help="what its parts cost, by themselves")
     keys = [way.key for way in bench_telemetry.WAYS]
     parser.add_argument(
         "--ways",

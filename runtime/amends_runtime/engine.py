@@ -2,6 +2,7 @@
 
 A runtime comes up in this order, and goes down in the reverse of it:
 
+    telemetry     what the environment says of it, and the port for metrics, before all else
     store         owned by lock and epoch, checkpointed, read back
     definitions   loaded, then those of the configuration registered
     lanes         one per participant, of the configuration or an operator's; nothing is called yet
@@ -9,7 +10,8 @@ A runtime comes up in this order, and goes down in the reverse of it:
     API           bound and SERVING
 
 Going down: the API says NOT_SERVING and takes nothing new, calls on the wire get a moment for their
-replies, every decided turn is committed, the store is closed. What was still in flight then is
+replies, every decided turn is committed, what waits for a collector gets a moment to leave, the
+store is closed. What was still in flight then is
 found as lost at the next start and asked again under the same keys: a stop needs no more care than
 a crash.
 """

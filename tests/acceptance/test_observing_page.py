@@ -7,12 +7,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import pytest
 import yaml
 
 from amends import RecordKind
@@ -20,9 +19,8 @@ from amends_runtime.cli.app import build_app
 from amends_runtime.config import Config
 from amends_runtime.telemetry.projection import METHODS
 from shop.catalogue import DECLINED_CARD
-from tests.acceptance.traced import Traced, traced_world
+from tests.acceptance.traced import Traced
 from tests.acceptance.world import PATIENCE_S
-from tests.telemetry.otlp_receiver import Receiver, receiving
 from tests.telemetry.trace_rules import CLIENT, Seen, Trace
 
 ROOT: Final = Path(__file__).parents[2]
@@ -36,30 +34,6 @@ LEFT_OUT: Final = "[the other steps as above]"
 
 LINE: Final = re.compile(r"^(?P<indent> *)(?P<name>\S.*?) {2,}(?P<service>\w+) {2,}[\d,.]+ m?s\b")
 """A line of a tree on the page: a span's name, its service, how long it took, and remarks."""
-
-
-@pytest.fixture(scope="module")
-async def receiver() -> AsyncIterator[Receiver]:
-    """The collector."""
-    async with receiving() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-async def shared(
-    receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Traced]:
-    """The shop and a runtime, all of them sending spans."""
-    async with traced_world(tmp_path_factory.mktemp("world"), receiver) as one:
-        yield one
-
-
-@pytest.fixture
-def traced(shared: Traced) -> Iterator[Traced]:
-    """The same, with nothing going wrong until the test says so, nor after it."""
-    shared.world.switch()
-    yield shared
-    shared.world.switch()
 
 
 # -- the trees -------------------------------------------------------------------------------------

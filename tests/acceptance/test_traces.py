@@ -6,13 +6,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.abc
-import pytest
 from anyio.streams.text import TextReceiveStream
 
 from amends import RecordKind, SagaState
@@ -35,30 +33,6 @@ ROOT: Final = Path(__file__).parents[2]
 CALLER_TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER_SPAN: Final = "00f067aa0ba902b7"
 COMPENSATE: Final = "amends.v1.ParticipantService/Compensate"
-
-
-@pytest.fixture(scope="module")
-async def receiver() -> AsyncIterator[Receiver]:
-    """The collector, which outlives everything that sends to it."""
-    async with receiving() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-async def shared(
-    receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Traced]:
-    """The shop, a patient participant and a runtime, all of them sending spans."""
-    async with traced_world(tmp_path_factory.mktemp("world"), receiver) as one:
-        yield one
-
-
-@pytest.fixture
-def traced(shared: Traced) -> Iterator[Traced]:
-    """The same, with nothing going wrong until the test says so, nor after it."""
-    shared.world.switch()
-    yield shared
-    shared.world.switch()
 
 
 def names(spans: list[Seen]) -> list[str]:

@@ -116,7 +116,8 @@ async def test_a_collector_that_is_not_there_is_said_once(tmp_path: Path, protoc
         assert warning["why"]
         [abandoned] = logged(process, "traces_abandoned")
         assert abandoned["sagas"] == 6
-        assert abandoned["spans_lost"] not in {0, None}
+        assert isinstance(abandoned["spans_lost"], int)
+        assert abandoned["spans_lost"] > 0
         assert "amends trace export" in str(abandoned["hint"])
         assert "opentelemetry" not in process.log.read_text(encoding="utf-8")
 

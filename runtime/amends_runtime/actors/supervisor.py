@@ -25,8 +25,9 @@ import structlog
 
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.mailbox import Envelope
+from amends_runtime.actors.recovery import Recovering, Recovery
 from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
-from amends_runtime.actors.survey import SLICE, Recovery, Survey, Tally
+from amends_runtime.actors.survey import SLICE, Survey, Tally
 from amends_runtime.actors.timers import Timers
 from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
@@ -145,45 +146,6 @@ class _Arrival:
         self.recovering = False  # recovery has named it, and counts it when it is here
 
 
-class _Recovering:
-    """What recovery has still to wait for, and how long it has taken."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._began_s: float | None = None
-        self._ended_s: float | None = None
-        self._all_named = False
-        self._awaited = 0
-        self._sagas = 0
-
-    def begin(self) -> None:
-        self._began_s = self._clock.monotonic_s()
-
-    def named(self, arrival: _Arrival) -> None:
-        if not arrival.recovering:
-            arrival.recovering = True
-            self._awaited += 1
-
-    def all_named(self) -> None:
-        self._all_named = True
-        self._note_end()
-
-    def arrived(self) -> None:
-        self._awaited -= 1
-        self._sagas += 1
-        self._note_end()
-
-    def _note_end(self) -> None:
-        if self._all_named and not self._awaited and self._ended_s is None:
-            self._ended_s = self._clock.monotonic_s()
-
-    def now(self) -> Recovery:
-        if self._began_s is None:
-            return Recovery(running=True, sagas=0, duration_s=0.0)  # it is about to begin
-        until_s = self._clock.monotonic_s() if self._ended_s is None else self._ended_s
-        return Recovery(self._ended_s is None, self._sagas, until_s - self._began_s)
-
-
 class Supervisor:
     """Owns the live sagas.
 
@@ -215,7 +177,7 @@ class Supervisor:
         self._unreadable: dict[str, str] = {}
         self._starting_bytes = 0
         self._refused: dict[str, int] = {}
-        self._recovery = _Recovering(clock)
+        self._recovery = Recovering(clock)
         self._turns = Turns(
             store,
             clock=clock,
@@ -507,7 +469,9 @@ class Supervisor:
                 if named.saga_no < boundary and named.saga_id not in self._actors:
                     arrival = self._arrival(named.saga_id)
                     arrival.needed = True
-                    self._recovery.named(arrival)
+                    if not arrival.recovering:
+                        arrival.recovering = True
+                        self._recovery.named()
                     recovered += 1
             if len(page) < RECOVERY_PAGE or after_no >= boundary:
                 self._recovery.all_named()

@@ -15,21 +15,9 @@ from amends_runtime.actors.saga_actor import SagaActor
 from amends_runtime.core.records import SagaState, Verb
 from amends_runtime.core.saga import StepState, StepStatus
 
-__all__ = ["SLICE", "Recovery", "Survey", "Tally", "in_doubt"]
+__all__ = ["SLICE", "Survey", "Tally", "in_doubt"]
 
 SLICE: Final = 200  # about a millisecond, the time of a few turns
-
-
-class Recovery(msgspec.Struct, frozen=True):
-    """How far the sagas are brought in that had not ended when the store was opened.
-
-    `sagas` have been brought in so far, `duration_s` is how long it has taken. One whose history is
-    damaged counts as brought in: nothing more is tried.
-    """
-
-    running: bool
-    sagas: int
-    duration_s: float
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,7 +94,7 @@ class SurveyReading(Protocol):
 
 
 class RecoveryReading(Protocol):
-    """How far recovery is; see `actors.survey`."""
+    """How far recovery is; see `actors.recovery`."""
 
     @property
     def running(self) -> bool: ...

@@ -86,7 +86,11 @@ class MetricSending:
         if self._thread.ident is not None:
             await anyio.to_thread.run_sync(self._thread.join, timeout_s)
         if self._thread.is_alive():
-            _log.warning("metrics_abandoned", to=self.where)
+            _log.warning(
+                "metrics_abandoned",
+                to=self.where,
+                hint="the numbers since the last export are not there: is the collector well?",
+            )
             return False
         return True
 
@@ -103,7 +107,8 @@ class MetricSending:
                 "metrics_not_sent",
                 to=self.where,
                 why=failure,
-                hint="it is tried again every time; nothing else is concerned",
+                hint="sagas go on, and the next export says it all; is the collector there, does it"
+                " take metrics, and does it speak this protocol?",
             )
         elif failure is None and self._failing:
             _log.info("metrics_sent_again", to=self.where)

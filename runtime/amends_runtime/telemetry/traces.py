@@ -219,7 +219,8 @@ class Traces:
             if live is None:
                 return
         elif live.saga is not before:
-            # Read again after a failed commit, which may have left a turn that nobody told us of.
+            # Read again after a failed commit: it goes on from a state that is not the one we have
+            # followed, so whether anything lies between them is for the store to say.
             self._forget_records(live)
         live.saga = saga
         live.payload_bytes = saga.payload_bytes
@@ -481,7 +482,12 @@ class Traces:
                 await self._read_the_last(began_s + CLOSE_S / 2)
             await self._sender.close(max(CLOSE_S / 2, began_s + CLOSE_S - time.monotonic()))
             if self._to_read:
-                _log.warning("traces_not_read", to=self.where, sagas=len(self._to_read))
+                _log.warning(
+                    "traces_not_read",
+                    to=self.where,
+                    sagas=len(self._to_read),
+                    hint="amends trace export SAGA --to COLLECTOR sends them",
+                )
 
     async def _read_the_last(self, until_s: float) -> None:
         try:
