@@ -520,29 +520,39 @@ Global___CompensateResponse: _TypeAlias = CompensateResponse  # noqa: Y015
 
 @_typing.final
 class ExchangeRequest(_message.Message):
-    """Runtime to participant. The first message carries hello and no calls."""
+    """Runtime to participant. The first message carries hello and no calls.
+
+    What is the same for all calls of a stream is said once, so a Call leaves store_id, epoch,
+    incarnation, participant, idempotency_key, deadline_at_ms and oldest_open_at_ms empty here: they
+    are those of hello, store_id/saga_id/step/verb/round (the verb by its name, in lower case), now
+    plus timeout_ms, and those of the message.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    OLDEST_OPEN_AT_MS_FIELD_NUMBER: _builtins.int
+    oldest_open_at_ms: _builtins.int
+    """When the oldest saga that is still open was started; see Call. 0 if unknown."""
     @_builtins.property
     def hello(self) -> Global___ExchangeHello:
         """Sent once, first."""
 
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExchangeCall]:
-        """New calls, each with a number of its own on this stream."""
+        """New calls, each with a number of its own on this stream; never more than there are credits for."""
 
     def __init__(
         self,
         *,
         hello: Global___ExchangeHello | None = ...,
         calls: _abc.Iterable[Global___ExchangeCall] | None = ...,
+        oldest_open_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "hello", b"hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "hello", b"hello", "oldest_open_at_ms", b"oldest_open_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,25 +560,35 @@ Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
 
 @_typing.final
 class ExchangeHello(_message.Message):
-    """What the runtime says of itself."""
+    """What the runtime says of itself and of all calls of the stream. Who is not called what it says,
+    or cannot serve the stream, ends it with UNIMPLEMENTED: the runtime then calls by the unary verbs.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
     """Identity of its store."""
     epoch: _builtins.int
     """Its epoch."""
+    incarnation: _builtins.str
+    """Incarnation of its store."""
+    participant: _builtins.str
+    """Whom the calls are for: the name that the participant is registered by."""
     def __init__(
         self,
         *,
         store_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+        participant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "participant", b"participant", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -582,8 +602,11 @@ class ExchangeCall(_message.Message):
 
     CALL_NUMBER_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     call_number: _builtins.int
     """Unique on this stream."""
+    timeout_ms: _builtins.int
+    """How long the runtime waits for the reply, from now; then the handler may be stopped."""
     @_builtins.property
     def call(self) -> Global___Call:
         """The attempt; its verb says which handler it is for."""
@@ -593,10 +616,11 @@ class ExchangeCall(_message.Message):
         *,
         call_number: _builtins.int = ...,
         call: Global___Call | None = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_number", b"call_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_number", b"call_number", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,7 +628,11 @@ Global___ExchangeCall: _TypeAlias = ExchangeCall  # noqa: Y015
 
 @_typing.final
 class ExchangeResponse(_message.Message):
-    """Participant to runtime."""
+    """Participant to runtime.
+
+    The first message grants credits: so many calls may be under way at once. Each call takes one,
+    and each reply that is sent gives one back by itself; `credits` adds to them, or takes away.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -612,7 +640,7 @@ class ExchangeResponse(_message.Message):
     REPLIES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     credits: _builtins.int
-    """How many further calls the participant takes; added to what is left."""
+    """Further calls that may be under way at once, from now on; may be negative."""
     draining: _builtins.bool
     """No new calls, please; those under way are still answered."""
     @_builtins.property
