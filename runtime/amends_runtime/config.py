@@ -202,9 +202,15 @@ class Participant(_Section):
     """The name that the participant's certificate must have, where it is not the address's host,
     such as an IP address behind which another name is meant. Leave it out wherever you can."""
 
-    concurrency: Count = Field(default=256, ge=1, le=100_000)
-    """Calls on the wire at the same time; further ones wait in the participant's lane. 256 keeps
-    one HTTP/2 connection busy without burying a small service."""
+    concurrency: Count | None = Field(default=None, ge=1, le=100_000)
+    """Calls under way at the same time; further ones wait in the participant's lane. Without it, as
+    many as the participant announces on its stream, and 256 by the unary verbs: enough to keep one
+    HTTP/2 connection busy without burying a small service."""
+
+    transport: Literal["auto", "unary"] = "auto"
+    """How it is called. `auto`: in batches over one stream where the participant has it
+    (Exchange), else by the unary verbs. `unary`: by those alone, for a proxy in between that ends
+    long streams or balances single calls."""
 
 
 class Limits(_Section):

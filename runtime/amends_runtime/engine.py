@@ -36,10 +36,11 @@ from amends_runtime.config import Config, Telemetry, Tls, read_tls
 from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Definition
 from amends_runtime.core.tracing import Tracing
+from amends_runtime.dispatch.exchange import ExchangeTransport
 from amends_runtime.dispatch.lanes import Lanes
 from amends_runtime.dispatch.participants import Participants
 from amends_runtime.dispatch.unary import UnaryTransport
-from amends_runtime.ports import Clock, Observer, ParticipantAddress, Store, Transport
+from amends_runtime.ports import Caller, Clock, Observer, ParticipantAddress, Store, Transport
 from amends_runtime.storage import SqliteStore, open_sqlite_store
 from amends_runtime.telemetry.collector import SpanExport
 from amends_runtime.telemetry.encoding import sender_attributes
@@ -84,7 +85,7 @@ class Engine:
         *,
         clock: Clock,
         observer: Observer,
-        connect: Callable[[ParticipantAddress, Callable[[], int]], Transport | None],
+        connect: Callable[[ParticipantAddress, Callable[[], int]], Transport | Caller | None],
         breaker: BreakerPolicy | None = None,
         limits: Limits | None = None,
         concurrency: Mapping[str, int] | None = None,
@@ -224,18 +225,28 @@ async def _running(
 
         def connect(
             address: ParticipantAddress, oldest_open_ms: Callable[[], int]
-        ) -> Transport | None:
+        ) -> Transport | Caller | None:
             # By name: an operator who moves a participant must not move it into plain text.
             files = tls.participants.get(address.name)
             if address.tls and files is None:
                 return None
-            return UnaryTransport(
+            unary = UnaryTransport(
                 address.address,
                 store.identity,
                 clock,
                 max_result_bytes=config.limits.payload_bytes,
                 oldest_open_ms=oldest_open_ms,
                 tls=files,
+            )
+            configured = config.participants.get(address.name)
+            if configured is not None and configured.transport == "unary":
+                return unary
+            return ExchangeTransport(
+                address.name,
+                unary,
+                store.identity,
+                max_result_bytes=config.limits.payload_bytes,
+                oldest_open_ms=oldest_open_ms,
             )
 
         tracing = Tracing(
@@ -266,7 +277,11 @@ async def _running(
                 commit_batch=config.limits.commit_batch,
                 commit_queue=config.limits.commit_queue,
             ),
-            concurrency={name: p.concurrency for name, p in config.participants.items()},
+            concurrency={
+                name: one.concurrency
+                for name, one in config.participants.items()
+                if one.concurrency is not None
+            },
         )
         await engine.load()
         async with anyio.create_task_group() as tasks:

@@ -2,7 +2,7 @@
 
     Store           the durable truth: whole batches of transitions, under compare-and-set and epoch
     Insights        the same truth, for readers that must not write
-    Transport       one participant's endpoint: a call out, an outcome in
+    Transport       one participant's endpoint: calls out, outcomes in; a Caller: one at a time
     Clock           wall time and monotonic time
     Observer        told of what became durable and of what went on the wire; can change nothing
 
@@ -12,10 +12,11 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
+from anyio.abc import TaskGroup
 
 from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.definition import Definition, Plan
@@ -27,6 +28,7 @@ from amends_runtime.core.saga import Saga
 __all__ = [
     "AuditEntry",
     "Call",
+    "Caller",
     "Clock",
     "Insights",
     "LoadedSaga",
@@ -444,7 +446,38 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Transport(Protocol):
-    """One participant's endpoint."""
+    """One participant's endpoint, to which many calls go at once."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for people; it may change with what the participant turns out to have."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """How many calls the participant has said that it takes at once; None: it has not."""
+        ...
+
+    def open(self, tasks: TaskGroup, limit_changed: Callable[[], None]) -> None:
+        """Comes first, once: its tasks live in `tasks`. Nothing is connected yet."""
+        ...
+
+    def send(self, call: Call, answer: Callable[[Reply], None]) -> None:
+        """Sends one attempt, at most as many at once as there is a limit for.
+
+        `answer` is called once, never from inside `send`, at most `call.timeout_ms` from now; not
+        any more once the transport was closed. Raises nothing.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        ...
+
+
+@runtime_checkable
+class Caller(Protocol):
+    """One participant's endpoint, to which calls go one by one; `OneByOne` makes it a Transport."""
 
     name: str
 

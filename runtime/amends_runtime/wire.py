@@ -678,13 +678,7 @@ def call_to_proto(
     `deadline_at_ms` is when the runtime stops waiting for this attempt's reply; `oldest_open_at_ms`
     when the oldest saga that is still open was started, 0 if unknown.
     """
-    compensation = None
-    if call.verb is Verb.COMPENSATE:
-        compensation = participant_pb2.Compensation(
-            executed=call.executed,
-            result=None if call.own_result is None else payload_to_proto(call.own_result),
-            turn=None if call.turn is None else _turn_to_proto(call.turn, call.turn_step_name),
-        )
+    compensation = _compensation(call) if call.verb is Verb.COMPENSATE else None
     return participant_pb2.Call(
         idempotency_key=idempotency_key(identity, call),
         store_id=identity.store_id,
@@ -709,6 +703,47 @@ def call_to_proto(
         poll=call.poll,
         mode=types_pb2.MODE_SAGA,
         participant=call.participant,
+    )
+
+
+def add_exchange_call(
+    request: participant_pb2.ExchangeRequest, call_number: int, call: Call
+) -> participant_pb2.ExchangeCall:
+    """One attempt more in a batch; what the stream has said once is left out.
+
+    Field by field, which takes a third of what nested constructors take: this is a hot path.
+    """
+    added = request.calls.add(call_number=call_number, timeout_ms=call.timeout_ms)
+    message = added.call
+    message.saga_id = call.saga_id
+    message.definition = call.definition_name
+    message.step = call.step_name
+    message.action = call.action
+    message.verb = _VERBS_OUT[call.verb]
+    message.round = call.round
+    message.attempt = call.attempt
+    message.mode = types_pb2.MODE_SAGA
+    if call.traceparent:
+        message.traceparent = call.traceparent
+    if call.poll:
+        message.poll = True
+    payload, source = message.input, call.input
+    payload.data = source.data
+    payload.content_type = source.content_type
+    for name, result in call.results:
+        payload = message.results.add(step=name).result
+        payload.data = result.data
+        payload.content_type = result.content_type
+    if call.verb is Verb.COMPENSATE:
+        message.compensation.CopyFrom(_compensation(call))
+    return added
+
+
+def _compensation(call: Call) -> participant_pb2.Compensation:
+    return participant_pb2.Compensation(
+        executed=call.executed,
+        result=None if call.own_result is None else payload_to_proto(call.own_result),
+        turn=None if call.turn is None else _turn_to_proto(call.turn, call.turn_step_name),
     )
 
 

@@ -8,7 +8,8 @@ because of that:
 1. Compensations before forward calls, older sagas before younger ones: rather 200 sagas finished
    than 1,000 half done.
 2. At most `limit` calls on the wire, of which forward calls may hold all but a share, so that slow
-   forward calls never shut out the compensations.
+   forward calls never shut out the compensations. The limit is the operator's, or what the
+   participant announces, or the smaller one of both; else `DEFAULT_LIMIT`.
 3. While the breaker is open nothing leaves. Its probes are the first in the queue. One that finds
    nobody there is told as such: the lane paces it, and it uses up no retry. One that is answered
    with an error counts as any other attempt, so that a call that always fails does not probe for
@@ -22,8 +23,9 @@ because of that:
    the way they went, whose connection is closed after the last of them; they count for the old
    place's limit, and no more for any breaker.
 
-Workers are tasks that take the next call when one ends, so that under load no task is made per
-call. The queue's bound is that of the live sagas: each has at most `MAX_PARALLEL` calls open.
+A lane has no tasks: calls leave as they come in, or when another's end, a timer or a transport that
+takes more makes room. The queue's bound is that of the live sagas: each has at most `MAX_PARALLEL`
+calls open.
 """
 
 from __future__ import annotations
@@ -40,11 +42,14 @@ from amends_runtime.core import breaker as breakers
 from amends_runtime.core.breaker import Breaker, BreakerPolicy, BreakerState
 from amends_runtime.core.messages import Answered, NotSent, Unknown
 from amends_runtime.core.records import Verb
+from amends_runtime.dispatch.one_by_one import OneByOne
 from amends_runtime.ports import (
     Call,
+    Caller,
     Clock,
     Observer,
     ParticipantAddress,
+    Reply,
     Transport,
 )
 
@@ -92,11 +97,14 @@ class _Entry:
     """One attempt in a lane. `sent_at_ms` is 0 until it was first sent, and `route` unset."""
 
     __slots__ = (
+        "asked_at_us",
+        "began_s",
         "call",
         "generation",
         "gone",
         "held_ms",
         "key",
+        "lane",
         "order",
         "poll_timer",
         "polls",
@@ -107,7 +115,8 @@ class _Entry:
         "sent_us",
     )
 
-    def __init__(self, call: Call, order: tuple[int, int, int]) -> None:
+    def __init__(self, lane: Lane, call: Call, order: tuple[int, int, int]) -> None:
+        self.lane = lane
         self.call = call
         self.order = order
         self.key = (call.saga_id, call.step, call.verb)
@@ -121,20 +130,29 @@ class _Entry:
         self.queued = False
         self.gone = False
         self.poll_timer: asyncio.TimerHandle | None = None
+        self.asked_at_us = 0  # when it was sent last, by the wall clock and
+        self.began_s = 0.0  # by the monotonic one
+
+    def answer(self, reply: Reply) -> None:
+        """What its transport calls when it has ended."""
+        self.lane._answered(self, reply)  # noqa: SLF001  # the two are one
 
     def __lt__(self, other: _Entry) -> bool:
         return self.order < other.order
 
 
 class Lane:
-    """The calls of one participant. Everything but `work` is synchronous."""
+    """The calls of one participant. Everything but `close` is synchronous.
+
+    `limit` is the operator's; None: it is for the participant to say.
+    """
 
     def __init__(
         self,
         address: ParticipantAddress,
-        transport: Transport | None,
+        transport: Transport | Caller | None,
         *,
-        limit: int,
+        limit: int | None,
         policy: BreakerPolicy,
         clock: Clock,
         deliver: Deliver,
@@ -142,20 +160,19 @@ class Lane:
         tasks: TaskGroup,
     ) -> None:
         self.address = address
-        self._route = _Route(transport) if transport is not None else None
+        self._tasks = tasks
+        self._configured_limit = limit
+        self._limit = self._forward_limit = 0  # `_note_limit` gives them
+        self._route = self._route_by(transport)
         self._retired: list[_Route] = []  # left, with calls on them that still get their answers
-        self._limit = limit
-        self._forward_limit = max(1, limit - max(1, limit // COMPENSATION_SHARE))
         self._policy = policy
         self._clock = clock
         self._deliver = deliver
         self._observer = observer
-        self._tasks = tasks
         self._breaker = Breaker()
         self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # compensations, forward calls
         self._waiting = 0
         self._entries: dict[tuple[str, int, Verb], _Entry] = {}
-        self._idle: list[asyncio.Future[_Entry]] = []
         self._sequence = 0
         self._probe_timer: asyncio.TimerHandle | None = None
         self._last_error = ""
@@ -163,6 +180,7 @@ class Lane:
         self._stopped = False
         self._not_closed_ms = 0  # how long the breaker was not closed, before it closed last
         self._not_closed_since_ms: int | None = None
+        self._note_limit()
 
     # -- what a saga asks of it ----------------------------------------------------------------
 
@@ -257,9 +275,10 @@ class Lane:
         """Nobody has registered the participant (any more), and no call waits for it."""
         return not self.address.address and not self._entries and not self.in_flight
 
-    def move(self, address: ParticipantAddress, transport: Transport | None) -> None:
+    def move(self, address: ParticipantAddress, transport: Transport | Caller | None) -> None:
         """Points the lane elsewhere, or with None nowhere; see rules 5 and 6."""
-        old, self._route = self._route, _Route(transport) if transport is not None else None
+        old, self._route = self._route, self._route_by(transport)
+        self._note_limit()
         self.address = address
         self._last_error = ""
         self._last_reason = ""
@@ -280,7 +299,7 @@ class Lane:
         self._stopped = True
 
     async def close(self) -> None:
-        """Closes the transports. The workers end with their task group."""
+        """Closes the transports."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
         for entry in self._entries.values():
@@ -289,12 +308,30 @@ class Lane:
         for route in [*self._retired, *([self._route] if self._route is not None else [])]:
             await route.transport.close()
 
+    def _route_by(self, transport: Transport | Caller | None) -> _Route | None:
+        if transport is None:
+            return None
+        if isinstance(transport, Caller):
+            transport = OneByOne(transport)
+        transport.open(self._tasks, self._limit_changed)
+        return _Route(transport)
+
+    def _note_limit(self) -> None:
+        announced = None if self._route is None else self._route.transport.limit
+        limits = [limit for limit in (self._configured_limit, announced) if limit is not None]
+        self._limit = max(1, min(limits, default=DEFAULT_LIMIT))
+        self._forward_limit = max(1, self._limit - max(1, self._limit // COMPENSATION_SHARE))
+
+    def _limit_changed(self) -> None:
+        self._note_limit()
+        self._pump()
+
     # -- the queue -----------------------------------------------------------------------------
 
     def _take_in(self, call: Call, started_at_ms: int) -> _Entry:
         self._sequence += 1
         forward = 0 if call.verb is Verb.COMPENSATE else 1
-        entry = _Entry(call, (forward, started_at_ms, self._sequence))
+        entry = _Entry(self, call, (forward, started_at_ms, self._sequence))
         replaced = self._entries.get(entry.key)
         if replaced is not None:
             self._remove(replaced)  # its attempt was recorded as lost; this one follows it
@@ -346,39 +383,27 @@ class Lane:
         return None
 
     def _pump(self) -> None:
-        """Gives calls that may leave to idle workers, or to new ones."""
+        """Lets all calls leave that may."""
         while (entry := self._next()) is not None:
-            while self._idle:
-                idle = self._idle.pop()
-                if not idle.done():
-                    idle.set_result(entry)
-                    break
-            else:
-                self._tasks.start_soon(self._work, entry, name=f"lane {self.address.name}")
+            self._send(entry)
 
-    async def _work(self, entry: _Entry | None) -> None:
-        """Carries calls, one after another, for as long as the runtime lives."""
-        while True:
-            while entry is not None:
-                await self._carry(entry)
-                entry = self._next()
-            idle: asyncio.Future[_Entry] = asyncio.get_running_loop().create_future()
-            self._idle.append(idle)
-            entry = await idle
-
-    async def _carry(self, entry: _Entry) -> None:
-        call, kind, route = entry.call, entry.order[0], entry.route
+    def _send(self, entry: _Entry) -> None:
+        route = entry.route
         assert route is not None, "nothing leaves a lane without transport"
-        asked_at_us, began_s = self._clock.now_us(), self._clock.monotonic_s()
+        entry.asked_at_us, entry.began_s = self._clock.now_us(), self._clock.monotonic_s()
         if not entry.sent_at_ms:
-            entry.sent_at_ms, entry.sent_us = divmod(asked_at_us, 1000)
+            entry.sent_at_ms, entry.sent_us = divmod(entry.asked_at_us, 1000)
             entry.held_ms = self._held_ms() - entry.held_ms
-        reply = await route.transport.call(call)
+        route.transport.send(entry.call, entry.answer)
+
+    def _answered(self, entry: _Entry, reply: Reply) -> None:
+        call, route = entry.call, entry.route
+        assert route is not None, "it was sent by one"
         # How long it took is monotonic: a wall clock that is set meanwhile must not use up the
         # time that a step has for its retries.
-        took_us = round((self._clock.monotonic_s() - began_s) * 1_000_000)
-        answered_at_ms, answered_us = divmod(asked_at_us + took_us, 1000)
-        route.in_flight[kind] -= 1
+        took_us = round((self._clock.monotonic_s() - entry.began_s) * 1_000_000)
+        answered_at_ms, answered_us = divmod(entry.asked_at_us + took_us, 1000)
+        route.in_flight[entry.order[0]] -= 1
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         is_current = route is self._route
@@ -405,14 +430,15 @@ class Lane:
                 answered_us=answered_us,
             ),
         )
-        if route in self._retired and not route.calls:
+        if not is_current and not route.calls and route in self._retired:
             self._retired.remove(route)
-            await route.transport.close()
+            self._tasks.start_soon(route.transport.close, name=f"close {self.address.name}")
+        self._pump()
 
     # -- breaker and timers --------------------------------------------------------------------
 
     def _settle_breaker(self, *, healthy: bool | None, generation: int) -> None:
-        before, elapsed_ms = self._breaker.state, self._elapsed_ms()
+        elapsed_ms = self._elapsed_ms()
         if healthy is None:
             self._set_breaker(breakers.unsettled(self._breaker, generation))
         elif healthy:
@@ -421,8 +447,6 @@ class Lane:
             self._set_breaker(breakers.failed(self._breaker, self._policy, generation, elapsed_ms))
         if self._breaker.state is BreakerState.OPEN:
             self._wake_for_probe(elapsed_ms)
-        if self._breaker.state is not before:
-            self._pump()  # otherwise one call ended, and its worker takes the one that may follow
 
     def _set_breaker(self, breaker: Breaker) -> None:
         if breaker is self._breaker:
@@ -529,7 +553,7 @@ class Lanes:
         policy: BreakerPolicy,
         clock: Clock,
         observer: Observer,
-        connect: Callable[[ParticipantAddress], Transport | None],
+        connect: Callable[[ParticipantAddress], Transport | Caller | None],
         limits: Mapping[str, int],
     ) -> None:
         self._policy = policy
@@ -543,7 +567,7 @@ class Lanes:
         self._deliver: Deliver | None = None
 
     def open(self, tasks: TaskGroup, deliver: Deliver, addresses: list[ParticipantAddress]) -> None:
-        """Makes a lane for each registered participant; their workers live in `tasks`."""
+        """Makes a lane for each registered participant; what runs for them lives in `tasks`."""
         self._tasks = tasks
         self._deliver = deliver
         for address in addresses:
@@ -606,13 +630,13 @@ class Lanes:
         for lane in self._lanes.values():
             await lane.close()
 
-    def _lane(self, address: ParticipantAddress, transport: Transport | None) -> Lane:
+    def _lane(self, address: ParticipantAddress, transport: Transport | Caller | None) -> Lane:
         assert self._tasks is not None, "open() comes first"
         assert self._deliver is not None, "open() comes first"
         lane = Lane(
             address=address,
             transport=transport,
-            limit=self._limits.get(address.name, DEFAULT_LIMIT),
+            limit=self._limits.get(address.name),
             policy=self._policy,
             clock=self._clock,
             deliver=self._deliver,

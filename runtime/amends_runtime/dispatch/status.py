@@ -17,7 +17,7 @@ import grpc
 from amends_runtime.core.messages import Unknown
 from amends_runtime.ports import Reply
 
-__all__ = ["reply_of"]
+__all__ = ["is_too_large", "reply_of"]
 
 _MISCONFIGURED = frozenset(
     (
@@ -40,10 +40,15 @@ _TOO_LARGE = "larger than max"  # how gRPC words it when a message exceeds the r
 _MAX_DETAILS = 500  # characters of a foreign text that go into the history
 
 
+def is_too_large(status: grpc.StatusCode, details: str) -> bool:
+    """Whether it was our own side that ended it, because a message was larger than we take."""
+    return status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details
+
+
 def reply_of(status: grpc.StatusCode, details: str | None, *, away: bool = False) -> Reply:
     """The reply that an error status amounts to; `away`: without a connection to the endpoint."""
     text = details or ""
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in text:
+    if is_too_large(status, text):
         # Our own side refused the reply; the endpoint is well, and retrying brings the same again.
         return Reply(Unknown("REPLY_TOO_LARGE", text, misconfigured=True), status.name, None)
     if len(text) > _MAX_DETAILS:

@@ -18,7 +18,7 @@ from amends_runtime.dispatch.status import reply_of
 from amends_runtime.ports import Call, Clock, Reply, StoreIdentity
 from amends_runtime.tls import ParticipantTls
 
-__all__ = ["CHANNEL_OPTIONS", "UnaryTransport"]
+__all__ = ["CHANNEL_OPTIONS", "UnaryTransport", "failed_inside"]
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.enable_retries", 0),  # every attempt is ours, numbered and recorded
@@ -72,8 +72,8 @@ class UnaryTransport:
         self._oldest_open_ms = oldest_open_ms
         self._clock = clock
         self._tls = tls
-        self._channel = _channel(address, tls)
-        stub = participant_pb2_grpc.ParticipantServiceStub(self._channel)
+        self.channel = _channel(address, tls)
+        stub = participant_pb2_grpc.ParticipantServiceStub(self.channel)
         self._verbs: dict[Verb, tuple[Callable[..., Awaitable[Any]], Callable[..., Any]]] = {
             Verb.PREPARE: (stub.Prepare, participant_pb2.PrepareRequest),
             Verb.EXECUTE: (stub.Execute, participant_pb2.ExecuteRequest),
@@ -102,25 +102,37 @@ class UnaryTransport:
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                details = explain_handshake(details, self._tls)
-            # A service that refuses every call has a connection; one that is down has none.
-            away = self._channel.get_state() is not grpc.ChannelConnectivity.READY
-            return reply_of(error.code(), details, away=away)
+                details = self.explain(details)
+            return reply_of(error.code(), details, away=self.is_away())
         except Exception as error:  # noqa: BLE001  # whatever it was, the outcome is unknown
-            _log.exception(
-                "call_failed_inside",
-                saga_id=call.saga_id,
-                trace_id=call.traceparent[3:35],  # version, trace, span, flags
-                step=call.step_name,
-                verb=call.verb.name,
-                attempt=call.attempt,
-            )
-            return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)
+            return failed_inside(call, error)
         return Reply(outcome, "OK", healthy=True)
+
+    def is_away(self) -> bool:
+        """Whether there is no connection: a service that refuses every call has one."""
+        return self.channel.get_state() is not grpc.ChannelConnectivity.READY
+
+    def explain(self, details: str) -> str:
+        """The details of an UNAVAILABLE, in words of whoever runs the runtime."""
+        return explain_handshake(details, self._tls)
 
     async def close(self) -> None:
         """Closes the channel; calls under way end as cancelled."""
-        await self._channel.close()
+        await self.channel.close()
+
+
+def failed_inside(call: Call, error: Exception) -> Reply:
+    """Logs a fault of our own in sending a call; its outcome is unknown like any other."""
+    _log.error(
+        "call_failed_inside",
+        saga_id=call.saga_id,
+        trace_id=call.traceparent[3:35],  # version, trace, span, flags
+        step=call.step_name,
+        verb=call.verb.name,
+        attempt=call.attempt,
+        exc_info=error,
+    )
+    return Reply(Unknown("INTERNAL", type(error).__name__), "INTERNAL", None)
 
 
 def _channel(address: str, tls: ParticipantTls | None) -> grpc.aio.Channel:
