@@ -80,17 +80,14 @@ class LaneStatus(msgspec.Struct, frozen=True):
 
 
 class _Route:
-    """A way to the participant, and the calls on it: compensations, forward calls."""
+    """A way to the participant, and how many calls are on it, the forward calls among them."""
 
-    __slots__ = ("in_flight", "transport")
+    __slots__ = ("calls", "forward_calls", "transport")
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.in_flight = [0, 0]
-
-    @property
-    def calls(self) -> int:
-        return self.in_flight[0] + self.in_flight[1]
+        self.calls = 0
+        self.forward_calls = 0
 
 
 class _Entry:
@@ -188,6 +185,11 @@ class Lane:
         """Takes an attempt in. `started_at_ms`, the saga's, is its place among its equals."""
         entry = self._take_in(call, started_at_ms)
         entry.held_ms = self._held_ms()
+        if self._waiting == 0 and self._breaker.state is BreakerState.CLOSED:
+            route = self._route
+            if route is not None and not self._stopped and self._has_room(route, entry.order[0]):
+                self._send(entry, route)  # nobody is before it, and nothing holds it
+                return
         self._enqueue(entry)
         self._pump()
 
@@ -363,9 +365,7 @@ class Lane:
         for kind, queue in enumerate(self._queues):
             while queue and queue[0].gone:
                 heapq.heappop(queue)
-            if not queue or route.calls >= self._limit:
-                continue
-            if kind == 1 and route.in_flight[1] >= self._forward_limit:
+            if not queue or not self._has_room(route, kind):
                 continue
             elapsed_ms = self._elapsed_ms()
             if not breakers.admits(self._breaker, self._policy, elapsed_ms):
@@ -374,22 +374,28 @@ class Lane:
             entry = heapq.heappop(queue)
             entry.queued = False
             self._waiting -= 1
-            route.in_flight[kind] += 1
-            entry.route = route
             self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
-            entry.generation = self._breaker.generation
-            entry.probe = self._breaker.state is BreakerState.HALF_OPEN
             return entry
         return None
 
+    def _has_room(self, route: _Route, kind: int) -> bool:
+        """See rule 2."""
+        return route.calls < self._limit and (
+            kind == 0 or route.forward_calls < self._forward_limit
+        )
+
     def _pump(self) -> None:
         """Lets all calls leave that may."""
-        while (entry := self._next()) is not None:
-            self._send(entry)
+        while self._waiting and (entry := self._next()) is not None:
+            assert self._route is not None, "nothing leaves a lane without transport"
+            self._send(entry, self._route)
 
-    def _send(self, entry: _Entry) -> None:
-        route = entry.route
-        assert route is not None, "nothing leaves a lane without transport"
+    def _send(self, entry: _Entry, route: _Route) -> None:
+        route.calls += 1
+        route.forward_calls += entry.order[0]
+        entry.route = route
+        entry.generation = self._breaker.generation
+        entry.probe = self._breaker.state is BreakerState.HALF_OPEN
         entry.asked_at_us, entry.began_s = self._clock.now_us(), self._clock.monotonic_s()
         if not entry.sent_at_ms:
             entry.sent_at_ms, entry.sent_us = divmod(entry.asked_at_us, 1000)
@@ -403,7 +409,8 @@ class Lane:
         # time that a step has for its retries.
         took_us = round((self._clock.monotonic_s() - entry.began_s) * 1_000_000)
         answered_at_ms, answered_us = divmod(entry.asked_at_us + took_us, 1000)
-        route.in_flight[entry.order[0]] -= 1
+        route.calls -= 1
+        route.forward_calls -= entry.order[0]
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         is_current = route is self._route
@@ -438,6 +445,9 @@ class Lane:
     # -- breaker and timers --------------------------------------------------------------------
 
     def _settle_breaker(self, *, healthy: bool | None, generation: int) -> None:
+        breaker = self._breaker
+        if healthy and breaker.state is BreakerState.CLOSED and not breaker.failures:
+            return  # nearly always
         elapsed_ms = self._elapsed_ms()
         if healthy is None:
             self._set_breaker(breakers.unsettled(self._breaker, generation))
