@@ -70,7 +70,7 @@ class Unknown(msgspec.Struct, frozen=True, gc=False):
 Outcome = Done | Rejected | InProgress | Broken | Unknown
 
 
-class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
+class StartSaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Begin. Only the first message of a saga; `epoch` is the runtime's."""
 
     saga_id: str
@@ -81,7 +81,7 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
+class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An attempt that was sent has ended. `sent_at_ms` is when it was sent for the first time.
 
     `held_ms`, `sent_us` and `answered_us` are those of `Timing`.
@@ -104,7 +104,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     answered_us: int = 0
 
 
-class NotSent(msgspec.Struct, frozen=True, kw_only=True):
+class NotSent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An attempt was taken out of its lane before it was sent."""
 
     step: int
@@ -113,7 +113,7 @@ class NotSent(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
 
 
-class Wake(msgspec.Struct, frozen=True):
+class Wake(msgspec.Struct, frozen=True, gc=False):
     """It may be time for something. A spurious one does nothing.
 
     `due_at_ms` is the instant that was waited for. It has come, whatever the wall clock says by the
@@ -124,14 +124,14 @@ class Wake(msgspec.Struct, frozen=True):
     due_at_ms: int = 0
 
 
-class CancelSaga(msgspec.Struct, frozen=True, kw_only=True):
+class CancelSaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Turn back if that is still possible."""
 
     author: str = ""
     reason: str = ""
 
 
-class RetrySaga(msgspec.Struct, frozen=True, kw_only=True):
+class RetrySaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Try a step now that is stuck or waits for its next attempt, or without `step` all of them.
 
     `revived` tells that deciding had failed before and works again: that alone is worth recording.
@@ -145,7 +145,7 @@ class RetrySaga(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
-class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True):
+class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """End as it is. Only a stuck saga does, unless by `force`."""
 
     author: str
@@ -154,7 +154,7 @@ class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
-class RuntimeRestarted(msgspec.Struct, frozen=True):
+class RuntimeRestarted(msgspec.Struct, frozen=True, gc=False):
     """The runtime that had this saga in memory is gone; so are its calls and timers."""
 
 

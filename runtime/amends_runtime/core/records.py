@@ -104,11 +104,11 @@ class Timing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     answered_us: int = 0
 
 
-class _Record(msgspec.Struct, frozen=True, array_like=True):
+class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at_ms: int
 
 
-class SagaStarted(_Record, frozen=True, array_like=True, tag=1):
+class SagaStarted(_Record, frozen=True, array_like=True, gc=False, tag=1):
     """The saga exists. `content_hash` covers all that makes a repeated start the same start."""
 
     saga_id: str
@@ -121,7 +121,7 @@ class SagaStarted(_Record, frozen=True, array_like=True, tag=1):
     traceparent: str = ""
 
 
-class AttemptStarted(_Record, frozen=True, array_like=True, tag=2):
+class AttemptStarted(_Record, frozen=True, array_like=True, gc=False, tag=2):
     """An attempt is about to leave. Committed before the call; see rule 1 of `saga`."""
 
     step: int
@@ -131,7 +131,7 @@ class AttemptStarted(_Record, frozen=True, array_like=True, tag=2):
     epoch: int
 
 
-class StepExecuted(_Record, frozen=True, array_like=True, tag=3):
+class StepExecuted(_Record, frozen=True, array_like=True, gc=False, tag=3):
     """Done(result): the step took effect."""
 
     verb: ClassVar[Verb] = Verb.EXECUTE
@@ -143,7 +143,7 @@ class StepExecuted(_Record, frozen=True, array_like=True, tag=3):
     result: Payload
 
 
-class StepRejected(_Record, frozen=True, array_like=True, tag=4):
+class StepRejected(_Record, frozen=True, array_like=True, gc=False, tag=4):
     """Rejected(reason): this round's key has no effect and never will."""
 
     verb: ClassVar[Verb] = Verb.EXECUTE
@@ -155,7 +155,7 @@ class StepRejected(_Record, frozen=True, array_like=True, tag=4):
     failure: Failure
 
 
-class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
+class StepCompensated(_Record, frozen=True, array_like=True, gc=False, tag=5):
     """Done to Compensate: the step is undone, or was found never to have run and is fenced."""
 
     verb: ClassVar[Verb] = Verb.COMPENSATE
@@ -166,7 +166,7 @@ class StepCompensated(_Record, frozen=True, array_like=True, tag=5):
     timing: Timing
 
 
-class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
+class AttemptFailed(_Record, frozen=True, array_like=True, gc=False, tag=6):
     """An attempt ended and nobody knows its outcome. `retry_at_ms` 0: none follows by itself.
 
     A `probe` of an open breaker that found nobody there uses up no retry.
@@ -183,7 +183,7 @@ class AttemptFailed(_Record, frozen=True, array_like=True, tag=6):
     probe: bool = False
 
 
-class AttemptLost(_Record, frozen=True, array_like=True, tag=7):
+class AttemptLost(_Record, frozen=True, array_like=True, gc=False, tag=7):
     """An attempt may have been in flight when its runtime died: its outcome is unknown."""
 
     step: int
@@ -193,7 +193,7 @@ class AttemptLost(_Record, frozen=True, array_like=True, tag=7):
     epoch: int
 
 
-class AttemptWithdrawn(_Record, frozen=True, array_like=True, tag=8):
+class AttemptWithdrawn(_Record, frozen=True, array_like=True, gc=False, tag=8):
     """An attempt never left its lane: it has no effect."""
 
     step: int
@@ -202,14 +202,14 @@ class AttemptWithdrawn(_Record, frozen=True, array_like=True, tag=8):
     attempt: int
 
 
-class StepGivenUp(_Record, frozen=True, array_like=True, tag=9):
+class StepGivenUp(_Record, frozen=True, array_like=True, gc=False, tag=9):
     """The step's retries are used up; its outcome stays unknown."""
 
     step: int
     spent_ms: int
 
 
-class StepStuck(_Record, frozen=True, array_like=True, tag=10):
+class StepStuck(_Record, frozen=True, array_like=True, gc=False, tag=10):
     """Nothing more is tried for this step until an operator says so."""
 
     step: int
@@ -217,14 +217,14 @@ class StepStuck(_Record, frozen=True, array_like=True, tag=10):
     failure: Failure
 
 
-class CancelRequested(_Record, frozen=True, array_like=True, tag=11):
+class CancelRequested(_Record, frozen=True, array_like=True, gc=False, tag=11):
     """Somebody asked to cancel."""
 
     author: str
     reason: str
 
 
-class SagaTurnedBack(_Record, frozen=True, array_like=True, tag=12):
+class SagaTurnedBack(_Record, frozen=True, array_like=True, gc=False, tag=12):
     """No new forward step starts from here on. `step` is None for deadline and cancellation."""
 
     cause: TurnCause
@@ -232,13 +232,13 @@ class SagaTurnedBack(_Record, frozen=True, array_like=True, tag=12):
     failure: Failure
 
 
-class SagaEnded(_Record, frozen=True, array_like=True, tag=13):
+class SagaEnded(_Record, frozen=True, array_like=True, gc=False, tag=13):
     """The end: COMPLETED, COMPENSATED or ABANDONED. Nothing follows it."""
 
     state: SagaState
 
 
-class OperatorActed(_Record, frozen=True, array_like=True, tag=14):
+class OperatorActed(_Record, frozen=True, array_like=True, gc=False, tag=14):
     """Somebody took a saga in hand.
 
     RETRY names the step and the round in which it is tried again; without a step it brought a saga
