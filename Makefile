@@ -27,8 +27,8 @@ export PIP_NO_INPUT := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test check check-style check-types check-layers check-protos check-exports \
-        check-docs check-buf format protos constraints bench soak simulate crash-points \
-        planted-bugs clean
+        check-docs check-buf format protos constraints bench bench-scale soak simulate crash-points \
+        cuts planted-bugs clean
 
 help: ## list the targets and the variables
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -84,8 +84,11 @@ demo: $(READY) ## start everything, play the scenes, kill the runtime, audit the
 test: $(READY) ## run the tests (ARGS: arguments of pytest)
 	@$(PY) -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile --hypothesis-profile=$(MODE) $(if $(SEED),--hypothesis-seed=$(SEED)) $(ARGS)
 
-bench: $(READY) ## compare with the naive loop (ARGS=--telemetry: what traces and metrics cost)
+bench: $(READY) ## compare with the naive loop (ARGS=--telemetry, --parts or --micro: what parts cost)
 	@$(PY) scripts/bench.py $(ARGS)
+
+bench-scale: $(READY) ## sizes and bad days (ARGS="--only recovery overload", --million)
+	@$(PY) scripts/bench_scale.py $(ARGS)
 
 soak: $(READY) ## kill processes under load, then audit the ledgers
 	@$(PY) scripts/soak.py --sagas $(SAGAS) --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -95,6 +98,9 @@ simulate: $(READY) ## play schedules of faults in virtual time; with SEED: one a
 
 crash-points: $(READY) ## die at every commit and every call, and again at each of the recovery
 	@$(PY) scripts/crash_points.py $(ARGS)
+
+cuts: $(READY) ## cut the stream to a participant at every byte of a batch; then audit
+	@$(PY) scripts/cut_streams.py $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 planted-bugs: $(READY) ## plant bugs in a copy of the source, and see which test finds each
 	@$(PY) scripts/planted_bugs.py $(ARGS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -60,6 +60,36 @@ class Part(NamedTuple):
     unit: str
     times: int
     work: Callable[[], object]
+
+
+Measured = Sequence[tuple[Part, list[float]]]
+"""What each part took, in µs, for each round."""
+
+
+def measured(parts: Sequence[Part], rounds: int) -> Measured:
+    """Lets all parts take turns, so many times."""
+    found: Measured = [(part, []) for part in parts]
+    for _ in range(rounds):
+        for part, times_us in found:
+            began_s = time.thread_time()
+            part.work()
+            times_us.append((time.thread_time() - began_s) / part.times * 1e6)
+    return found
+
+
+def print_parts(found: Measured) -> list[dict[str, Any]]:
+    """Prints a table, and answers it for a file. An indented part belongs to the one above it."""
+    print(f"{'':34}{'median':>10}{'least':>10}{'most':>10}")
+    rows = []
+    above = ""
+    for part, times_us in found:
+        figures = (statistics.median(times_us), min(times_us), max(times_us))
+        print(f"{part.name:34}{''.join(f'{one:>10.2f}' for one in figures)}  {part.unit}")
+        is_below = part.name.startswith(" ")
+        above = above if is_below else part.name
+        name = f"{above}: {part.name.strip()}" if is_below else part.name
+        rows.append({"part": name, "unit": part.unit, "us": [round(one, 3) for one in times_us]})
+    return rows
 
 
 class Nowhere:
@@ -181,32 +211,16 @@ def parts() -> list[Part]:
     ]
 
 
-async def measure() -> Sequence[tuple[Part, list[float]]]:
-    """Lets all parts take turns, and answers what each took, in µs, for each round."""
-    measured: Sequence[tuple[Part, list[float]]] = [(part, []) for part in parts()]
-    for _ in range(ROUNDS):
-        for part, times_us in measured:
-            began_s = time.thread_time()
-            part.work()
-            times_us.append((time.thread_time() - began_s) / part.times * 1e6)
-    return measured
+async def measure(rounds: int = ROUNDS) -> Measured:
+    """Measures all parts; an observer is made where a loop runs, hence async."""
+    return measured(parts(), rounds)
 
 
-def run(output: Path) -> int:
+def run(output: Path, rounds: int = ROUNDS) -> int:
     """Measures, prints a table, writes `output`."""
-    measured = anyio.run(measure)  # an observer is made where a loop runs
-    print(f"what the parts of telemetry cost; CPU of one thread, {ROUNDS} rounds\n")
-    print(f"{'':30}{'median':>10}{'least':>10}{'most':>10}")
-    rows: list[Mapping[str, Any]] = []
-    above = ""
-    for part, times_us in measured:
-        figures = (statistics.median(times_us), min(times_us), max(times_us))
-        print(f"{part.name:30}{''.join(f'{one:>10.2f}' for one in figures)}  {part.unit}")
-        is_below = part.name.startswith(" ")
-        above = above if is_below else part.name
-        name = f"{above}: {part.name.strip()}" if is_below else part.name
-        rows.append({"part": name, "unit": part.unit, "us": [round(one, 3) for one in times_us]})
+    print(f"what the parts of telemetry cost; CPU of one thread, {rounds} rounds\n")
+    rows = print_parts(anyio.run(measure, rounds))
     versions = {name: version(name) for name in ("amends", "opentelemetry-sdk")}
-    write_figures(output, {"parts": rows, "rounds": ROUNDS, "versions": versions})
+    write_figures(output, {"parts": rows, "rounds": rounds, "versions": versions})
     print(f"\nwritten to {output}")
     return 0

@@ -1,8 +1,9 @@
-"""What the benchmarks have in common: a participant, a load through amends, and processes.
+"""What the benchmarks have in common: the sagas, the processes, and what is seen of these.
 
-A benchmark is a program that starts the others, as `bench.py NAME ...`: each side has an
-interpreter of its own, as it has for a user. What a process used is read from /proc, by process and
-by thread, so that it is told by the kernel and not by what is measured.
+A benchmark is a program that starts the others, `bench_participant.py`, `bench_runtime.py`,
+`bench_loads.py`: each side has an interpreter of its own, as it has for a user. What a process used
+is read from /proc, by process and by thread, so that it is told by the kernel and not by what is
+measured.
 """
 
 from __future__ import annotations
@@ -10,19 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import sqlite3
-import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
 import grpc.aio
 
 import amends
@@ -32,67 +28,10 @@ STEPS = ("one", "two", "three")
 PAYLOAD = b"x" * 200
 CONCURRENCY = 100
 READY_S = 30.0
+HELD_S = 3600.0
 HERE = Path(__file__).resolve().parent
 
-Load = dict[str, Any]
-"""What a load answers: sagas, seconds, cpu_s and latencies_ms."""
-
-
-# -- the participant -------------------------------------------------------------------------------
-
-
-async def participant(ready_file: Path, otlp: str = "", service: str = "") -> None:
-    """Serves three actions that count their effects, and `report`, which answers the count.
-
-    With `otlp`, the address of a collector, its part of sampled traces is sent there as `service`.
-    """
-    if otlp:
-        _trace(otlp, service)
-    effects: Counter[str] = Counter()
-    undone: Counter[str] = Counter()
-    bench = amends.Participant("bench", barrier=None)
-
-    async def act(call: amends.Call) -> bytes:
-        effects[f"{call.saga_id}/{call.action}"] += 1
-        return PAYLOAD
-
-    async def undo(call: amends.Call) -> None:
-        undone[f"{call.saga_id}/{call.action}"] += 1
-
-    for action in STEPS:
-        bench.execute(action)(act)
-        bench.compensate(action)(undo)
-
-    @bench.execute("report", compensatable=False)
-    async def report(_: amends.Call) -> dict[str, int]:
-        return {
-            "effects": effects.total(),
-            "keys": len(effects),
-            "doubled": sum(count > 1 for count in effects.values()),
-            "undone": undone.total(),
-        }
-
-    async with amends.serve(bench, listen="127.0.0.1:0") as server:
-        announce(ready_file, server.address)
-        await server.wait_closed()
-
-
-def _trace(otlp: str, service: str) -> None:
-    """Sets up OpenTelemetry as an author would, with a queue that no load of ours fills."""
-    from opentelemetry import trace  # noqa: PLC0415  # only who traces has these in memory
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415  # as above
-        OTLPSpanExporter,
-    )
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # as above
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415  # as above
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415  # as above
-
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    exporter = OTLPSpanExporter(endpoint=f"http://{otlp}", insecure=True)
-    provider.add_span_processor(
-        BatchSpanProcessor(exporter, max_queue_size=2**18, schedule_delay_millis=500)
-    )
-    trace.set_tracer_provider(provider)
+# -- sagas -----------------------------------------------------------------------------------------
 
 
 def call_of(saga_id: str, step: str, data: bytes) -> participant_pb2.Call:
@@ -121,88 +60,55 @@ async def effects_at(address: str) -> dict[str, int]:
     return counted
 
 
-# -- the loads -------------------------------------------------------------------------------------
-
-
 def saga_id_of(tag: str, number: int) -> str:
     """The id of a load's saga; their numbers are 1, 2, 3, without a gap."""
     return f"amends-{tag}-{number}"
 
 
-async def through_amends(address: str, tag: str, seconds: float, concurrency: int) -> Load:
-    """As many tasks as `concurrency`, each starting a saga and waiting for its end."""
-    async with amends.Client(address) as client:
+def definition(name: str) -> amends.Definition:
+    """The benchmarks' definitions: `bench`, `refused`, `held`, `later` and `steps-N`.
 
-        async def one(number: int) -> None:
-            handle = await client.start(
-                "bench", PAYLOAD, saga_id=saga_id_of(tag, number), wait_s=30
-            )
-            saga = await handle.result(timeout_s=60)
-            if saga.state is not amends.SagaState.COMPLETED:
-                raise RuntimeError(f"saga {saga.saga_id} ended {saga.state}")
-
-        return await closed_loop(one, seconds, concurrency)
-
-
-async def closed_loop(
-    one: Callable[[int], Awaitable[None]], seconds: float, concurrency: int
-) -> Load:
-    """Loops that each begin their next piece of work when the last has ended.
-
-    Answers how many were done, in how long, and each one's latency in milliseconds.
+    `bench` is three steps; of `refused` the last one is rejected, in `held` the second waits for
+    the participant's gate, and the first of `later` is asked again in an hour. Of `steps-N` each
+    step is handed the result of the one before it alone, so that it costs the same wherever it is.
     """
-    latencies_ms: list[float] = []
-    number = 0
-    began = time.monotonic()
-
-    async def loop() -> None:
-        nonlocal number
-        while time.monotonic() - began < seconds:
-            number += 1
-            sent = time.monotonic()
-            await one(number)
-            latencies_ms.append((time.monotonic() - sent) * 1000)
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(concurrency):
-            tasks.start_soon(loop)
-    return {
-        "sagas": len(latencies_ms),
-        "seconds": time.monotonic() - began,
-        "cpu_s": time.process_time(),
-        "latencies_ms": latencies_ms,
-    }
-
-
-def run_load(way: str, address: str, tag: str, seconds: float, concurrency: int) -> Load:
-    """Runs a load, `naive` or `amends`, in a process of its own, and waits for its answer."""
-    command = [*itself(way), address, tag, str(seconds), str(concurrency)]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=seconds + 120)
-    done: Load = json.loads(ended.stdout)
-    return done
-
-
-async def register(address: str) -> None:
-    """Registers the saga of the three steps at a runtime."""
-    definition = amends.Definition("bench")
+    made = amends.Definition(name)
+    if name.startswith("steps-"):
+        steps = [f"s{place}" for place in range(int(name.removeprefix("steps-")))]
+        for before, step in zip([None, *steps], steps, strict=False):
+            made = made.step(step, participant="bench", action="step", uses=before or ())
+        return made
+    changed = {"refused": {"three": "refuse"}, "held": {"two": "held"}, "later": {"one": "later"}}
     for step in STEPS:
-        definition = definition.step(step, participant="bench", action=step)
+        action = changed.get(name, {}).get(step, step)
+        # Nobody gives up a call that is held while a benchmark makes ready.
+        timeout_s = HELD_S if action == "held" else None
+        made = made.step(step, participant="bench", action=action, timeout_s=timeout_s)
+    return made
+
+
+async def register(address: str, *names: str) -> None:
+    """Registers these definitions at a runtime; without any, `bench`."""
     async with amends.Client(address) as client:
-        await client.register(definition)
+        for name in names or ("bench",):
+            await client.register(definition(name))
 
 
 # -- processes -------------------------------------------------------------------------------------
 
 
-def itself(*arguments: str) -> list[str]:
-    """The command that runs one of `bench.py`'s own programs."""
-    return [sys.executable, str(HERE / "bench.py"), *arguments]
+def participant_command(otlp: str = "", service: str = "", *options: str) -> list[str]:
+    """The command that runs the participant, which traces if it is told a collector.
 
-
-def participant_command(otlp: str = "", service: str = "") -> list[str]:
-    """The command that runs the participant, which traces if it is told a collector."""
+    `options` are further ones of `bench_participant.py`.
+    """
     traced = ["--otlp", otlp, "--service", service] if otlp else []
-    return itself("participant", *traced)
+    return [sys.executable, str(HERE / "bench_participant.py"), *traced, *options]
+
+
+def sink_command(*options: str) -> list[str]:
+    """The command that runs a collector."""
+    return [sys.executable, str(HERE / "bench_sink.py"), *options]
 
 
 def runtime_command(
@@ -261,10 +167,10 @@ def process(
                 popen.wait()
 
 
-def announce(ready_file: Path, address: str) -> None:
-    """Writes the ready file of this process."""
+def announce(ready_file: Path, address: str, **more: str) -> None:
+    """Writes the ready file of this process: its id, its address, and what else there is to say."""
     draft = ready_file.with_suffix(".draft")
-    draft.write_text(json.dumps({"pid": os.getpid(), "address": address}))
+    draft.write_text(json.dumps({"pid": os.getpid(), "address": address, **more}))
     draft.replace(ready_file)
 
 
@@ -323,41 +229,6 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
         f"p{share}": round(ordered[min(len(ordered) - 1, len(ordered) * share // 100)], 2)
         for share in (50, 95, 99)
     }
-
-
-def conditions(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """Under which everything was measured; `folder` is where the databases lie."""
-    return {
-        "fdatasync_us": _sync_us(folder),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "grpcio": version("grpcio"),
-        "amends": version("amends"),
-        "synchronous": "FULL",
-        "transport": "unary",
-        "steps": len(STEPS),
-        "payload_bytes": len(PAYLOAD),
-        "concurrency": CONCURRENCY,
-        "rounds": rounds,
-        "seconds_per_round": seconds,
-        "loop": "closed",
-        "machine": platform.machine(),
-    }
-
-
-def _sync_us(folder: Path) -> int:
-    """The median of fdatasync after 4 KiB, where the database lies: what a commit waits for."""
-    taken = []
-    with (folder / "sync-probe").open("wb") as probe:
-        for _ in range(100):
-            probe.write(b"x" * 4096)
-            probe.flush()
-            began = time.perf_counter()
-            os.fdatasync(probe.fileno())
-            taken.append(time.perf_counter() - began)
-    (folder / "sync-probe").unlink()
-    return round(statistics.median(taken) * 1e6)
 
 
 def write_figures(output: Path, figures: Mapping[str, Any]) -> None:

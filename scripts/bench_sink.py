@@ -7,8 +7,10 @@ process has used besides that is told with it.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 
 import grpc.aio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
 
 from scripts.bench_processes import announce
 
@@ -103,3 +107,16 @@ async def read_sink(address: str) -> dict[str, Any]:
         answer = await ask(b"", timeout=60)
     told: dict[str, Any] = json.loads(answer)
     return told
+
+
+def main() -> None:
+    """Serves as its arguments say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hangs", action="store_true", help="take exports and never answer")
+    parser.add_argument("ready_file", type=Path)
+    options = parser.parse_args()
+    asyncio.run(sink(options.ready_file, hangs=options.hangs))
+
+
+if __name__ == "__main__":
+    main()

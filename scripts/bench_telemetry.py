@@ -46,26 +46,24 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import amends
 from amends_runtime.core.tracing import Tracing
+from scripts.bench_loads import Load, run_load
 from scripts.bench_processes import (
     CONCURRENCY,
     STEPS,
-    Load,
-    conditions,
     count_ended,
     cpu_seconds,
     effects_at,
-    itself,
     memory_bytes,
     participant_command,
-    percentiles,
     process,
     register,
-    run_load,
     runtime_command,
     saga_id_of,
+    sink_command,
     thread_cpu_seconds,
     write_figures,
 )
+from scripts.bench_rig import conditions, cpu_of, percentiles, rate
 from scripts.bench_sink import read_sink
 
 WARM_S: Final = 1.0
@@ -135,6 +133,7 @@ class Side:
     worker: Mapping[str, Any]
     sink_address: str
     tracing: Tracing
+    concurrency: int = CONCURRENCY
     sagas: int = 0
     traced: int = 0
 
@@ -143,16 +142,16 @@ class Side:
         tag = f"{self.way.key}-{tag}-{os.getpid()}"
         before = self._cpu()
         with self._scraped():
-            result = run_load("amends", self.runtime["address"], tag, seconds, CONCURRENCY)
-        self.sagas += result["sagas"]
-        self.traced += self._count_traced(tag, result["sagas"])
+            result = run_load("amends", self.runtime["address"], tag, seconds, self.concurrency)
+        self.sagas += result["total"]
+        self.traced += self._count_traced(tag, result["total"])
         ended = time.monotonic()
         self._wait_spans()
         result["drained_s"] = time.monotonic() - ended
         after = self._cpu()
         used = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
         used["load"] = result["cpu_s"]
-        result["cpu_us"] = {name: s * 1e6 / result["sagas"] for name, s in used.items()}
+        result["cpu_us"] = {name: s * 1e6 / result["total"] for name, s in used.items()}
         return result
 
     def _cpu(self) -> dict[str, float]:
@@ -323,7 +322,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="amends-bench-") as name:
         folder = Path(name)
         try:
-            figures = _run_in(folder, ways, rounds, seconds, profile)
+            figures = measure(folder, ways, rounds, seconds, profile=profile)
         except SpansMissing as missing:
             print(*(f"WRONG: {fault}" for fault in missing.args), *_logs(folder), sep="\n")
             return 1
@@ -335,12 +334,20 @@ def run(
     return 1 if figures["faults"] else 0
 
 
-def _run_in(
-    folder: Path, ways: Sequence[Way], rounds: int, seconds: float, profile: Path | None
+def measure(
+    folder: Path,
+    ways: Sequence[Way],
+    rounds: int,
+    seconds: float,
+    *,
+    concurrency: int = CONCURRENCY,
+    profile: Path | None = None,
 ) -> dict[str, Any]:
-    """Answers all figures. Raises SpansMissing."""
-    measured_under = conditions(folder, rounds, seconds)
-    with _sides([WITHOUT, *ways], folder, profile) as sides:
+    """Answers all figures, what is wrong in `faults`. Raises SpansMissing."""
+    measured_under = conditions(
+        folder, concurrency=concurrency, rounds=rounds, seconds_per_load=seconds
+    )
+    with _sides([WITHOUT, *ways], folder, seconds, concurrency, profile) as sides:
         pairs = _measure(sides, ways, rounds, seconds)
         received = asyncio.run(read_sink(sides["without"].sink_address))
         faults = _faults(list(sides.values()))
@@ -363,13 +370,15 @@ def _run_in(
 
 
 @contextlib.contextmanager
-def _sides(ways: Sequence[Way], folder: Path, profile: Path | None) -> Iterator[dict[str, Side]]:
-    """A runtime for each way, warm, with the participants and the collector."""
+def _sides(
+    ways: Sequence[Way], folder: Path, seconds: float, concurrency: int, profile: Path | None
+) -> Iterator[dict[str, Side]]:
+    """A runtime for each way, warm, with participants and the collector; loads last `seconds`."""
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(process(folder, "sink", itself("sink")))
+        sink = stack.enter_context(process(folder, "sink", sink_command()))
         otlp = {False: sink["address"]}
         if any(way.hangs for way in ways):
-            hung = stack.enter_context(process(folder, "hung sink", itself("sink", "--hangs")))
+            hung = stack.enter_context(process(folder, "hung sink", sink_command("--hangs")))
             otlp[True] = hung["address"]
         plain = stack.enter_context(process(folder, "participant", participant_command()))
         sides = {}
@@ -398,8 +407,9 @@ def _sides(ways: Sequence[Way], folder: Path, profile: Path | None) -> Iterator[
             )
             store_id = asyncio.run(_prepared(runtime["address"]))
             tracing = Tracing(store_id, way.ratio or 0.0)
-            sides[way.key] = Side(way, runtime, worker, sink["address"], tracing)
-        for side in sides.values():  # connections, imports and caches are warm before all else
+            sides[way.key] = Side(way, runtime, worker, sink["address"], tracing, concurrency)
+        # Connections, imports and caches are warm before anything is timed.
+        for side in sides.values() if seconds > WARM_S else ():
             side.load("warm", WARM_S)
         yield sides
 
@@ -456,11 +466,6 @@ def _logs(folder: Path) -> list[str]:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def rate(load: Load) -> float:
-    """Sagas per second."""
-    return float(load["sagas"] / load["seconds"])
-
-
 def figures_of(pairs: Sequence[tuple[Load, Load]]) -> dict[str, Any]:
     """What a way's pairs come to. CPU is in microseconds for each saga, by medians of the pairs."""
     ratios = [rate(with_it) / rate(without) for without, with_it in pairs]
@@ -475,22 +480,13 @@ def figures_of(pairs: Sequence[tuple[Load, Load]]) -> dict[str, Any]:
                 "sagas_per_s": round(statistics.median(map(rate, loads)), 1),
                 "sagas": sum(load["sagas"] for load in loads),
                 "latency_ms": percentiles([ms for load in loads for ms in load["latencies_ms"]]),
-                "cpu_us": _cpu_of(loads),
+                "cpu_us": cpu_of(loads),
             }.items()
         },
         "runtime_cpu_us_more": _cpu_more(pairs, "runtime"),
         "loop_cpu_us_more": _cpu_more(pairs, "runtime: loop"),
         "drained_s_at_most": round(max(load["drained_s"] for load in sides["with"]), 2),
     }
-
-
-def _cpu_of(loads: Sequence[Load]) -> dict[str, int]:
-    names = sorted({name for load in loads for name in load["cpu_us"]})
-    found = {
-        name: round(statistics.median(load["cpu_us"].get(name, 0.0) for load in loads))
-        for name in names
-    }
-    return {name: us for name, us in found.items() if us}
 
 
 def _cpu_more(pairs: Sequence[tuple[Load, Load]], name: str) -> int:

@@ -198,6 +198,7 @@ LAYERS: Final = (
     pytest("dispatch", "tests/dispatch", runs=(CORE, DISPATCH, WIRE)),
     pytest("store contract", "tests/storage", "--ignore-glob=*test_sqlite*", runs=(CORE, STORAGE)),
     pytest("wire", "tests/test_wire.py", runs=(CORE, WIRE)),
+    pytest("SDK's stream", "tests/participants/test_exchange*.py", runs=(SDK,)),
     pytest("properties", "tests/core/test_properties.py", runs=(CORE,)),
     pytest("telemetry", "tests/core/test_tracing.py", "tests/telemetry", runs=(CORE, TELEMETRY)),
     pytest(
@@ -216,10 +217,12 @@ LAYERS: Final = (
     pytest("client", "tests/participants/test_client*.py"),
     pytest("API", "tests/api"),
     pytest("simulator", "tests/simulation/test_simulator.py", hung_s=300.0),
+    pytest("stream cuts", "tests/acceptance/test_stream_cuts.py"),
     pytest(
         "acceptance",
         "tests/acceptance",
         "--ignore=tests/acceptance/test_soak.py",
+        "--ignore=tests/acceptance/test_stream_cuts.py",
         hung_s=120.0,
     ),
     Layer(

@@ -5,7 +5,9 @@ goes wrong with each, which process is killed after which of the client's news. 
 makes of it (who is how far at that moment) is its own affair, and differs each time.
 
 1. The four services and the runtime are processes of their own, each with its own database. A
-   killed one is started again at once, on the same port and the same database.
+   killed one is started again at once, on the same port and the same database. By default two of
+   the services are called over streams and two by the unary verbs, so that every order goes by
+   both; `--transport` says otherwise.
 2. The load is a closed loop of clients over one connection. A client writes into its journal that
    it is about to start an order, then starts it, writes that it was acknowledged, waits, and
    writes the end. When the runtime is gone it just asks again, under the same id. Impatient ones
@@ -107,6 +109,26 @@ WATCH_S: Final = 0.1
 
 OPERATIONS: Final = ("place", "charge", "reserve", "ship", "confirm")
 UNDOINGS: Final = ("cancel", "refund", "release")
+
+EXCHANGE: Final = "exchange"
+UNARY: Final = "unary"
+UNARY_OF: Final[dict[str, tuple[str, ...]]] = {
+    "auto": (),
+    "unary": SERVICES,
+    "both": ("orders", "inventory"),
+}
+"""By `--transport`: the services that are called by the unary verbs; the others have streams."""
+
+SERVICE_OF: Final = {
+    "place": "orders",
+    "confirm": "orders",
+    "cancel": "orders",
+    "charge": "payments",
+    "refund": "payments",
+    "reserve": "inventory",
+    "release": "inventory",
+    "ship": "shipping",
+}
 
 SWITCHES: Final[dict[str, dict[str, Any]]] = {
     "orders": {
@@ -307,6 +329,8 @@ class Tally:
     """From a kill of the runtime to the first news after it was ready again."""
     resident_mib: list[float] = field(default_factory=list)
     """Of the runtime, through all of its lives."""
+    transports: dict[str, str] = field(default_factory=dict)
+    """By service: how the last runtime called it."""
 
 
 class Load:
@@ -464,7 +488,12 @@ class Options:
     kills: int
     seed: int
     clients: int
+    transport: str
     keep: bool
+
+    def way_to(self, service: str) -> str:
+        """Say how a service is called."""
+        return UNARY if service in UNARY_OF[self.transport] else EXCHANGE
 
 
 async def soak(options: Options, folder: Path) -> dict[str, Any]:
@@ -482,7 +511,13 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
     if not failures:  # a run that did not come to its end is not to be blamed for what it left out
         failures += _missing(options, tally)
     report = _audit(folder, failures)
-    _say_result(tally, report, failures)
+    by_transport = Counter[str]()
+    for operation, count in report.effects.items():
+        by_transport[options.way_to(SERVICE_OF[operation])] += count
+    if not failures:
+        ways = {options.way_to(service) for service in SERVICES}
+        failures += [f"nothing took effect by {way}" for way in ways if not by_transport[way]]
+    _say_result(tally, report, by_transport, failures)
     return {
         "mode": "saga",
         "seed": options.seed,
@@ -495,6 +530,8 @@ async def soak(options: Options, folder: Path) -> dict[str, Any]:
         "unknown_starts": report.unknown_starts,
         "seconds": round(time.monotonic() - began_s, 1),
         "clients": options.clients,
+        "transport": options.transport,
+        "effects_by_transport": dict(sorted(by_transport.items())),
         "kills_by_process": dict(sorted(tally.kills.items())),
         "kills_while_starting": tally.kills_while_starting,
         "restart_s": _spread(tally.restart_s),
@@ -517,7 +554,9 @@ async def _run(options: Options, folder: Path, journal: Journal, tally: Tally) -
     async with Processes(folder) as processes:
         write_switches(processes.switches, _switches(options.seed))
         services = await processes.start_services()
-        runtime = await processes.start_runtime({each.name: each.address for each in services})
+        runtime = await processes.start_runtime(
+            {each.name: each.address for each in services}, unary=UNARY_OF[options.transport]
+        )
         async with amends.Client(runtime.address) as client:
             await client.register(order_definition)
             load = Load(client, journal, errands, tally)
@@ -531,6 +570,7 @@ async def _run(options: Options, folder: Path, journal: Journal, tally: Tally) -
                     for _ in range(options.clients):
                         loads.start_soon(load.run_client)
                 failures += await _drain(client, load, tally)
+                failures += await _see_transports(options, client, tally)
                 tasks.cancel_scope.cancel()
             tally.resident_mib += _resident_mib(runtime)
         code = await runtime.stop()
@@ -557,6 +597,16 @@ async def _drain(client: amends.Client, load: Load, tally: Tally) -> list[str]:
     for saga_id in {*tally.left} - {saga.saga_id for saga in still_open}:
         await load.see_end(saga_id, WAIT_S)
     return failures
+
+
+async def _see_transports(options: Options, client: amends.Client, tally: Tally) -> list[str]:
+    """Note how each service is called; gives a line for each that is called otherwise."""
+    tally.transports = {each.name: each.transport for each in await client.participants()}
+    return [
+        f"{service} was called by {way}, not by {options.way_to(service)}"
+        for service, way in tally.transports.items()
+        if way != options.way_to(service)
+    ]
 
 
 async def _show_progress(options: Options, runtime: Process, tally: Tally) -> None:
@@ -622,7 +672,9 @@ def _missing(options: Options, tally: Tally) -> list[str]:
     return missing
 
 
-def _say_result(tally: Tally, report: Report, failures: Sequence[str]) -> None:
+def _say_result(
+    tally: Tally, report: Report, by_transport: Mapping[str, int], failures: Sequence[str]
+) -> None:
     print("\nfaults that fired:")
     for name, count in sorted(tally.faults.items()):
         print(f"  {count:6,}  {name}")
@@ -640,6 +692,8 @@ def _say_result(tally: Tally, report: Report, failures: Sequence[str]) -> None:
             f"runtime's memory: first {first:.0f}, highest {max(tally.resident_mib):.0f}, "
             f"last {last:.0f} MiB"
         )
+    for way, count in sorted(by_transport.items()):
+        print(f"calls by {way} that took effect: {count:,}")
     print("\nthe audit:")
     for line in [*report.lines(), *(f"VIOLATION {failure}" for failure in failures)]:
         print(f"  {line}")
@@ -721,6 +775,12 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--seed", type=int, help="of the plan; default: a new one, printed")
     parser.add_argument("--clients", type=int, default=32, help="orders at a time (default 32)")
     parser.add_argument("--mode", choices=["saga"], default="saga", help="of the sagas")
+    parser.add_argument(
+        "--transport",
+        choices=[*UNARY_OF],
+        default="both",
+        help="auto: streams; unary: the unary verbs; both (default): two services each",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder in any case")
     given = parser.parse_args(arguments)
     for name, least in (("sagas", 1), ("kills", 0), ("clients", 1)):
@@ -731,6 +791,7 @@ def _read_options(arguments: Sequence[str] | None) -> Options:
         kills=given.kills,
         seed=secrets.randbelow(2**32) if given.seed is None else given.seed,
         clients=given.clients,
+        transport=given.transport,
         keep=given.keep,
     )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,16 @@ import pytest
 from scripts.bench_telemetry import (
     CALL,
     WAYS,
+    Way,
     chosen,
     compare_spans,
     figures_of,
+    run,
     runtime_spans,
     sending,
     verdict,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 WHOLE = runtime_spans(10)
 
 
@@ -128,27 +127,11 @@ def test_ways_are_chosen_by_name() -> None:
 def test_a_short_run_is_exact(tmp_path: Path) -> None:
     """Real processes: every span of every saga comes to the collector, and every end is counted."""
     output = tmp_path / "bench.json"
-    command = [
-        *(sys.executable, str(ROOT / "scripts" / "bench.py"), "--telemetry"),
-        *(
-            "--ways",
-            "both",
-            "participants",
-            "--rounds",
-            "1",
-            "--seconds",
-            "0.3",
-            "--output",
-            str(output),
-        ),
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    whole = Way("whole", "all there is", ratio=1.0, metrics=True, participants=True)
+    assert run([whole], rounds=1, seconds=0.3, output=output, profile=None) == 0
     figures = json.loads(output.read_text(encoding="utf-8"))
     assert figures["faults"] == []
-    assert set(figures["ways"]) == {"both", "participants"}
-    traced = figures["spans"]["participants"]["saga bench"]
-    assert traced >= figures["ways"]["participants"]["with_sagas"] > 0
-    assert figures["spans"]["participants participant"] == {CALL: 3 * traced}
-    assert figures["spans"]["both"]["saga bench"] >= figures["ways"]["both"]["with_sagas"]
-    assert figures["ways"]["both"]["with_cpu_us"]["runtime"] > 0
+    traced = figures["spans"]["whole"]["saga bench"]
+    assert traced >= figures["ways"]["whole"]["with_sagas"] > 0
+    assert figures["spans"]["whole participant"] == {CALL: 3 * traced}
+    assert figures["ways"]["whole"]["with_cpu_us"]["runtime"] > 0

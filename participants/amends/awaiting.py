@@ -9,7 +9,7 @@ How to think about it:
 2. A stream that breaks is opened again, and told all ids that are still waited for.
 3. A stream takes so many ids; when it is full, a further one is opened. So the limit is never the
    caller's.
-4. Each wait has its own timer, and a last look at the saga when it strikes.
+4. Each wait has its own time, and a last look at the saga when that is over.
 5. When the client is closed, the streams end in good order: forgotten ids, last word, last answer.
    One that is merely cancelled leaves work for the event loop, which may be closed by then.
 6. An id that the stream refuses is asked for by itself, as WaitSaga: that answer is complete, and
@@ -26,12 +26,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 import grpc
 
 from amends.connection import MAX_HOLD_S, REACH_S, Connection, Stream
+from amends.deadlines import Deadlines
 from amends.errors import ApiError, DeadlineExceeded, Unavailable, WaitTimeout
 from amends.saga_wire import saga_from_wire
 from amends.sagas import Saga
@@ -61,7 +62,17 @@ HANG_UP_S: Final = 1.0
 TURN_S: Final = 10.0
 """How long a last look may wait for its turn: thousands of waits may end in the same moment."""
 
-Ended = asyncio.Future[types_pb2.Saga]
+
+class Waiting(Protocol):
+    """Somebody who waits for a saga on a stream; exactly one of the two is called, once."""
+
+    def has_ended(self, saga: types_pb2.Saga) -> None:
+        """It has. The message belongs to a larger one, and is not to be kept."""
+        ...
+
+    def cannot_wait(self, why: Exception) -> None:
+        """Not on a stream; see `Waits.go_on`."""
+        ...
 
 
 class Waits:
@@ -71,10 +82,12 @@ class Waits:
         self,
         connection: Connection,
         stub: saga_pb2_grpc.SagaServiceAsyncStub,
+        deadlines: Deadlines,
         *,
         retry_unavailable: bool,
     ) -> None:
         self._connection = connection
+        self._deadlines = deadlines
         self._wait_saga = stub.WaitSaga
         self._await_sagas = stub.AwaitSagas
         self._retry_unavailable = retry_unavailable
@@ -91,14 +104,22 @@ class Waits:
         """
         if len(saga_id.encode()) > MAX_ID_BYTES:
             return await self._alone(saga_id, until)
-        if time.monotonic() < until:
-            try:
-                return saga_from_wire(await self._on_a_line(saga_id, until))
-            except _AskAloneError:
+        if time.monotonic() >= until:
+            return await self._last_look(saga_id, until)
+        try:
+            return await self._on_a_line(saga_id, until)
+        except (_AskAloneError, TimeoutError) as why:
+            return await self.go_on(saga_id, until, why)
+
+    async def go_on(self, saga_id: str, until: float, why: Exception) -> Saga:
+        """Give a saga that cannot be waited for on a stream any more; see `wait`."""
+        match why:
+            case _AskAloneError():
                 return await self._alone(saga_id, until)
-            except TimeoutError:
-                pass
-        return await self._last_look(saga_id, until)
+            case TimeoutError():
+                return await self._last_look(saga_id, until)
+            case _:
+                raise why
 
     def end(self, error_for: Callable[[bool], Exception]) -> None:
         """Answer every wait, now and later, with an error; it is made of `in_doubt`."""
@@ -116,22 +137,31 @@ class Waits:
 
     # -- over a stream -------------------------------------------------------------------------
 
-    async def _on_a_line(self, saga_id: str, until: float) -> types_pb2.Saga:
+    def add(self, saga_id: str, waiting: Waiting) -> None:
+        """Have somebody told when a saga has ended, until `remove`."""
+        if self._over is not None:
+            waiting.cannot_wait(self._over(True))
+        else:
+            self._line_for(saga_id).add(saga_id, waiting)
+
+    def remove(self, saga_id: str, waiting: Waiting) -> None:
+        """Forget who waits, if it still does."""
+        for line in self._lines:
+            line.remove(saga_id, waiting)
+
+    async def _on_a_line(self, saga_id: str, until: float) -> Saga:
         if self._over is not None:
             raise self._over(False)
-        line = self._line_for(saga_id)
-        loop = asyncio.get_running_loop()
-        ended: Ended = loop.create_future()
-        timer = None
-        if until < math.inf:
-            timer = loop.call_later(until - time.monotonic(), _time_is_over, ended)
-        line.add(saga_id, ended)
+        wait = _Wait()
+        tick = None if until == math.inf else self._deadlines.add(wait, until)
+        self.add(saga_id, wait)
         try:
-            return await ended
+            return await wait.answer
         finally:
-            if timer is not None:
-                timer.cancel()
-            line.remove(saga_id, ended)
+            if tick is not None:
+                self._deadlines.discard(wait, tick)
+            if not wait.is_answered:
+                self.remove(saga_id, wait)
 
     def _line_for(self, saga_id: str) -> _Line:
         for line in self._lines:
@@ -201,6 +231,33 @@ class Waits:
             await anyio.sleep(random.uniform(0, MAX_PAUSE_S))  # noqa: S311  # guards no secret
 
 
+class _Wait:
+    """One call of `Waits.wait`."""
+
+    __slots__ = ("answer", "is_answered")
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Saga] = asyncio.get_running_loop().create_future()
+        self.is_answered = False  # by the stream, which has forgotten it then
+
+    def has_ended(self, saga: types_pb2.Saga) -> None:
+        self.is_answered = True
+        if not self.answer.done():
+            self.answer.set_result(saga_from_wire(saga))
+
+    def cannot_wait(self, why: Exception) -> None:
+        self.is_answered = True
+        self._fail(why)
+
+    def expire(self) -> None:
+        self._fail(TimeoutError())
+
+    def _fail(self, why: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(why)
+            self.answer.exception()  # so that nobody complains if its caller is cancelled right now
+
+
 class _Line:
     """One stream and its ids, through all of its connections."""
 
@@ -213,7 +270,7 @@ class _Line:
     ) -> None:
         self._connection = connection
         self._method = method
-        self._wanted: dict[str, list[Ended]] = {}
+        self._wanted: dict[str, list[Waiting]] = {}
         self._to_add: dict[str, None] = {}
         self._to_remove: dict[str, None] = {}
         self._something_to_say = anyio.Event()
@@ -228,23 +285,26 @@ class _Line:
         """Whether there is room for an id, or it is there."""
         return saga_id in self._wanted or len(self._wanted) < MAX_AWAITED
 
-    def add(self, saga_id: str, ended: Ended) -> None:
-        """Set `ended` when the saga has ended, or cannot be waited for here."""
+    def add(self, saga_id: str, waiting: Waiting) -> None:
+        """Tell somebody when the saga has ended, or that it cannot be waited for here."""
         if self._is_missing:
-            ended.set_exception(_AskAloneError())
-        elif saga_id in self._wanted:
-            self._wanted[saga_id].append(ended)
-        else:
-            self._wanted[saga_id] = [ended]
-            self._say_again(saga_id)
-
-    def remove(self, saga_id: str, ended: Ended) -> None:
-        """Forget who waits, if it still does; and the id with the last one."""
-        waiting = self._wanted.get(saga_id, [])
-        if ended not in waiting:
+            waiting.cannot_wait(_AskAloneError())
             return
-        waiting.remove(ended)
-        if waiting:
+        others = self._wanted.get(saga_id)
+        if others is not None:
+            others.append(waiting)
+        else:
+            self._wanted[saga_id] = [waiting]
+            self._to_add[saga_id] = None
+            self._something_to_say.set()
+
+    def remove(self, saga_id: str, waiting: Waiting) -> None:
+        """Forget who waits, if it still does; and the id with the last one."""
+        others = self._wanted.get(saga_id, [])
+        if waiting not in others:
+            return
+        others.remove(waiting)
+        if others:
             return
         if saga_id not in self._to_add:  # it was said
             self._to_remove[saga_id] = None
@@ -266,7 +326,7 @@ class _Line:
         """Return when no stream is open."""
         await self._no_stream.wait()
 
-    def _forget(self, saga_id: str) -> list[Ended]:
+    def _forget(self, saga_id: str) -> list[Waiting]:
         self._to_add.pop(saga_id, None)
         self._failures.pop(saga_id, None)
         return self._wanted.pop(saga_id, [])
@@ -346,9 +406,8 @@ class _Line:
 
     def _take(self, end: saga_pb2.SagaEnd) -> None:
         if end.HasField("saga"):
-            for ended in self._forget(end.saga_id):
-                if not ended.done():
-                    ended.set_result(end.saga)
+            for waiting in self._forget(end.saga_id):
+                waiting.has_ended(end.saga)
         elif end.saga_id in self._wanted:
             self._refused(end)
 
@@ -362,19 +421,12 @@ class _Line:
             self._refuse(end.saga_id, _AskAloneError)
 
     def _refuse(self, saga_id: str, error_for: Callable[[], Exception]) -> None:
-        for ended in self._forget(saga_id):
-            if not ended.done():
-                ended.set_exception(error_for())
-                ended.exception()  # so that nobody complains if its caller is cancelled right now
+        for waiting in self._forget(saga_id):
+            waiting.cannot_wait(error_for())
 
 
 class _AskAloneError(Exception):
     """The id is to be asked for by itself."""
-
-
-def _time_is_over(ended: Ended) -> None:
-    if not ended.done():
-        ended.set_exception(TimeoutError())
 
 
 def _as_unavailable(error: ApiError, failed: int) -> ApiError:

@@ -24,7 +24,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -40,6 +39,7 @@ from amends.arguments import (
 )
 from amends.awaiting import Waits
 from amends.connection import Connection, closed_error
+from amends.deadlines import Deadlines
 from amends.definition import Definition
 from amends.errors import (
     AlreadyExists,
@@ -48,7 +48,7 @@ from amends.errors import (
     WaitTimeout,
 )
 from amends.ids import new_saga_id
-from amends.payload import EMPTY, encode, from_wire, to_wire
+from amends.payload import EMPTY, encode
 from amends.saga_wire import (
     abandoned_from_wire,
     breaker_from_wire,
@@ -62,6 +62,7 @@ from amends.saga_wire import (
     state_to_wire,
     trace_from_wire,
     watched_from_wire,
+    with_input,
 )
 from amends.sagas import (
     Abandoned,
@@ -190,33 +191,40 @@ class Client:
             self._timeout_s if timeout_s is None else checked_seconds("timeout_s", timeout_s)
         )
         hold_s = 0.0 if wait_s is None else checked_seconds("wait_s", wait_s, least=0.0)
+        payload = EMPTY if input is None else encode(input)
         request = saga_pb2.StartSagaRequest(
-            saga_id=saga_id,
-            definition=checked_text("definition", definition),
-            definition_hash=checked_text("definition_hash", definition_hash or ""),
-            input=to_wire(EMPTY if input is None else encode(input)),
-            labels=checked_labels(labels),
-            deadline_ms=0
-            if deadline_s is None
-            else _to_ms(checked_seconds("deadline_s", deadline_s)),
-            # Now, since a batch leaves in another task, whose current span is nobody's.
-            traceparent=current_traceparent()
-            if traceparent is None
-            else checked_traceparent(traceparent),
+            saga_id=saga_id, definition=checked_text("definition", definition)
         )
+        # Field by field: to set one to nothing costs as much as to set it.
+        request.input.data = payload.data
+        request.input.content_type = payload.content_type
+        if definition_hash:
+            request.definition_hash = checked_text("definition_hash", definition_hash)
+        if labels is not None:
+            request.labels.update(checked_labels(labels))
+        if deadline_s is not None:
+            request.deadline_ms = _to_ms(checked_seconds("deadline_s", deadline_s))
+        # Now, since a batch leaves in another task, whose current span is nobody's.
+        if (
+            known := current_traceparent()
+            if traceparent is None
+            else checked_traceparent(traceparent)
+        ):
+            request.traceparent = known
 
         wait_until = time.monotonic() + hold_s
+        wire = self._wire()
         try:
-            reply = await self._wire().starts.start(request, timeout_s, hold_s)
+            started = await wire.starts.start(request, timeout_s, hold_s)
         except ApiError as error:
             if error.in_doubt and not isinstance(error, AlreadyExists):
                 raise StartUnknown(saga_id, _start_unknown(saga_id, error)) from error
             raise
         # The runtime's answer to many starts leaves the input out; it is the one that was sent.
-        saga = replace(saga_from_wire(reply.saga), input=from_wire(request.input))
-        if time.monotonic() < wait_until and not (saga.ended and saga.steps):
-            saga = await self._wait_longer(saga, wait_until)
-        return StartedSaga(self, saga, existed=reply.existed)
+        saga, is_whole = with_input(started.saga, payload), started.is_whole
+        if not is_whole and (started.unheld is not None or time.monotonic() < wait_until):
+            saga, is_whole = await _wait_longer(wire.waits, saga, wait_until, started.unheld)
+        return StartedSaga(self, saga, existed=started.existed, is_whole=is_whole)
 
     def handle(self, saga_id: str) -> SagaHandle:
         """Give a handle to a saga by its id, without asking the runtime."""
@@ -530,15 +538,6 @@ class Client:
         )
         return await self._wire().connection.call(method, lambda _: request, timeout_s)
 
-    async def _wait_longer(self, saga: Saga, until: float) -> Saga:
-        """Wait for a saga that has been started; whatever happens, it has been."""
-        try:
-            return await self._wire().waits.wait(saga.saga_id, until)
-        except WaitTimeout as timeout:
-            return timeout.saga
-        except ApiError:
-            return saga
-
 
 class SagaHandle:
     """One saga of a client's, by its id."""
@@ -583,8 +582,11 @@ class SagaHandle:
 class StartedSaga(SagaHandle):
     """A saga that was started, and how it stood then."""
 
-    def __init__(self, client: Client, saga: Saga, *, existed: bool) -> None:
+    def __init__(
+        self, client: Client, saga: Saga, *, existed: bool, is_whole: bool = False
+    ) -> None:
         super().__init__(client, saga.saga_id)
+        self._is_whole = is_whole
         self.saga = saga
         """As it stood when the start was answered; with `wait_s`, when the wait was over.
 
@@ -596,7 +598,7 @@ class StartedSaga(SagaHandle):
 
     async def result(self, *, timeout_s: float | None = None) -> Saga:
         """Wait until the saga has ended, in whatever way, and return it; see `Client.wait`."""
-        if self.saga.ended and self.saga.steps:
+        if self._is_whole:
             return self.saga  # an end is final: there is nothing to ask
         return await super().result(timeout_s=timeout_s)
 
@@ -613,8 +615,11 @@ class _Wire:
         self.connection = Connection(target, tls=tls, retry_unavailable=retry_unavailable)
         self.sagas = saga_pb2_grpc.SagaServiceStub(self.connection.channel)
         self.operator = operator_pb2_grpc.OperatorServiceStub(self.connection.channel)
-        self.starts = Starts(self.connection, self.sagas)
-        self.waits = Waits(self.connection, self.sagas, retry_unavailable=retry_unavailable)
+        deadlines = Deadlines()
+        self.waits = Waits(
+            self.connection, self.sagas, deadlines, retry_unavailable=retry_unavailable
+        )
+        self.starts = Starts(self.connection, self.sagas, self.waits, deadlines)
         self._task = asyncio.create_task(self._serve(), name=f"amends client of {target}")
 
     async def _serve(self) -> None:
@@ -645,6 +650,23 @@ class _Wire:
             await asyncio.wait([self._task])
         if not self._task.cancelled():
             self._task.result()
+
+
+async def _wait_longer(
+    waits: Waits, saga: Saga, until: float, unheld: Exception | None
+) -> tuple[Saga, bool]:
+    """Wait for a saga that has been started, and say whether it has ended.
+
+    `unheld` is why it is not waited for already, if it was. Whatever happens, it has started.
+    """
+    try:
+        if unheld is None:
+            return await waits.wait(saga.saga_id, until), True
+        return await waits.go_on(saga.saga_id, until, unheld), True
+    except WaitTimeout as timeout:
+        return timeout.saga, False
+    except ApiError:
+        return saga, False
 
 
 def _start_unknown(saga_id: str, error: ApiError) -> str:

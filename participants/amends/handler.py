@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 from amends.errors import AmendsError, HandlerFailed
 from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
-from amends.payload import encode
 
 SDK_FOLDER: Final = str(Path(__file__).parent)
 
@@ -88,10 +87,8 @@ class Handler:
                 )
             case Done() | InProgress() | Rejected() | Broken():
                 return value
-            case None:
-                return Done()
-            case _:
-                return Done(encode(value))
+            case _:  # None, too
+                return Done(value)
 
     def _failed(self, error: BaseException) -> HandlerFailed:
         if isinstance(error, HandlerFailed):

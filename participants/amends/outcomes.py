@@ -25,7 +25,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from amends.errors import InvalidOutcome, PayloadError
 from amends.payload import Payload, encode
@@ -81,8 +81,14 @@ class Reason:
     """For people; may be empty."""
 
 
+class _Rest:
+    """Where a call has what it came with and nobody has asked for yet; see `wire.py`."""
+
+    __slots__ = ("_rest",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(_Rest):
     """One attempt of one verb of one step, as a handler sees it.
 
     Every attempt of the same verb, step and round has the same `idempotency_key`; pass it on to
@@ -135,6 +141,16 @@ class Call:
     """Incarnation of the runtime's store."""
     oldest_open_at_ms: int = 0
     """When the oldest saga that is still open was started, UTC; 0 if unknown."""
+
+    if not TYPE_CHECKING:  # or every misspelt attribute would pass
+
+        def __getattr__(self, name: str) -> object:
+            """Read a field when it is asked for the first time: most calls need few of them."""
+            if name not in type(self).__dataclass_fields__:
+                raise AttributeError(f"a Call has no {name!r}", name=name, obj=self)
+            value = self._rest(name)
+            object.__setattr__(self, name, value)
+            return value
 
     @property
     def execute_key(self) -> str:

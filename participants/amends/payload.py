@@ -49,15 +49,13 @@ class Payload:
 
     def __post_init__(self) -> None:
         # Found here, a wrong type names the author's line; found in the encoder it would not.
-        parts: tuple[object, object] = (self.data, self.content_type)
-        match parts:
-            case bytes(), str():
-                pass
-            case data, content_type:
-                raise PayloadError(
-                    "a Payload is made of bytes and a str, not of "
-                    f"{type(data).__name__} and {type(content_type).__name__}"
-                )
+        data: object = self.data
+        content_type: object = self.content_type
+        if not isinstance(data, bytes) or not isinstance(content_type, str):
+            raise PayloadError(
+                "a Payload is made of bytes and a str, not of "
+                f"{type(data).__name__} and {type(content_type).__name__}"
+            )
 
     def __repr__(self) -> str:
         return f"<Payload {len(self.data)} bytes {self.content_type or 'without content type'}>"
@@ -94,13 +92,12 @@ def encode(value: object) -> Payload:
     Raises `PayloadError` for values of other types and for keys that are not ``str`` (also deep
     inside), for NaN and infinities, and for more than `MAX_PAYLOAD_BYTES`.
     """
-    match value:
-        case Payload():
-            payload = value
-        case bytes() | bytearray() | memoryview():
-            payload = Payload(bytes(value), OCTET_STREAM)
-        case _:
-            payload = Payload(_to_json(value), JSON)
+    if isinstance(value, Payload):
+        payload = value
+    elif isinstance(value, bytes | bytearray | memoryview):
+        payload = Payload(bytes(value), OCTET_STREAM)
+    else:
+        payload = Payload(_to_json(value), JSON)
     if len(payload.data) > MAX_PAYLOAD_BYTES:
         raise PayloadError(
             f"a payload has {len(payload.data)} bytes, the limit is {MAX_PAYLOAD_BYTES}: "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from amends.definition import Definition
 from amends.errors import InvalidDefinition, Violation
 from amends.outcomes import Cause
-from amends.payload import from_wire
+from amends.payload import Payload, from_wire
 from amends.sagas import (
     Abandoned,
     BreakerInfo,
@@ -71,25 +72,47 @@ def state_to_wire(state: SagaState) -> types_pb2.SagaState.ValueType:
 
 
 def saga_from_wire(message: types_pb2.Saga) -> Saga:
-    """Read a saga; one of a list has no steps and no input."""
-    return Saga(
-        saga_id=message.saga_id,
-        definition=message.definition,
-        definition_hash=message.definition_hash,
-        state=_SAGA_STATES.get(message.state, SagaState.UNRECOGNISED),
-        version=message.version,
-        started_at_ms=message.started_at_ms,
-        updated_at_ms=message.updated_at_ms,
-        ended_at_ms=message.ended_at_ms or None,
-        deadline_at_ms=message.deadline_at_ms or None,
-        turn=_turn(message.turn) if message.HasField("turn") else None,
-        steps=tuple(_step(step) for step in message.steps),
-        input=from_wire(message.input),
-        labels=dict(message.labels),
-        paused=message.paused,
-        past_no_return=message.past_no_return,
-        parent_saga_id=message.parent_saga_id or None,
-    )
+    """Give a saga, which is read as its fields are asked for; one of a list has no steps and input.
+
+    It keeps a copy of the message: the message itself would keep all that arrived with it, such as
+    a thousand other sagas and their payloads.
+    """
+    copied = types_pb2.Saga()
+    copied.CopyFrom(message)
+    saga = object.__new__(Saga)
+    object.__setattr__(saga, "_source", partial(_read_field, copied))
+    return saga
+
+
+def with_input(saga: Saga, payload: Payload) -> Saga:
+    """Let a saga that was just made by `saga_from_wire` have the input that was not told again."""
+    object.__setattr__(saga, "input", payload)
+    return saga
+
+
+def _read_field(message: types_pb2.Saga, name: str) -> Any:  # of the field's type
+    return SAGA_FIELDS[name](message)
+
+
+SAGA_FIELDS: Final[Mapping[str, Callable[[types_pb2.Saga], Any]]] = {
+    "saga_id": lambda message: message.saga_id,
+    "definition": lambda message: message.definition,
+    "definition_hash": lambda message: message.definition_hash,
+    "state": lambda message: _SAGA_STATES.get(message.state, SagaState.UNRECOGNISED),
+    "version": lambda message: message.version,
+    "started_at_ms": lambda message: message.started_at_ms,
+    "updated_at_ms": lambda message: message.updated_at_ms,
+    "ended_at_ms": lambda message: message.ended_at_ms or None,
+    "deadline_at_ms": lambda message: message.deadline_at_ms or None,
+    "turn": lambda message: _turn(message.turn) if message.HasField("turn") else None,
+    "steps": lambda message: tuple(_step(step) for step in message.steps),
+    "input": lambda message: from_wire(message.input),
+    "labels": lambda message: dict(message.labels),
+    "paused": lambda message: message.paused,
+    "past_no_return": lambda message: message.past_no_return,
+    "parent_saga_id": lambda message: message.parent_saga_id or None,
+}
+"""How each field of `Saga` is read."""
 
 
 def _step(message: types_pb2.StepStatus) -> Step:

@@ -2,13 +2,17 @@
 
 All of it is frozen and made of plain Python types. Instants are UTC milliseconds (`*_at_ms`), None
 where there is none. Payloads are shown by size only.
+
+A saga that a runtime told of reads each of its fields when it is first asked for: most callers look
+at its state and leave, and to read all of one with three steps costs 15 µs.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from amends.definition import Definition
 from amends.errors import Violation
@@ -119,8 +123,25 @@ class Step:
     """A call of this step lies in its participant's lane or is on the wire."""
 
 
+class _Read:
+    """What may have a source instead of some of its fields, and reads them when they are needed."""
+
+    __slots__ = ("_source",)
+
+    _source: Callable[[str], Any]
+
+    if not TYPE_CHECKING:  # or every name would be taken for a field's
+
+        def __getattr__(self, name: str) -> Any:  # called for what is not there, only
+            if name not in type(self).__dataclass_fields__:
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            value = self._source(name)
+            object.__setattr__(self, name, value)
+            return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saga:
+class Saga(_Read):
     """A saga as it stood when the runtime answered."""
 
     saga_id: str

@@ -19,10 +19,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from amends.admission import DEFAULT_MAX_CONCURRENT
 from amends.barrier.absent import NoBarrier
 from amends.errors import AmendsError, InvalidParticipant, ListenError
 from amends.participant import Participant
-from amends.servicer import DEFAULT_MAX_CONCURRENT, ParticipantServicer
+from amends.servicer import ParticipantServicer
 from amends.signals import EndSignals
 from amends.v1 import participant_pb2, participant_pb2_grpc
 
@@ -172,7 +173,7 @@ class Server:
         assert self._health is not None
         admission = self._servicer.admission
         logger.info("participant %s drains: %d calls", self._participant.name, admission.inside)
-        admission.is_draining = True
+        self._servicer.begin_draining()
         await self._health.enter_graceful_shutdown()
         # Not server.stop(grace): it would wait for health's watchers, too, and that is for ever.
         await self._within(self._grace_s, admission.wait_idle())

@@ -5,14 +5,19 @@ How to think about it:
 1. A start that is alone leaves alone, at once, as StartSaga. While one is under way, others gather
    and leave together as StartSagas, at once if no such request is in flight; else they are the next
    one. So the busier the caller, the fuller the requests, and nobody ever waits for company.
-2. Each start has its own timer. When it strikes, a start that is in a request may or may not have
+2. Each start has its own time. When that is over, a start that is in a request may or may not have
    happened, and one that never was in one certainly has not: `ApiError.in_doubt` says which.
 3. A request belongs to all who are in it: it is never cancelled for one that leaves, and its own
    time is the longest of theirs.
 4. What may be asked again is asked again, under the same ids, for as long as each start has time: a
    whole request by the rules of `connection`, and single starts by the same rules on their own
-   answers. Those that are refused together for a while come back together.
-5. Only those who wait are remembered: a start that has left is in no queue.
+   answers. Those that are refused together for a while come back together, before what is younger.
+5. What a runtime refuses for a while makes the next requests smaller, down to what it has just
+   taken: all that is beyond would be refused, too, and cost both sides as much as a start. A
+   request that is taken whole lets the next one be larger. Measured with 5,000 tasks and a commit
+   queue of 64: 0.93 to 1.03 of the best throughput, and 0.4 without this rule.
+6. Only those who wait are remembered: a start that has left is in no queue.
+7. Who wants the saga's end is not woken in between: its answer goes on to `awaiting` as it comes.
 """
 
 from __future__ import annotations
@@ -21,15 +26,19 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import grpc
 
-from amends.connection import MAX_HOLD_S, Connection
-from amends.errors import ApiError, DeadlineExceeded, InvalidRequest, Unavailable
+from amends.awaiting import Waits
+from amends.connection import MAX_BACKOFF_S, MAX_HOLD_S, Connection
+from amends.deadlines import Deadlines
+from amends.errors import ApiError, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from amends.saga_wire import saga_from_wire
+from amends.sagas import Saga
 from amends.status import error_from_item
-from amends.v1 import saga_pb2
+from amends.v1 import saga_pb2, types_pb2
 
 if TYPE_CHECKING:
     from amends.v1 import saga_pb2_grpc
@@ -43,38 +52,68 @@ ITEM_BYTES: Final = 8
 """What a request adds to each of its starts, at most: a tag and a length."""
 
 
+FEWEST_STARTS: Final = 8
+"""However much is refused, so many leave together: enough to see that there is room again."""
+ROOM_GROWS: Final = 1.25
+"""By so much a request may be larger than the one before, which was taken whole. From the fewest
+to the most in 22 requests, and at most a quarter of one is refused for trying."""
+
+
+class Started(NamedTuple):
+    """What the runtime said of a start."""
+
+    saga: Saga
+    """As it stood then, perhaps as lists show it; or at its end."""
+    existed: bool
+    is_whole: bool
+    """It has ended, and has its steps: there is nothing more to be told of it."""
+    unheld: Exception | None = None
+    """Why its end, which was to be waited for, is not waited for any more; see `Waits.go_on`."""
+
+
 class Starts:
     """The starts of one client. `run` must run for as long as `start` is called."""
 
-    def __init__(self, connection: Connection, stub: saga_pb2_grpc.SagaServiceAsyncStub) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stub: saga_pb2_grpc.SagaServiceAsyncStub,
+        waits: Waits,
+        deadlines: Deadlines,
+    ) -> None:
         self._connection = connection
         self._start_saga = stub.StartSaga
         self._start_sagas = stub.StartSagas
+        self._waits = waits
+        self._deadlines = deadlines
         self._under_way = 0
         self._waiting: dict[_Start, None] = {}  # in order; for the next requests
+        self._again: dict[_Start, None] = {}  # the same, and before those: they have been in one
+        self._room = MAX_STARTS  # of the next request
         self._open: set[_Start] = set()
         self._something_waits = anyio.Event()
         self._over: Callable[[bool], Exception] | None = None
 
     async def start(
         self, request: saga_pb2.StartSagaRequest, timeout_s: float, hold_s: float
-    ) -> saga_pb2.StartSagaResponse:
-        """Start a saga, and give the runtime's answer.
+    ) -> Started:
+        """Start a saga, and give the runtime's answer, with `hold_s` when the saga has ended.
 
-        One that is alone is answered when the saga has ended, or after `hold_s`. Any other one is
-        answered at once, with the saga as lists show it. Raises `ApiError`, whose `in_doubt` covers
-        all attempts.
+        One that is alone is answered then or after `hold_s`. Any other one is answered then or,
+        with the saga as lists show it, when it can be waited for no longer. Raises `ApiError`,
+        whose `in_doubt` covers all attempts.
         """
         alone = not self._under_way
         self._under_way += 1
         try:
             if alone:
                 return await self._ask_alone(request, timeout_s, hold_s)
-            until = time.monotonic() + timeout_s
+            now = time.monotonic()
+            start = _Start(request, now + timeout_s, self._connection.target, now + hold_s)
             try:
-                return await self._ask_together(request, until)
+                return await self._ask_together(start)
             except InvalidRequest as refused:
-                return await self._ask_what_is_wrong(request, until, refused)
+                return await self._ask_what_is_wrong(request, start.until, refused)
         finally:
             self._under_way -= 1
 
@@ -88,20 +127,21 @@ class Starts:
 
     async def _ask_alone(
         self, request: saga_pb2.StartSagaRequest, timeout_s: float, hold_s: float
-    ) -> saga_pb2.StartSagaResponse:
+    ) -> Started:
         def ask(left_s: float) -> saga_pb2.StartSagaRequest:
             # What is left beyond the call's own time is the runtime's to hold the reply.
             if hold_s:
                 request.wait_ms = max(int((left_s - timeout_s) * 1000), 0)
             return request
 
-        return await self._connection.call(
+        response = await self._connection.call(
             self._start_saga, ask, timeout_s + min(hold_s, MAX_HOLD_S), unsent_s=timeout_s
         )
+        return _started(response)
 
     async def _ask_what_is_wrong(
         self, request: saga_pb2.StartSagaRequest, until: float, refused: InvalidRequest
-    ) -> saga_pb2.StartSagaResponse:
+    ) -> Started:
         """Ask alone what is malformed: in a batch its answer is one text, alone all violations."""
         try:
             return await self._ask_alone(request, max(until - time.monotonic(), 0.001), 0.0)
@@ -113,38 +153,33 @@ class Starts:
 
     # -- together ------------------------------------------------------------------------------
 
-    async def _ask_together(
-        self, request: saga_pb2.StartSagaRequest, until: float
-    ) -> saga_pb2.StartSagaResponse:
+    async def _ask_together(self, start: _Start) -> Started:
         if self._over is not None:
             raise self._over(False)
-        start = _Start(request, until)
-        timer = asyncio.get_running_loop().call_later(
-            until - time.monotonic(), start.expire, self._connection.target
-        )
+        start.tick = self._deadlines.add(start, start.until)
         self._open.add(start)
-        self._again([start])
+        self._waiting[start] = None
+        self._something_waits.set()
         try:
             return await start.answer
         finally:
-            timer.cancel()
+            self._deadlines.discard(start, start.tick)
             self._open.discard(start)
             self._waiting.pop(start, None)
-
-    def _again(self, starts: Iterable[_Start]) -> None:
-        self._waiting.update(dict.fromkeys(start for start in starts if not start.answer.done()))
-        self._something_waits.set()
+            self._again.pop(start, None)
+            if start.is_followed:
+                self._waits.remove(start.request.saga_id, start)
 
     async def run(self) -> None:
         """Send what gathers, one request after another, until cancelled."""
         failed = 0
         while True:
-            while not self._waiting:
+            while not self._waiting and not self._again:
                 self._something_waits = anyio.Event()
                 await self._something_waits.wait()
             batch: list[_Start] = []
             try:
-                await self._connection.reach(max(start.until for start in self._waiting))
+                await self._connection.reach(max(start.until for start in self._all_waiting()))
                 batch = self._next_batch()
                 answers = await self._send(batch)
             except ApiError as error:
@@ -154,22 +189,23 @@ class Starts:
                 await anyio.sleep(wait_s or 0.0)
             else:
                 failed = 0
-                self._take(batch, answers)
+                await anyio.sleep(self._take(batch, answers))
+
+    def _all_waiting(self) -> list[_Start]:
+        return [*self._again, *self._waiting]
 
     def _next_batch(self) -> list[_Start]:
         batch: list[_Start] = []
-        over: list[_Start] = []  # their callers are about to leave
         room = MAX_BYTES
-        for start in self._waiting:
-            if start.answer.done():
-                over.append(start)
-                continue
-            room -= start.size
-            if len(batch) == MAX_STARTS or (batch and room < 0):
-                break
-            batch.append(start)
-        for start in (*batch, *over):
-            del self._waiting[start]
+        for queue in (self._again, self._waiting):
+            while queue and len(batch) < self._room:
+                start = next(iter(queue))
+                if not start.answer.done():  # else its caller is about to leave
+                    room -= start.size
+                    if batch and room < 0:
+                        return batch
+                    batch.append(start)
+                del queue[start]
         return batch
 
     async def _send(self, batch: Sequence[_Start]) -> Sequence[saga_pb2.StartSagasResult]:
@@ -197,19 +233,26 @@ class Starts:
 
         An empty one stands for everybody: the runtime was not reached.
         """
-        for start in batch or list(self._waiting):
+        for start in batch or self._all_waiting():
             start.error = error
             if wait_s is None or time.monotonic() + wait_s >= start.until:
                 start.give_up()
         again = [start for start in batch if not start.answer.done()]
-        self._waiting = {**dict.fromkeys(again), **self._waiting}
+        self._again = {**dict.fromkeys(again), **self._again}
+        if isinstance(error, Overloaded):
+            self._room = max(len(batch) // 2, FEWEST_STARTS)
 
-    def _take(self, batch: Sequence[_Start], answers: Sequence[saga_pb2.StartSagasResult]) -> None:
-        """Let each start have its answer; those that are to ask again do so together."""
+    def _take(self, batch: Sequence[_Start], answers: Sequence[saga_pb2.StartSagasResult]) -> float:
+        """Let each start have its answer; those that are to ask again do so together.
+
+        Gives how long to wait before the next request: of one of which nothing was taken, the next
+        one's fate is known.
+        """
         later: list[tuple[_Start, float]] = []
+        now = time.monotonic()
         for start, answer in zip(batch, answers, strict=True):
             if answer.HasField("started"):
-                start.succeed(answer.started)
+                self._has_started(start, answer.started, now)
                 continue
             error = (
                 error_from_item(answer.error, self._connection.target)
@@ -224,39 +267,101 @@ class Starts:
             else:
                 later.append((start, wait_s))
         if later:
-            self._ask_again_after(max(wait_s for _, wait_s in later), [start for start, _ in later])
+            self._room = max(len(batch) - len(later), FEWEST_STARTS)
+            wait_s = max(wait_s for _, wait_s in later)
+            self._ask_again_after(wait_s, [start for start, _ in later])
+            return min(wait_s, MAX_BACKOFF_S) if len(later) == len(batch) else 0.0
+        if len(batch) == self._room:
+            self._room = min(int(self._room * ROOM_GROWS), MAX_STARTS)
+        return 0.0
+
+    def _has_started(self, start: _Start, response: saga_pb2.StartSagaResponse, now: float) -> None:
+        if start.answer.done():
+            return
+        if now >= start.hold_until or _is_whole(response.saga):
+            start.answer.set_result(_started(response))
+            return
+        # In bytes, for it is hardly ever read, and a message would keep all that came with it.
+        start.response = response.SerializeToString()
+        start.existed = response.existed
+        # From here on the end of its time is the end of its wait, and what befalls is the wait's.
+        self._open.discard(start)
+        self._deadlines.discard(start, start.tick)
+        start.tick = self._deadlines.add(start, start.hold_until)
+        start.is_followed = True
+        self._waits.add(start.request.saga_id, start)
 
     def _ask_again_after(self, wait_s: float, starts: Sequence[_Start]) -> None:
         for start in starts:
             if time.monotonic() + wait_s >= start.until:
                 start.give_up()
-        asyncio.get_running_loop().call_later(wait_s, self._again, starts)
+        asyncio.get_running_loop().call_later(wait_s, self._come_back, starts)
+
+    def _come_back(self, starts: Iterable[_Start]) -> None:
+        self._again.update(dict.fromkeys(start for start in starts if not start.answer.done()))
+        self._something_waits.set()
 
 
 class _Start:
     """One start on its way, and what has become of it so far."""
 
-    __slots__ = ("answer", "error", "failures", "in_doubt", "is_sent", "request", "size", "until")
+    __slots__ = (
+        "answer",
+        "error",
+        "existed",
+        "failures",
+        "hold_until",
+        "in_doubt",
+        "is_followed",
+        "is_sent",
+        "request",
+        "response",
+        "size",
+        "target",
+        "tick",
+        "until",
+    )
 
-    def __init__(self, request: saga_pb2.StartSagaRequest, until: float) -> None:
+    def __init__(
+        self,
+        request: saga_pb2.StartSagaRequest,
+        until: float,
+        target: str,
+        hold_until: float = 0.0,
+    ) -> None:
         self.request = request
         self.size = request.ByteSize() + ITEM_BYTES
         self.until = until
-        self.answer: asyncio.Future[saga_pb2.StartSagaResponse] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.target = target
+        self.hold_until = hold_until
+        self.tick = 0  # of its present deadline
+        self.answer: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
         self.is_sent = False  # in a request that is not answered yet
         self.in_doubt = False  # an earlier attempt may have been carried out
         self.failures = 0
         self.error: ApiError | None = None  # of the last attempt
+        self.response: bytes | None = None  # the runtime's answer: its end is waited for now
+        self.existed = False  # as that answer says
+        self.is_followed = False  # on a stream
 
     @property
     def may_have_happened(self) -> bool:
         return self.in_doubt or self.is_sent
 
-    def succeed(self, response: saga_pb2.StartSagaResponse) -> None:
+    def has_ended(self, saga: types_pb2.Saga) -> None:
+        self.is_followed = False
         if not self.answer.done():
-            self.answer.set_result(response)
+            self.answer.set_result(Started(saga_from_wire(saga), self.existed, is_whole=True))
+
+    def cannot_wait(self, why: Exception) -> None:
+        self.is_followed = False
+        self._is_unheld(why)
+
+    def _is_unheld(self, why: Exception) -> None:
+        assert self.response is not None, "what is waited for has started"
+        if not self.answer.done():
+            response = saga_pb2.StartSagaResponse.FromString(self.response)
+            self.answer.set_result(_started(response)._replace(unheld=why))
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -275,12 +380,14 @@ class _Start:
         error.in_doubt = self.in_doubt
         self.fail(error)
 
-    def expire(self, target: str) -> None:
+    def expire(self) -> None:
         """Its time is over."""
-        if self.is_sent:
+        if self.response is not None:
+            self._is_unheld(TimeoutError())
+        elif self.is_sent:
             self.fail(
                 DeadlineExceeded(
-                    f"the runtime at {target} did not answer in time",
+                    f"the runtime at {self.target} did not answer in time",
                     reason=grpc.StatusCode.DEADLINE_EXCEEDED.name,
                     code=grpc.StatusCode.DEADLINE_EXCEEDED,
                     in_doubt=True,
@@ -291,13 +398,21 @@ class _Start:
         else:
             self.fail(
                 Unavailable(
-                    f"the start was not sent in time: the runtime at {target} has neither answered "
-                    "the starts before it nor refused the connection; give it more time",
+                    f"the start was not sent in time: the runtime at {self.target} has neither "
+                    "answered the starts before it nor refused the connection; give it more time",
                     reason="NOT_SENT",
                     code=grpc.StatusCode.UNAVAILABLE,
                     in_doubt=False,
                 )
             )
+
+
+def _started(response: saga_pb2.StartSagaResponse) -> Started:
+    return Started(saga_from_wire(response.saga), response.existed, _is_whole(response.saga))
+
+
+def _is_whole(saga: types_pb2.Saga) -> bool:
+    return saga.ended_at_ms > 0 and len(saga.steps) > 0
 
 
 def _broken(what: str) -> ApiError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -16,7 +20,7 @@ from amends.outcomes import (
     Rejected,
     Verb,
 )
-from amends.payload import from_wire, to_wire
+from amends.payload import Payload, from_wire
 from amends.v1 import participant_pb2, types_pb2
 
 VERBS: Final[dict[int, Verb]] = {
@@ -39,23 +43,48 @@ MAX_POLL_MS: Final = 24 * 60 * 60 * 1000
 """A day: the runtime takes longer progress for unknown."""
 
 
-def faults_in_call(message: participant_pb2.Call, verb: Verb) -> list[str]:
-    """List everything that keeps a call from being understood as a call of `verb`."""
-    faults = [
-        f"call.{name} is missing"
-        for name, value in [
-            ("idempotency_key", message.idempotency_key),
-            ("store_id", message.store_id),
-            ("saga_id", message.saga_id),
-            ("step", message.step),
-            ("action", message.action),
-        ]
-        if not value
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a stream says once for many calls, which then leave it out."""
+
+    store_id: str
+    epoch: int
+    incarnation: str
+    oldest_open_at_ms: int
+
+
+def faults_in_call(
+    message: participant_pb2.Call, verb: Verb | None, said: Said | None = None
+) -> list[str]:
+    """List everything that keeps a call from being understood as a call of `verb`.
+
+    `said` is what its stream has said, whose calls need less; there `verb` is None if the message
+    has none that is known.
+    """
+    if (
+        message.saga_id
+        and message.step
+        and message.action
+        and message.round >= 1
+        and message.attempt >= 1
+        and verb is not None
+        and VERBS.get(message.verb) is verb
+        and (said is not None or (message.idempotency_key and message.store_id))
+    ):
+        return []
+    needed = [
+        ("idempotency_key", said is not None or message.idempotency_key),
+        ("store_id", said is not None or message.store_id),
+        ("saga_id", message.saga_id),
+        ("step", message.step),
+        ("action", message.action),
     ]
-    if VERBS.get(message.verb) is not verb:
+    faults = [f"call.{name} is missing" for name, value in needed if not value]
+    if verb is None or VERBS.get(message.verb) is not verb:
         names = types_pb2.Verb.DESCRIPTOR.values_by_number
         got = names[message.verb].name if message.verb in names else str(int(message.verb))
-        faults.append(f"call.verb is {got}, but the method called is {verb.capitalize()}")
+        wanted = "" if verb is None else f", but the method called is {verb.capitalize()}"
+        faults.append(f"call.verb is {got}{wanted}")
     if message.round < 1:
         faults.append(f"call.round is {message.round}; rounds count from 1")
     if message.attempt < 1:
@@ -63,34 +92,85 @@ def faults_in_call(message: participant_pb2.Call, verb: Verb) -> list[str]:
     return faults
 
 
-def call_from_wire(message: participant_pb2.Call) -> Call:
-    """Translate a call that `faults_in_call` found nothing wrong with."""
+def call_from_wire(
+    message: participant_pb2.Call, said: Said | None = None, deadline_at_ms: int = 0
+) -> Call:
+    """Translate a call that `faults_in_call` found nothing wrong with.
+
+    `said` and `deadline_at_ms` stand for what a call of a stream leaves out.
+    Read at once is what every call needs; the rest when the handler asks for it. Reading all of it
+    here takes 5.5 µs, more than everything else that the SDK does for a call of a stream.
+    """
+    call = object.__new__(Call)
+    _set(call, "verb", VERBS[message.verb])
+    _set(call, "action", message.action)
+    _set(call, "saga_id", message.saga_id)
+    _set(call, "step", message.step)
+    _set(call, "round", message.round)
+    _set(call, "store_id", message.store_id or (said.store_id if said is not None else ""))
+    if deadline_at_ms:
+        _set(call, "deadline_at_ms", message.deadline_at_ms or deadline_at_ms)
+    _set(call, "_rest", partial(_read, message, said))
+    return call
+
+
+# The call is frozen for its handler, not for who makes it.
+_set: Final = object.__setattr__
+
+
+def _read(message: participant_pb2.Call, said: Said | None, name: str) -> object:
+    """Read one field of a call, by its name there."""
+    value = _READ[name](message)
+    if value or said is None:
+        return value
+    match name:
+        case "idempotency_key":
+            store_id = message.store_id or said.store_id
+            verb = VERBS[message.verb]
+            return f"{store_id}/{message.saga_id}/{message.step}/{verb}/{message.round}"
+        case "epoch":
+            return said.epoch
+        case "incarnation":
+            return said.incarnation
+        case "oldest_open_at_ms":
+            return said.oldest_open_at_ms
+        case _:
+            return value
+
+
+def _results(message: participant_pb2.Call) -> Mapping[str, Payload]:
+    return MappingProxyType({r.step: from_wire(r.result) for r in message.results})
+
+
+def _own_result(message: participant_pb2.Call) -> Payload | None:
     compensation = message.compensation
-    return Call(
-        verb=VERBS[message.verb],
-        action=message.action,
-        saga_id=message.saga_id,
-        step=message.step,
-        round=message.round,
-        idempotency_key=message.idempotency_key,
-        store_id=message.store_id,
-        input=message.input.data,
-        content_type=message.input.content_type,
-        results=MappingProxyType({r.step: from_wire(r.result) for r in message.results}),
-        executed=compensation.executed,
-        own_result=from_wire(compensation.result) if compensation.HasField("result") else None,
-        reason=_reason(compensation.turn) if compensation.HasField("turn") else None,
-        attempt=message.attempt,
-        poll=message.poll,
-        deadline_at_ms=message.deadline_at_ms,
-        epoch=message.epoch,
-        definition=message.definition,
-        two_phase=message.mode == types_pb2.MODE_TWO_PHASE_COMMIT,
-        traceparent=message.traceparent,
-        tracestate=message.tracestate,
-        incarnation=message.incarnation,
-        oldest_open_at_ms=message.oldest_open_at_ms,
-    )
+    return from_wire(compensation.result) if compensation.HasField("result") else None
+
+
+def _turn(message: participant_pb2.Call) -> Reason | None:
+    compensation = message.compensation
+    return _reason(compensation.turn) if compensation.HasField("turn") else None
+
+
+_READ: Final[dict[str, Callable[[participant_pb2.Call], object]]] = {
+    "idempotency_key": attrgetter("idempotency_key"),
+    "input": attrgetter("input.data"),
+    "content_type": attrgetter("input.content_type"),
+    "results": _results,
+    "executed": attrgetter("compensation.executed"),
+    "own_result": _own_result,
+    "reason": _turn,
+    "attempt": attrgetter("attempt"),
+    "poll": attrgetter("poll"),
+    "deadline_at_ms": attrgetter("deadline_at_ms"),
+    "epoch": attrgetter("epoch"),
+    "definition": attrgetter("definition"),
+    "two_phase": lambda message: message.mode == types_pb2.MODE_TWO_PHASE_COMMIT,
+    "traceparent": attrgetter("traceparent"),
+    "tracestate": attrgetter("tracestate"),
+    "incarnation": attrgetter("incarnation"),
+    "oldest_open_at_ms": attrgetter("oldest_open_at_ms"),
+}
 
 
 def _reason(turn: types_pb2.Turn) -> Reason:
@@ -100,23 +180,35 @@ def _reason(turn: types_pb2.Turn) -> Reason:
 
 def outcome_to_wire(outcome: Outcome) -> participant_pb2.Outcome:
     """Give the message of the contract; the barrier stores the same bytes."""
+    message = participant_pb2.Outcome()
+    put_outcome(outcome, message)
+    return message
+
+
+def put_outcome(outcome: Outcome, message: participant_pb2.Outcome) -> None:
+    """Write an outcome into an empty message; filling it in place costs half of building it."""
     match outcome:
-        case Done(result=result):
-            message = None if result is None else to_wire(result)
-            return participant_pb2.Outcome(done=participant_pb2.Done(result=message))
-        case Rejected(reason=reason, message=message):
-            return participant_pb2.Outcome(
-                rejected=participant_pb2.Rejected(reason=reason, message=message)
-            )
+        case Done(result=None):
+            message.done.SetInParent()
+        case Done(result=payload):
+            assert payload is not None
+            result = message.done.result
+            result.SetInParent()  # of a payload without bytes, too, it is said that it is there
+            result.data = payload.data
+            result.content_type = payload.content_type
+        case Rejected(reason=reason, message=text):
+            rejected = message.rejected
+            rejected.reason = reason
+            rejected.message = text
+            rejected.SetInParent()
         case InProgress(after_s=after_s):
             after_ms = min(max(round(after_s * 1000), MIN_POLL_MS), MAX_POLL_MS)
-            return participant_pb2.Outcome(
-                in_progress=participant_pb2.InProgress(poll_after_ms=after_ms)
-            )
-        case Broken(reason=reason, message=message):
-            return participant_pb2.Outcome(
-                broken=participant_pb2.Broken(reason=reason, message=message)
-            )
+            message.in_progress.poll_after_ms = after_ms
+        case Broken(reason=reason, message=text):
+            broken = message.broken
+            broken.reason = reason
+            broken.message = text
+            broken.SetInParent()
 
 
 def outcome_from_wire(message: participant_pb2.Outcome) -> Outcome:

@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -230,12 +230,14 @@ class Processes:
         self,
         participants: Mapping[str, str],
         *,
+        unary: Collection[str] = (),
         settings: str = "",
         name: str = "amends",
         arguments: Sequence[str] = (),
     ) -> Process:
         """Start a runtime that knows these participants, by name and address.
 
+        Those in `unary` are called by the unary verbs, although they have streams.
         `settings` is TOML with further sections of its configuration, which is written to
         ``NAME.toml``; `arguments` are further ones of ``amends serve``. Raises `ProcessFailed`.
         """
@@ -249,6 +251,8 @@ class Processes:
         ]
         for participant, address in participants.items():
             sections += [f"[participants.{participant}]", f"address = {json.dumps(address)}"]
+            if participant in unary:
+                sections.append('transport = "unary"')
         configuration.write_text("\n".join([*sections, settings, ""]), encoding="utf-8")
         process = self._add(
             name,

@@ -222,8 +222,15 @@ class Limits(_Section):
     and all payloads of a saga together are 3 MiB at most, which fits into gRPC's usual message."""
 
     live_sagas: Count = Field(default=100_000, ge=1, le=10_000_000)
-    """Sagas in memory at the same time; further starts are refused with RESOURCE_EXHAUSTED and a
-    time to retry after. A live saga costs a few kilobytes and its payloads."""
+    """Sagas under way at the same time: with a call that is made or waits for its participant.
+    Further starts are refused with RESOURCE_EXHAUSTED and a time to retry after. A live saga costs
+    a few kilobytes and its payloads; one that only waits for an instant or a person leaves memory
+    and does not count."""
+
+    park_after_s: Seconds = Field(default=10.0, ge=0, le=86_400)
+    """A saga that has nothing to do for at least so long leaves memory, and is read again when its
+    time has come. Reading it costs a fraction of a millisecond, which is not worth it for a wait of
+    few seconds."""
 
     mailbox: Count = Field(default=1024, ge=16, le=1_000_000)
     """Messages that wait for one saga. Replies and timers always find room, so that a flood of

@@ -143,6 +143,7 @@ class Engine:
             self.supervisor.run_committer,
             self.supervisor.run_timers,
             self.supervisor.run_loader,
+            self.supervisor.run_parking,
             self.supervisor.run_recovery,
             self._oldest_open.run,
             self.participants.run,
@@ -273,6 +274,7 @@ async def _running(
             ),
             limits=Limits(
                 live_sagas=config.limits.live_sagas,
+                park_after_ms=round(config.limits.park_after_s * 1000),
                 mailbox=config.limits.mailbox,
                 commit_batch=config.limits.commit_batch,
                 commit_queue=config.limits.commit_queue,

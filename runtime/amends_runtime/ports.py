@@ -24,6 +24,7 @@ from amends_runtime.core.messages import Outcome
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Record, SagaState, SagaTurnedBack, Verb
 from amends_runtime.core.saga import Saga
+from amends_runtime.core.waking import kept_wake_ms
 
 __all__ = [
     "AuditEntry",
@@ -38,6 +39,8 @@ __all__ = [
     "ParticipantAddress",
     "RegisteredDefinition",
     "Reply",
+    "Resting",
+    "RestingSaga",
     "SagaFilter",
     "SagaSummary",
     "Store",
@@ -73,7 +76,10 @@ class StoreIdentity(msgspec.Struct, frozen=True):
 
 
 class SagaSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A saga's row in the read model: what lists show. No payloads, nothing per step."""
+    """A saga's row in the read model: what lists show. No payloads, nothing per step.
+
+    `wake_at_ms` is until when it rests, see `core.waking`; 0: it is to be brought in at a restart.
+    """
 
     saga_no: int
     saga_id: str
@@ -106,6 +112,7 @@ def summarise(saga: Saga, saga_no: int, version: int) -> SagaSummary:
         updated_at_ms=saga.updated_at_ms,
         ended_at_ms=saga.ended_at_ms,
         deadline_at_ms=saga.deadline_at_ms,
+        wake_at_ms=kept_wake_ms(saga),
         past_no_return=saga.past_no_return,
         labels=saga.labels,
     )
@@ -156,12 +163,13 @@ class StoredTurn(msgspec.Struct, frozen=True):
 
 
 class LoadedSaga(msgspec.Struct, frozen=True):
-    """A saga's whole history, oldest turn first."""
+    """A saga's whole history, oldest turn first, and its row's `wake_at_ms`."""
 
     saga_no: int
     saga_id: str
     definition_hash: str
     turns: tuple[StoredTurn, ...]
+    wake_at_ms: int = 0
 
     @property
     def version(self) -> int:
@@ -202,6 +210,25 @@ class OpenSaga(NamedTuple):
 
     saga_no: int
     saga_id: str
+
+
+class RestingSaga(NamedTuple):
+    """A saga that has not ended and rests up to an instant, by name, and where it stands in order.
+
+    Pages of them are read by the first three fields.
+    """
+
+    wake_at_ms: int
+    state: SagaState
+    saga_no: int
+    saga_id: str
+
+
+class Resting(msgspec.Struct, frozen=True):
+    """How many sagas rest, by state, and when the row that was written last was written."""
+
+    by_state: dict[SagaState, int]
+    updated_at_ms: int
 
 
 class Tombstone(msgspec.Struct, frozen=True):
@@ -370,8 +397,28 @@ class Store(Insights, Protocol):
         """
         ...
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
-        """Sagas that have not ended, lowest number first, above `after_no`."""
+    async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
+        """Sagas in this state that have not ended and do not rest, by their rows.
+
+        Lowest number first, above `after_no`.
+        """
+        ...
+
+    async def resting_sagas(
+        self,
+        after: RestingSaga | None,
+        until_ms: int,
+        limit: int,
+        updated_after_ms: int = 0,
+    ) -> list[RestingSaga]:
+        """Sagas that rest at most until `until_ms`, by their rows: earliest first, after `after`.
+
+        Only those whose row was written after `updated_after_ms`.
+        """
+        ...
+
+    async def count_resting(self) -> Resting:
+        """What rests, by the rows; those that only a person moves among them."""
         ...
 
     async def put_definition(

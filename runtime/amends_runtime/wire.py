@@ -64,6 +64,8 @@ __all__ = [
     "participant_to_proto",
     "payload_from_proto",
     "payload_to_proto",
+    "put_contents",
+    "put_saga",
     "read_definition",
     "record_to_proto",
     "registered_to_proto",
@@ -435,45 +437,70 @@ def saga_state_from_proto(number: int) -> SagaState | None:
     return _STATES.get(number)
 
 
-def saga_to_proto(view: SagaView, *, with_payloads: bool = True) -> types_pb2.Saga:
-    """A saga as it stands, with its steps. Without payloads: neither its input nor any result."""
-    saga, plan = view.saga, view.plan
-    return types_pb2.Saga(
-        saga_id=saga.saga_id,
-        definition=saga.definition_name,
-        definition_hash=saga.definition_hash,
-        state=_STATES_OUT[SagaState.STUCK if view.quarantined else saga.state],
-        version=view.version,
-        started_at_ms=saga.started_at_ms,
-        updated_at_ms=saga.updated_at_ms,
-        ended_at_ms=saga.ended_at_ms,
-        deadline_at_ms=saga.deadline_at_ms,
-        turn=None if saga.turn is None else _turn_to_proto(saga.turn, _turn_step(plan, saga.turn)),
-        steps=[
-            _step_status_to_proto(step.name, state, with_payloads=with_payloads)
-            for step, state in zip(plan.steps, saga.steps, strict=True)
-        ],
-        input=payload_to_proto(saga.input) if with_payloads else None,
-        labels=saga.labels,
-        past_no_return=saga.past_no_return,
-    )
+def saga_to_proto(view: SagaView) -> types_pb2.Saga:
+    """A saga as it stands, with its steps, its input and their results."""
+    message = types_pb2.Saga()
+    put_saga(message, view)
+    put_contents(message, view)
+    return message
 
 
-def _step_status_to_proto(
-    name: str, step: StepState, *, with_payloads: bool
-) -> types_pb2.StepStatus:
-    return types_pb2.StepStatus(
-        name=name,
-        state=_STEP_STATES_OUT[step.status],
-        verb=_VERBS_OUT[step.verb],
-        round=step.round,
-        attempt=step.attempt,
-        last_error=None if step.failure is None else _failure_to_proto(step.failure),
-        next_attempt_at_ms=step.retry_at_ms,
-        stuck_since_ms=step.stuck_since_ms,
-        result=payload_to_proto(step.result) if with_payloads and step.result is not None else None,
-        call_open=step.open,
-    )
+def put_saga(message: types_pb2.Saga, view: SagaView) -> None:
+    """Fills in what a list shows: no payloads, nothing per step.
+
+    Field by field where the message lies, and only what is not nothing: it costs a third of what
+    a message costs that is made of keywords and copied to its place.
+    """
+    saga = view.saga
+    message.saga_id = saga.saga_id
+    message.definition = saga.definition_name
+    message.definition_hash = saga.definition_hash
+    message.state = _STATES_OUT[SagaState.STUCK if view.quarantined else saga.state]
+    message.version = view.version
+    message.started_at_ms = saga.started_at_ms
+    message.updated_at_ms = saga.updated_at_ms
+    if saga.ended_at_ms:
+        message.ended_at_ms = saga.ended_at_ms
+    if saga.deadline_at_ms:
+        message.deadline_at_ms = saga.deadline_at_ms
+    if saga.turn is not None:
+        message.turn.CopyFrom(_turn_to_proto(saga.turn, _turn_step(view.plan, saga.turn)))
+    if saga.labels:
+        message.labels.update(saga.labels)
+    if saga.past_no_return:
+        message.past_no_return = True
+
+
+def put_contents(message: types_pb2.Saga, view: SagaView) -> None:
+    """Fills in the rest: its input, and its steps with their results."""
+    saga = view.saga
+    _put_payload(message.input, saga.input)
+    for step, state in zip(view.plan.steps, saga.steps, strict=True):
+        _put_step(message.steps.add(), step.name, state)
+
+
+def _put_step(message: types_pb2.StepStatus, name: str, step: StepState) -> None:
+    message.name = name
+    message.state = _STEP_STATES_OUT[step.status]
+    message.verb = _VERBS_OUT[step.verb]
+    if step.round:
+        message.round = step.round
+        message.attempt = step.attempt
+    if step.failure is not None:
+        message.last_error.CopyFrom(_failure_to_proto(step.failure))
+    if step.retry_at_ms:
+        message.next_attempt_at_ms = step.retry_at_ms
+    if step.stuck_since_ms:
+        message.stuck_since_ms = step.stuck_since_ms
+    if step.result is not None:
+        _put_payload(message.result, step.result)
+    if step.open:
+        message.call_open = True
+
+
+def _put_payload(message: types_pb2.Payload, payload: Payload) -> None:
+    message.data = payload.data
+    message.content_type = payload.content_type
 
 
 def summary_to_proto(summary: SagaSummary) -> types_pb2.Saga:

@@ -1,19 +1,36 @@
-"""Stops and kills at chosen moments: what was acknowledged goes on, and no effect happens twice."""
+"""Stops and kills at chosen moments: what was acknowledged goes on, and no effect happens twice.
+
+All of it where the services are called over streams, and again where by the unary verbs.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sized
+from collections.abc import AsyncIterator, Sized
 from functools import partial
 
 import anyio
+import pytest
 
 import amends
 from amends import RecordKind, SagaState
-from tests.acceptance.world import World, until
+from shop.catalogue import SERVICES
+from tests.acceptance.world import World, opened, until
 
 CONFLICT = 4
+
+
+@pytest.fixture(scope="module", params=["exchange", "unary"])
+async def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """The shop and a runtime that calls it in one way or the other, which is seen in the end."""
+    unary = SERVICES if request.param == "unary" else ()
+    async with opened(tmp_path_factory.mktemp("world"), unary=unary) as world:
+        yield world
+        ways = {each.name: each.transport for each in await world.client.participants()}
+        assert ways == dict.fromkeys(SERVICES, request.param)
 
 
 async def test_a_second_runtime_on_the_same_database(world: World) -> None:

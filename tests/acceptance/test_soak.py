@@ -42,6 +42,7 @@ def test_processes_are_killed_at_random_under_load(tmp_path: Path) -> None:
     assert last["kills_by_process"]["amends"] >= 10
     assert last["completed"] + last["compensated"] + last["unknown_starts"] <= SAGAS
     assert last["completed"] > SAGAS / 2
+    assert {*last["effects_by_transport"]} == {"exchange", "unary"}
     assert last["compensated"] > 0
     assert processes_of(folder_in(ran.stdout)) == []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,12 +192,15 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], what: str) -> N
 
 @asynccontextmanager
 async def opened(
-    folder: Path, participants: Mapping[str, str] | None = None
+    folder: Path, participants: Mapping[str, str] | None = None, *, unary: Collection[str] = ()
 ) -> AsyncIterator[World]:
-    """Start the shop and a runtime that also knows `participants`; in the end, settle."""
+    """Start the shop and a runtime that also knows `participants`; in the end, settle.
+
+    Those in `unary` are called by the unary verbs, the others over streams.
+    """
     async with (
         shop_in(folder) as (processes, services),
-        runtime_of(processes, services, participants or {}) as world,
+        runtime_of(processes, services, participants or {}, unary=unary) as world,
     ):
         yield world
 
@@ -212,11 +215,17 @@ async def shop_in(folder: Path) -> AsyncIterator[tuple[Processes, dict[str, Proc
 
 @asynccontextmanager
 async def runtime_of(
-    processes: Processes, services: Mapping[str, Process], participants: Mapping[str, str]
+    processes: Processes,
+    services: Mapping[str, Process],
+    participants: Mapping[str, str],
+    *,
+    unary: Collection[str] = (),
 ) -> AsyncIterator[World]:
     """Start a runtime that knows the services and `participants`; in the end, settle."""
     addresses = {name: service.address for name, service in services.items()}
-    runtime = await processes.start_runtime({**addresses, **participants}, settings=SETTINGS)
+    runtime = await processes.start_runtime(
+        {**addresses, **participants}, unary=unary, settings=SETTINGS
+    )
     with Journal(processes.folder / "journal.jsonl") as journal:
         async with amends.Client(runtime.address) as client:
             await client.register(order_definition)

@@ -15,7 +15,7 @@ from amends_runtime.actors.turns import BATCH_BYTES
 from amends_runtime.config import Limits
 from amends_runtime.core import saga as core
 from amends_runtime.core.messages import Answered
-from amends_runtime.core.records import SagaStarted
+from amends_runtime.core.records import SagaStarted, SagaState
 from amends_runtime.errors import CommitUnknown, StoreError
 from amends_runtime.ports import OpenSaga, Transition
 from amends_runtime.storage import SqliteStore
@@ -67,12 +67,14 @@ async def test_recovery_waits_for_a_store_that_cannot_be_read_for_a_moment(
     hooks = hook_store(monkeypatch)
     failures = 2
 
-    async def open_sagas(store: SqliteStore, after_no: int, limit: int) -> list[OpenSaga]:
+    async def open_sagas(
+        store: SqliteStore, state: SagaState, after_no: int, limit: int
+    ) -> list[OpenSaga]:
         nonlocal failures
         failures -= 1
         if failures >= 0:
             raise StoreError("it is being reopened")
-        return await store.open_sagas(after_no, limit)
+        return await store.open_sagas(state, after_no, limit)
 
     hooks["open_sagas"] = open_sagas
     async with a_runtime_with(a_shop(), tmp_path) as (_engine, client):
@@ -147,8 +149,10 @@ async def test_what_a_page_of_recovery_said_is_never_shown(
     hooks = hook_store(monkeypatch)
     read, go_on = asyncio.Event(), asyncio.Event()
 
-    async def open_sagas(store: SqliteStore, after_no: int, limit: int) -> list[OpenSaga]:
-        page = await store.open_sagas(after_no, limit)
+    async def open_sagas(
+        store: SqliteStore, state: SagaState, after_no: int, limit: int
+    ) -> list[OpenSaga]:
+        page = await store.open_sagas(state, after_no, limit)
         read.set()
         await go_on.wait()
         return page
@@ -167,15 +171,28 @@ async def test_what_a_page_of_recovery_said_is_never_shown(
 
 async def test_a_repeated_start_is_answered_although_no_new_saga_is_taken(tmp_path: Path) -> None:
     """The limit is one of sagas under way; a caller's retry of a lost reply makes none."""
-    config = a_config(tmp_path, NOWHERE, Limits(live_sagas=1))
-    async with a_runtime(config) as (_, client):
-        await client.register(ONE_STEP)
+    called, go_on = anyio.Event(), anyio.Event()
+    shop = amends.Participant("shop", barrier=None)
+
+    @shop.execute("do", compensatable=False)
+    async def do(call: amends.Call) -> None:
+        """Under way for as long as the test asks; one at rest would make room."""
+        called.set()
+        await go_on.wait()
+
+    async with (
+        amends.serve(shop, listen="127.0.0.1:0") as server,
+        a_runtime(a_config(tmp_path, server.address, Limits(live_sagas=1))) as (_, client),
+    ):
+        await client.register(amends.Definition("one").read_only("a", "shop", "do"))
         await client.start("one", saga_id="s")
+        await called.wait()
         assert (await client.start("one", saga_id="s")).existed
         with pytest.raises(amends.Overloaded, match="live_sagas"):
             await client.start("one", saga_id="other", timeout_s=0.5)
         with pytest.raises(amends.NotFound):
             await client.get("other")
+        go_on.set()
 
 
 async def test_a_commit_is_bounded_by_bytes_as_well_as_by_count(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from amends_runtime.actors import supervisor as supervisor_module
+from amends_runtime.actors import recovery as recovery_module
 from amends_runtime.errors import Unavailable
 from amends_runtime.storage.memory import MemoryDisk, MemoryStore
 from tests.actors.virtual import FailingStore, Shop, a_runtime, in_virtual_time, start
@@ -13,7 +13,7 @@ from tests.actors.virtual import FailingStore, Shop, a_runtime, in_virtual_time,
 
 def test_all_pages_are_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten open sagas, pages of three: after a restart each is asked again, once."""
-    monkeypatch.setattr(supervisor_module, "RECOVERY_PAGE", 3)
+    monkeypatch.setattr(recovery_module, "RECOVERY_PAGE", 3)
     disk = MemoryDisk()
     sagas = [f"s-{number}" for number in range(10)]
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from amends_runtime.actors.supervisor import StartRequest
+from amends_runtime.actors.supervisor import Limits, StartRequest
 from amends_runtime.core.definition import Definition, Step
 from amends_runtime.core.messages import Done
 from amends_runtime.core.payload import Payload
@@ -62,7 +62,11 @@ class FailingStore(MemoryStore):
 
 @asynccontextmanager
 async def a_runtime(
-    store: MemoryStore, shop: Shop, limit: int = 256, clock: VirtualClock | None = None
+    store: MemoryStore,
+    shop: Shop,
+    limit: int = 256,
+    clock: VirtualClock | None = None,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Engine]:
     """A runtime whose only participant is the shop; it is killed at the end of the block.
 
@@ -81,6 +85,7 @@ async def a_runtime(
         observer=Observers([]),
         connect=connect,
         concurrency={"shop": limit},
+        limits=limits,
     )
     await engine.load()
     async with anyio.create_task_group() as tasks:

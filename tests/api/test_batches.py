@@ -1,6 +1,7 @@
 """StartSagas and AwaitSagas: many at once, each with its own answer."""
 
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from amends_runtime.actors.supervisor import Supervisor
 from amends_runtime.api import awaiting
 from amends_runtime.api.awaiting import AwaitedSagas
 from amends_runtime.api.server import MAX_REQUEST_BYTES, ApiServer
-from amends_runtime.config import Config
+from amends_runtime.config import Config, Limits
 from amends_runtime.engine import Engine, run_engine
 from amends_runtime.ports import LoadedSaga, Tombstone
 from tests.api.refusals import refused
@@ -126,14 +127,14 @@ async def test_a_bug_in_one_start_is_that_ones_answer(
     sagas: Sagas, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are started all the same."""
-    start_saga = engine.supervisor.start_saga
+    begin_start = engine.supervisor._begin_start
 
-    async def buggy(request: Any) -> Any:
+    def buggy(request: Any) -> Any:
         if request.saga_id == "cursed":
             raise ValueError("secret")
-        return await start_saga(request)
+        return begin_start(request)
 
-    monkeypatch.setattr(engine.supervisor, "start_saga", buggy)
+    monkeypatch.setattr(engine.supervisor, "_begin_start", buggy)
     answer = await sagas.StartSagas(
         saga_pb2.StartSagasRequest(starts=[start("a"), start("cursed"), start("b")])
     )
@@ -145,6 +146,57 @@ async def test_a_bug_in_one_start_is_that_ones_answer(
     error = answer.results[1].error
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL.value[0], "INTERNAL")
     assert "secret" not in error.message
+
+
+async def test_starts_for_which_there_is_no_room_are_refused_and_counted(
+    config: Config, shop: Shop
+) -> None:
+    """Those before them are started; the others say when to come back, and nothing was done."""
+    small = config.model_copy(update={"limits": Limits(commit_queue=3)})
+    async with (
+        run_engine(small, [ORDER]) as engine,
+        grpc.aio.insecure_channel(engine.address) as channel,
+    ):
+        sagas = saga_pb2_grpc.SagaServiceStub(channel)
+        starts = [start(f"s-{number}") for number in range(5)]
+        answer = await sagas.StartSagas(saga_pb2.StartSagasRequest(starts=starts))
+        taken, refused_ = answer.results[:3], answer.results[3:]
+        assert [one.started.saga.saga_id for one in taken] == ["s-0", "s-1", "s-2"]
+        for one in refused_:
+            assert one.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+            assert one.error.reason == "COMMIT_QUEUE"
+            assert one.error.metadata["limit"] == "3"
+            assert int(one.error.metadata["retry_after_ms"]) > 0
+        assert engine.supervisor.refused == {"COMMIT_QUEUE": 2}
+        listed = await sagas.ListSagas(saga_pb2.ListSagasRequest())
+        assert sorted(saga.saga_id for saga in listed.sagas) == ["s-0", "s-1", "s-2"]
+
+
+async def test_many_callers_of_a_full_runtime_all_get_their_sagas(
+    config: Config, shop: Shop
+) -> None:
+    """The client comes back by itself; nothing is started twice, and no caller hears of it."""
+    small = config.model_copy(update={"limits": Limits(commit_queue=8)})
+    async with (
+        run_engine(small, [ORDER]) as engine,
+        amends.Client(engine.address, timeout_s=600) as client,
+    ):
+        ids = [f"s-{number}" for number in range(400)]
+        ended: list[amends.Saga] = []
+
+        async def one(saga_id: str) -> None:
+            started = await client.start("order", saga_id=saga_id, wait_s=600)
+            ended.append(await started.result(timeout_s=600))
+
+        async with anyio.create_task_group() as tasks:
+            for saga_id in ids:
+                tasks.start_soon(one, saga_id)
+        assert engine.supervisor.refused["COMMIT_QUEUE"] > 0
+    assert sorted(saga.saga_id for saga in ended) == sorted(ids)
+    assert all(saga.completed for saga in ended)
+    calls = Counter((call.saga_id, call.action) for call in shop.calls)
+    assert len(calls) == 3 * len(ids)
+    assert set(calls.values()) == {1}
 
 
 # -- awaiting --------------------------------------------------------------------------------------
@@ -429,7 +481,7 @@ async def test_ends_that_are_not_read_are_not_kept(
         await client.writing.wait()
         while awaited._waits:  # noqa: ASYNC110  # they end when the store has answered
             await anyio.sleep(0.001)
-        kept = [end for end in awaited._found.values() if end is not None]
+        kept = [found.end for found in awaited._found.values() if found.end is not None]
         assert sum(end.ByteSize() for end in kept) == awaited._kept_bytes <= limit
         assert len(awaited._found) >= 9  # counted, whatever is kept of them
         client.more_to_say.release()

@@ -14,13 +14,20 @@ from copy import copy
 import msgspec
 
 from amends_runtime.core.definition import Kind, Plan
-from amends_runtime.core.effects import CallParticipant, Effect, PollParticipant, WithdrawCall
+from amends_runtime.core.effects import (
+    CallParticipant,
+    Effect,
+    PollParticipant,
+    WakeAt,
+    WithdrawCall,
+)
 from amends_runtime.core.messages import (
     AbandonSaga,
     Answered,
     InProgress,
     Message,
     Rejected,
+    Revived,
     RuntimeRestarted,
     StartSaga,
 )
@@ -95,15 +102,27 @@ def _is_awake(plan: Plan, saga: Saga) -> bool:
 def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: Decision) -> None:
     after = decision.saga
     polls = [effect for effect in decision.effects if isinstance(effect, PollParticipant)]
-    rule(
-        "a poll follows InProgress and nothing else",
-        holds=len(polls)
-        <= (isinstance(message, Answered) and isinstance(message.outcome, InProgress)),
-    )
+    if isinstance(message, Revived):
+        same = Counter(polls) == Counter(message.polls)
+        rule("a saga that comes back asks again what it asked", holds=same)
+    else:
+        rule(
+            "a poll follows InProgress and nothing else",
+            holds=len(polls)
+            <= (isinstance(message, Answered) and isinstance(message.outcome, InProgress)),
+        )
     others = [effect for effect in decision.effects if not isinstance(effect, PollParticipant)]
     expected = Counter(owed(plan, after))
     if before is not None and not isinstance(message, RuntimeRestarted):
         expected -= Counter(owed(plan, before))
+    if isinstance(message, Revived):
+        # What it waited for is waited for again, but for what is due.
+        assert before is not None
+        expected += Counter(
+            effect
+            for effect in others
+            if isinstance(effect, WakeAt) and effect in owed(plan, before)
+        )
     if isinstance(message, AbandonSaga) and decision.records:
         assert before is not None
         expected = Counter(_withdrawals(before))

@@ -504,6 +504,7 @@ def test_the_plan_of_a_diamond() -> None:
     assert plan.descendants == (0b1110, 0b1000, 0b1000, 0)
     assert plan.uses == ((), (0,), (0,), (0, 1, 2))
     assert (plan.roots, plan.pivot) == ((0,), 3)
+    assert list(plan.participants) == sorted({step.participant for step in plan.steps})
     assert plan.number_of == {"a": 0, "b": 1, "c": 2, "d": 3}
 
 

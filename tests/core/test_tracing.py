@@ -103,3 +103,19 @@ def test_a_larger_ratio_keeps_what_a_smaller_one_keeps(trace: str, one: float, t
     less, more = sorted((one, two))
     if Tracing("s", ratio=less).is_sampled(trace, ""):
         assert Tracing("s", ratio=more).is_sampled(trace, "")
+
+
+@pytest.mark.parametrize("caller", ["", CALLER, CALLER[:-2] + "00"])
+@pytest.mark.parametrize("join", [True, False])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_what_is_kept_of_a_saga_is_what_its_headers_say(
+    *, ratio: float, join: bool, caller: str
+) -> None:
+    """Asked once or again, by the trace's id or by the saga: it is one decision."""
+    tracing = Tracing("s", ratio=ratio, join=join)
+    for saga_id in [f"saga-{number}" for number in range(20)] * 2:
+        trace_id = tracing.trace_id(saga_id, caller)
+        header = tracing.traceparent(saga_id, caller, 0, Verb.EXECUTE, 1, 1)
+        assert header[3:35] == trace_id
+        assert tracing.keeps(saga_id, caller) is tracing.is_sampled(trace_id, caller)
+        assert header.endswith("-01") is tracing.keeps(saga_id, caller)

@@ -29,6 +29,7 @@ from amends_runtime.core.messages import (
     Outcome,
     Rejected,
     RetrySaga,
+    Revived,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -37,6 +38,7 @@ from amends_runtime.core.messages import (
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Record, SagaState, Verb
 from amends_runtime.core.saga import Decision, Saga, fold
+from amends_runtime.core.waking import rests_until_ms
 from tests.core.definitions import Choose
 from tests.core.rules import Ledger, decide_checked, observed_transitions, rule
 
@@ -186,6 +188,29 @@ class World:
         self.timers.clear()
         self.tell(RuntimeRestarted())
 
+    def rests(self) -> bool:
+        """Whether the saga may leave memory: what is open of it is to be asked again later."""
+        assert self.saga is not None
+        polled = [one.step for one in self.lane if one.poll_at_ms > self.now_ms]
+        return len(polled) == len(self.lane) and rests_until_ms(self.saga, polled) > 0
+
+    def rest(self) -> None:
+        """The saga leaves memory, and comes back: its timers are gone, its polls are known."""
+        self.timers.clear()
+        polls = tuple(
+            PollParticipant(
+                step=one.step,
+                verb=one.verb,
+                round=one.round,
+                attempt=one.attempt,
+                at_ms=one.poll_at_ms,
+                sent_at_ms=one.sent_at_ms,
+                polls=one.polls,
+            )
+            for one in self.lane
+        )
+        self.tell(Revived(polls))
+
     def act(self, *, friendly: bool = False) -> None:
         """One thing happens, whatever is possible.
 
@@ -199,6 +224,7 @@ class World:
         actions += ["send", "not sent"] * any(not one.sent_at_ms for one in self.lane)
         actions += ["answer"] * 6 * bool(self.lane)
         actions += ["echo"] * bool(self.echoes)
+        actions += ["rest"] * self.rests()
         self.happen(self.choose(actions), friendly=friendly)
 
     def happen(self, action: str, *, friendly: bool) -> None:
@@ -211,6 +237,8 @@ class World:
             self.tell(Wake())
         elif action == "restart":
             self.restart()
+        elif action == "rest":
+            self.rest()
         elif action == "cancel":
             self.tell(CancelSaga(author="ann", reason="changed her mind"))
         elif action == "retry":

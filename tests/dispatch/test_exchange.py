@@ -1,7 +1,7 @@
 """The stream to a participant: what leaves on it, and what every way of its ending means.
 
-The participant here is a real gRPC server whose side of the stream is a script: it keeps what it was
-sent and says what the test wants, which no participant of ours would say.
+The participant here is a real gRPC server whose side of the stream is a script: it keeps what it
+was sent and says what the test wants, which no participant of ours would say.
 """
 
 from __future__ import annotations
@@ -45,16 +45,22 @@ class Line:
         first = await anext(self._requests)
         assert not first.calls
         await self.say(credits=window)
-        return first.hello
+        hello: participant_pb2.ExchangeHello = first.hello
+        return hello
 
     async def calls(self) -> list[participant_pb2.ExchangeCall]:
         """Read the next message."""
-        message = await anext(self._requests)
+        async with asyncio.timeout(20):
+            message = await anext(self._requests)
         return list(message.calls)
 
     async def say(self, **response: Any) -> None:
         """Send one message."""
         await self._context.write(participant_pb2.ExchangeResponse(**response))
+
+    async def say_bytes(self, message: bytes) -> None:
+        """Send what need not be a message of the contract."""
+        await self._context.write(message)
 
     async def answer(self, *numbers: int, outcome: participant_pb2.Outcome = DONE) -> None:
         """Answer calls, in one message."""
@@ -83,6 +89,7 @@ class Scripted(participant_pb2_grpc.ParticipantServiceServicer):
     def __init__(self) -> None:
         self._opened: asyncio.Queue[Line] = asyncio.Queue()
         self.executed = 0
+        self.remaining_s = 0.0  # of the last unary call, when it came
         self._lines = 0
         self._none_left = anyio.Event()
         self._none_left.set()
@@ -99,6 +106,7 @@ class Scripted(participant_pb2_grpc.ParticipantServiceServicer):
 
     async def Execute(self, request: Any, context: Any) -> participant_pb2.ExecuteResponse:
         self.executed += 1
+        self.remaining_s = context.time_remaining()
         return participant_pb2.ExecuteResponse(outcome=DONE)
 
     async def Exchange(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]
@@ -112,6 +120,35 @@ class Scripted(participant_pb2_grpc.ParticipantServiceServicer):
             self._lines -= 1
             if not self._lines:
                 self._none_left.set()
+
+
+def serve(participant: Scripted, server: grpc.aio.Server) -> None:
+    """Add it to a server as the generated code would, but that it may also send any bytes."""
+    loose: Any = _Loose(server)
+    participant_pb2_grpc.add_ParticipantServiceServicer_to_server(participant, loose)
+
+
+class _Loose:
+    """What the generated code needs of a server, whose streams send bytes as they are."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Nothing is different for those without a registered method."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
+        """The stream's serializer leaves bytes alone."""
+        methods = {**methods}
+        methods["Exchange"] = grpc.stream_stream_rpc_method_handler(
+            methods["Exchange"].stream_stream,
+            request_deserializer=methods["Exchange"].request_deserializer,
+            response_serializer=lambda said: (
+                said if isinstance(said, bytes) else said.SerializeToString()
+            ),
+        )
+        self._server.add_registered_method_handlers(service, methods)
 
 
 class Answers:
@@ -178,9 +215,9 @@ async def a_case(
     port: int = 0, *, oldest_open_ms: int = 0
 ) -> AsyncIterator[tuple[Case, Callable[[], Awaitable[None]]]]:
     """Give a transport to a participant, and what ends that participant's process in an instant."""
-    participant = Scripted()
+    participant = Scripted()  # type: ignore[abstract]  # it serves what is called here
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    participant_pb2_grpc.add_ParticipantServiceServicer_to_server(participant, server)
+    serve(participant, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     unary = UnaryTransport(
@@ -412,7 +449,7 @@ async def test_after_a_while_the_stream_is_tried_again(
 async def test_a_reply_that_is_too_large_costs_the_others_the_stream_and_nothing_else(
     case: Case,
 ) -> None:
-    """gRPC ends the whole stream for it; by the unary verbs only its own call would suffer."""
+    """The whole stream ends for it; by the unary verbs only its own call would suffer."""
     case.send("a", "b")
     line = await case.participant.line()
     await line.hello()
@@ -427,6 +464,31 @@ async def test_a_reply_that_is_too_large_costs_the_others_the_stream_and_nothing
     case.send("c")
     (reply,) = await case.answers.wait("c")
     assert (reply.outcome, case.transport.name) == (Done(), "unary")
+
+
+async def test_what_waits_when_the_stream_is_given_up_has_only_the_rest_of_its_time(
+    case: Case,
+) -> None:
+    """By the unary verbs, too, it is answered before its time is over, from when it came in."""
+    case.send("a", timeout_ms=20_000)
+    line = await case.participant.line()
+    case.transport._waiting[0].expires_s -= 15
+    line.end(grpc.StatusCode.UNIMPLEMENTED)
+    await case.answers.wait("a")
+    assert case.participant.remaining_s < 5.1
+
+
+async def test_a_stream_that_cannot_be_read_is_ended(case: Case) -> None:
+    """Its calls are unknown, nobody reads on, and the unary verbs do from then on."""
+    case.send("a")
+    line = await case.participant.line()
+    await line.hello()
+    await line.calls()
+    await line.say_bytes(b"\xff\xff\xff")
+    (reply,) = await case.answers.wait("a")
+    assert isinstance(reply.outcome, Unknown)
+    assert case.transport.name == "unary"
+    await case.participant.wait_ended()
 
 
 async def test_a_draining_stream_takes_nothing_new_and_answers_what_it_has(case: Case) -> None:
@@ -451,7 +513,7 @@ async def test_a_draining_stream_takes_nothing_new_and_answers_what_it_has(case:
 
 
 async def test_each_call_has_its_own_deadline_and_a_late_reply_does_nothing(case: Case) -> None:
-    """The time of one is over: its outcome is unknown, the others wait on; its credit comes back."""
+    """The time of one is over: it is unknown, the others wait on, and its credit comes back."""
     case.send("short", timeout_ms=50)
     case.send("long")
     line = await case.participant.line()
@@ -466,6 +528,26 @@ async def test_each_call_has_its_own_deadline_and_a_late_reply_does_nothing(case
     assert third.call.saga_id == "next"
     await line.answer(sent["long"], third.call_number)
     await case.answers.wait("long", "next")
+
+
+async def test_one_deadline_after_another_fires(case: Case) -> None:
+    """On a stream that stays silent; what waited for a credit until then leaves no more."""
+    case.send("first", "second", "waits")
+    line = await case.participant.line()
+    await line.hello(window=2)
+    sent = [one.call_number for one in await line.calls()]
+    transport, stream = case.transport, case.transport._stream
+    assert stream is not None
+    now_s = asyncio.get_running_loop().time()
+    for number, one in enumerate([*stream.pending.values(), *transport._waiting]):
+        one.expires_s = now_s + number * 0.01
+    transport._expire_at(now_s)
+    for reply in await case.answers.wait("first", "second", "waits"):
+        assert reply.status == "DEADLINE_EXCEEDED"
+    case.send("later")
+    await line.answer(*sent)
+    (later,) = await line.calls()
+    assert later.call.saga_id == "later"
 
 
 async def test_a_call_that_never_leaves_has_its_deadline_too(case: Case) -> None:

@@ -7,7 +7,14 @@ import pytest
 from tests.participants.ledger import Ledger
 
 
+@pytest.fixture(params=[False, True], ids=["own commits", "shared commits"])
+def share_commits(request: pytest.FixtureRequest) -> bool:
+    """Give both forms of the barrier: whatever it promises holds in each."""
+    assert isinstance(request.param, bool)
+    return request.param
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def ledger(tmp_path: Path, *, share_commits: bool) -> Ledger:
     """Give a participant with a ledger in a database of its own."""
-    return Ledger(tmp_path / "payments.db")
+    return Ledger(tmp_path / "payments.db", share_commits=share_commits)

@@ -49,9 +49,15 @@ class Ledger:
     path: Path
     ran: list[str] = field(default_factory=list)
     busy_timeout_s: float = PATIENCE_S
+    share_commits: bool = False
 
     def __post_init__(self) -> None:
-        self.barrier = SqliteBarrier(self.path, schema=SCHEMA, busy_timeout_s=self.busy_timeout_s)
+        self.barrier = SqliteBarrier(
+            self.path,
+            schema=SCHEMA,
+            busy_timeout_s=self.busy_timeout_s,
+            share_commits=self.share_commits,
+        )
         self.participant = Participant("payments", barrier=self.barrier)
         self.participant.prepare("charge")(self.reserve)
         self.participant.execute("charge")(self.charge)

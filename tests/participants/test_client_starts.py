@@ -18,6 +18,7 @@ from amends.v1 import saga_pb2, types_pb2
 from tests.participants.scripted_runtime import (
     Refusal,
     ScriptedRuntime,
+    Talk,
     names,
     scripted_runtime,
 )
@@ -208,6 +209,103 @@ async def test_a_start_in_company_can_wait_for_the_end(
     assert batches(runtime) == [["order-1"]]
 
 
+def completed(saga_id: str) -> types_pb2.Saga:
+    """Make a saga as it is told at its end."""
+    return types_pb2.Saga(
+        saga_id=saga_id,
+        state=types_pb2.SAGA_STATE_COMPLETED,
+        ended_at_ms=1_700_000_000_000,
+        steps=[types_pb2.StepStatus(name="reserve", state=types_pb2.STEP_STATE_EXECUTED)],
+    )
+
+
+async def end_all(talk: Talk) -> None:
+    """End each saga that is waited for."""
+    while True:
+        ends = [
+            saga_pb2.SagaEnd(saga_id=saga_id, saga=completed(saga_id))
+            for saga_id in (await talk.hear()).add
+        ]
+        await talk.say(saga_pb2.AwaitSagasResponse(ends=ends))
+
+
+async def test_many_starts_that_wait_share_one_stream(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """Each is answered when its saga has ended, whole, and its result needs no further question."""
+    runtime.converse("AwaitSagas", end_all)
+    async with Company(runtime, client):
+        started_sagas = await asyncio.gather(
+            *(client.start("order", {"n": n}, saga_id=f"s-{n}", wait_s=60) for n in range(100))
+        )
+        sagas = [await one.result() for one in started_sagas]
+    assert [saga.saga_id for saga in sagas] == [f"s-{n}" for n in range(100)]
+    assert {saga.step("reserve").state for saga in sagas} == {amends.StepState.EXECUTED}
+    assert [saga.input.json() for saga in sagas] == [{"n": n} for n in range(100)]
+    assert runtime.streams == 1
+    assert "WaitSaga" not in names(runtime.asked)
+
+
+async def test_a_start_that_waits_is_told_how_its_saga_stands_when_the_wait_is_over(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """It is started, whatever comes; a last look says the rest."""
+
+    async def hear_only(talk: Talk) -> None:
+        while True:
+            await talk.hear()
+
+    running = types_pb2.Saga(saga_id="slow", state=types_pb2.SAGA_STATE_STUCK)
+    runtime.converse("AwaitSagas", hear_only)
+    runtime.answer("WaitSaga", saga_pb2.WaitSagaResponse(saga=running))
+    async with Company(runtime, client):
+        started_saga = await client.start("order", saga_id="slow", wait_s=0.1)
+    assert started_saga.saga.state is amends.SagaState.STUCK
+
+
+async def test_a_start_that_waits_and_leaves_is_taken_off_the_stream(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """As any wait is."""
+    heard, removed = anyio.Event(), anyio.Event()
+
+    async def hear_only(talk: Talk) -> None:
+        while True:
+            message = await talk.hear()
+            if "leaves" in message.add:
+                heard.set()
+            if "leaves" in message.remove:
+                removed.set()
+
+    runtime.converse("AwaitSagas", hear_only)
+    async with Company(runtime, client):
+        task = asyncio.create_task(client.start("order", saga_id="leaves", wait_s=60))
+        await heard.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        await removed.wait()
+    assert task.cancelled()
+
+
+async def test_closing_tells_a_start_that_waits_that_it_has_started(
+    runtime: ScriptedRuntime,
+) -> None:
+    """That much is certain."""
+    heard = anyio.Event()
+
+    async def hear_only(talk: Talk) -> None:
+        while True:
+            await talk.hear()
+            heard.set()
+
+    runtime.converse("AwaitSagas", hear_only)
+    async with amends.Client(runtime.address, timeout_s=60) as client, Company(runtime, client):
+        task = asyncio.create_task(client.start("order", saga_id="held", wait_s=60))
+        await heard.wait()
+    assert (await task).saga_id == "held"
+    assert not (await task).saga.ended
+
+
 async def test_the_end_of_a_saga_that_was_answered_in_short_is_asked_for(
     runtime: ScriptedRuntime, client: amends.Client
 ) -> None:
@@ -338,6 +436,46 @@ async def test_a_start_that_is_refused_for_a_while_is_asked_again(
     assert batches(runtime) == [["a", "b", "c"], ["a", "b"], ["a", "b"]]
 
 
+async def test_requests_become_as_large_as_what_is_taken(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """What a full runtime would refuse stays here; all are started in the end, each once."""
+    full = an_error(Code.RESOURCE_EXHAUSTED, "COMMIT_QUEUE", retry_after_ms="1")
+    taken: list[str] = []
+
+    async def ten(request: Any) -> Message:
+        ids = [start.saga_id for start in request.starts]
+        taken.extend(ids[:10])
+        return answers(request, dict.fromkeys(ids[10:], full))
+
+    runtime.answer("StartSagas", ten)
+    ids = [f"order-{n}" for n in range(200)]
+    async with Company(runtime, client):
+        await asyncio.gather(*(client.start("order", saga_id=i) for i in ids))
+    first, *later = (len(batch) for batch in batches(runtime))
+    assert first == 200
+    assert max(later) == int(10 * starting.ROOM_GROWS)
+    assert sorted(taken) == sorted(ids)
+
+
+async def test_requests_grow_again_when_all_is_taken(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """One refusal of many starts is not for ever."""
+    full = an_error(Code.RESOURCE_EXHAUSTED, "COMMIT_QUEUE", retry_after_ms="1")
+
+    async def refuse(request: Any) -> Message:
+        return answers(request, {start.saga_id: full for start in request.starts})
+
+    runtime.answer("StartSagas", refuse, start_all)
+    async with Company(runtime, client):
+        await asyncio.gather(*(client.start("order", saga_id=f"order-{n}") for n in range(500)))
+    sizes = [len(batch) for batch in batches(runtime)]
+    assert sizes[:5] == [500, 8, 10, 12, 15]
+    assert sizes[-2] > 60
+    assert sum(sizes) == 1000
+
+
 async def test_a_start_that_is_refused_for_too_long_is_told_at_once(
     runtime: ScriptedRuntime, client: amends.Client
 ) -> None:
@@ -458,7 +596,8 @@ async def test_a_start_whose_time_is_over_holds_up_nobody(
     assert client._open is not None
     starts = client._open.starts
     async with Company(runtime, client):
-        over = starting._Start(saga_pb2.StartSagaRequest(saga_id="over"), time.monotonic() + 60)
+        request = saga_pb2.StartSagaRequest(saga_id="over")
+        over = starting._Start(request, time.monotonic() + 60, runtime.address)
         over.answer.cancel()
         starts._waiting[over] = None
         starts._something_waits.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import json
@@ -336,3 +337,46 @@ def test_enumerations_are_those_of_the_contract(
     """Member for member; a new one in the contract must be added here, too."""
     names = {name.removeprefix(prefix) for name in theirs.keys()}  # type: ignore[attr-defined]  # noqa: SIM118
     assert names - {"UNSPECIFIED"} == set(ours.__members__) - {"UNSPECIFIED", "UNRECOGNISED"}
+
+
+# -- sagas that are read when they are looked at ---------------------------------------------------
+
+
+def test_every_field_of_a_saga_can_be_read() -> None:
+    """Whichever is asked for first; and a name that is no field's is none."""
+    fields = [field.name for field in dataclasses.fields(amends.Saga)]
+    assert sorted(saga_wire.SAGA_FIELDS) == sorted(fields)
+    whole = saga_wire.saga_from_wire(WIRE_SAGA)
+    for name in fields:
+        assert getattr(saga_wire.saga_from_wire(WIRE_SAGA), name) == getattr(whole, name)
+    with pytest.raises(AttributeError, match="'Saga' has no attribute 'stat'"):
+        whole.stat  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_saga_stays_as_it_was_told() -> None:
+    """What becomes of the message that it came in is not its business."""
+    message = types_pb2.Saga()
+    message.CopyFrom(WIRE_SAGA)
+    saga = saga_wire.saga_from_wire(message)
+    message.Clear()
+    assert saga == saga_wire.saga_from_wire(WIRE_SAGA)
+
+
+def test_a_saga_is_a_value_however_much_of_it_was_read() -> None:
+    """It compares, copies, pickles and replaces as one that was made by hand."""
+
+    def read() -> amends.Saga:
+        return saga_wire.saga_from_wire(WIRE_SAGA)
+
+    by_hand = amends.Saga(
+        **{field.name: getattr(read(), field.name) for field in dataclasses.fields(amends.Saga)}
+    )
+    assert read() == by_hand
+    assert by_hand == read()
+    assert hash(read()) == hash(by_hand)
+    assert repr(read()) == repr(by_hand)
+    assert copy.copy(read()) == copy.deepcopy(read()) == by_hand
+    assert pickle.loads(pickle.dumps(read())) == by_hand  # noqa: S301  # our own
+    assert dataclasses.replace(read(), version=8) == dataclasses.replace(by_hand, version=8)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read().version = 8  # type: ignore[misc]

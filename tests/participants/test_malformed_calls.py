@@ -108,13 +108,6 @@ async def test_an_unknown_action_names_the_known_ones(ledger: Ledger) -> None:
             )
 
 
-async def test_exchange_is_unimplemented(ledger: Ledger) -> None:
-    """A runtime then uses the unary verbs."""
-    async with ledger.served() as asker:
-        stream = asker.stub.Exchange()
-        assert await stream.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_results_that_are_no_results_leave_the_outcome_open(ledger: Ledger) -> None:
     """Too large, not JSON, an awaitable: an error status, and no effect."""
     answers: list[object] = [b"x" * (MAX_PAYLOAD_BYTES + 1), object(), later(), None]

@@ -518,7 +518,9 @@ def test_types_without_end_fill_no_log(
     spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A provider that makes a type for each failure is told of a few dozen times."""
-    span = CallTracer("p").span(amends.Verb.EXECUTE, traced())
+    tracer = CallTracer("p")
+    tracer.look()
+    span = tracer.span(amends.Verb.EXECUTE, traced())
     for number in range(1_000):
         kind = type(f"Failure{number}", (Exception,), {})
         monkeypatch.setattr(spans.provider, "get_tracer", raises(kind))

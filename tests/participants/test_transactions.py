@@ -252,7 +252,7 @@ def with_foreign_keys(path: Path) -> Callable[[], sqlite3.Connection]:
 
 
 async def test_a_commit_that_fails_is_unknown_and_the_database_is_opened_anew(
-    tmp_path: Path,
+    tmp_path: Path, *, share_commits: bool
 ) -> None:
     """A deferred constraint makes COMMIT itself fail: an error, and the next attempt runs."""
     path = tmp_path / "payments.db"
@@ -262,7 +262,7 @@ async def test_a_commit_that_fails_is_unknown_and_the_database_is_opened_anew(
         CREATE TABLE IF NOT EXISTS payments (
             account TEXT REFERENCES accounts DEFERRABLE INITIALLY DEFERRED)
     """
-    barrier = SqliteBarrier(with_foreign_keys(path), schema=schema)
+    barrier = SqliteBarrier(with_foreign_keys(path), schema=schema, share_commits=share_commits)
     participant = Participant("payments", barrier=barrier)
 
     @participant.execute("pay", compensatable=False)
@@ -294,15 +294,18 @@ class CommitsAndSaysItFailed(sqlite3.Connection):
         return cursor
 
 
-async def test_a_commit_that_happened_although_it_failed_is_found(tmp_path: Path) -> None:
+async def test_a_commit_that_happened_although_it_failed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, share_commits: bool
+) -> None:
     """The caller hears an error; when it asks again, the stored reply answers and nothing runs."""
     path = tmp_path / "payments.db"
+    monkeypatch.setattr(CommitsAndSaysItFailed, "failures_left", 1)
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path, factory=CommitsAndSaysItFailed)
 
     ledger = Ledger(path)
-    ledger.barrier = SqliteBarrier(connect, schema=SCHEMA)
+    ledger.barrier = SqliteBarrier(connect, schema=SCHEMA, share_commits=share_commits)
     ledger.participant.barrier = ledger.barrier
     async with ledger.served() as asker:
         code, _ = await asker.status(call_message(EXECUTE))

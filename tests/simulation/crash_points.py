@@ -30,7 +30,7 @@ import msgspec
 from amends_runtime.core.definition import Kind, Plan
 from amends_runtime.core.records import SagaState
 from tests.simulation.faults import Fault, Faults
-from tests.simulation.flows import HASTY, PATIENT, flow, step
+from tests.simulation.flows import HASTY, PARTICIPANTS, PATIENT, flow, step
 from tests.simulation.schedule import SagaScript, Schedule
 from tests.simulation.world import Course, run
 
@@ -77,6 +77,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     effects   how many effects it has then, compensations included
     may_end   how it may end if somebody does: a cancellation or a deadline that finds the saga
               elsewhere may come to something else
+    streams   its participants are called over streams, and not by the unary verbs
     """
 
     name: str
@@ -88,6 +89,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     cancel_at_s: float | None = None
     deadline_ms: int = 0
     may_end: tuple[SagaState, ...] = ()
+    streams: bool = False
 
     @property
     def ends(self) -> tuple[SagaState, ...]:
@@ -102,7 +104,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             cancel_at_s=self.cancel_at_s,
             deadline_ms=self.deadline_ms,
         )
-        return Schedule(sagas=(script,), calm_at_s=0.0)
+        streams = PARTICIPANTS if self.streams else ()
+        return Schedule(sagas=(script,), calm_at_s=0.0, streams=streams)
 
 
 GOLDEN = 0.6180339887  # its multiples spread evenly, and no two neighbours are close
@@ -114,6 +117,9 @@ FOR_EVER = 10**9
 # A call takes 16 ms from its sending to its reply, a commit 4 ms, so that one step begins every
 # 20 ms and its call is on the wire at these instants.
 IN_FIRST, IN_SECOND, IN_THIRD = 12, 32, 52
+
+LATER_MS = {IN_FIRST: 20, IN_SECOND: 60, IN_THIRD: 90}
+"""The same instants where calls go over streams."""
 
 LIST = flow("list", *(step(name, retry=HASTY) for name in ("a", "b", "c")))
 DIAMOND = flow(
@@ -257,7 +263,20 @@ def _scenarios() -> Iterator[Scenario]:
     )
 
 
-SCENARIOS = tuple(_scenarios())
+def _over_streams(scenario: Scenario) -> Scenario:
+    """The same fate where a stream has to be opened first and replies wait for company."""
+    cancel_at_s, deadline_ms = scenario.cancel_at_s, scenario.deadline_ms
+    return msgspec.structs.replace(
+        scenario,
+        name=f"{scenario.name}, streams",
+        cancel_at_s=None if cancel_at_s is None else LATER_MS[round(cancel_at_s * 1000)] / 1000,
+        deadline_ms=LATER_MS[deadline_ms] if deadline_ms else 0,
+        streams=True,
+    )
+
+
+BY_VERBS = tuple(_scenarios())
+SCENARIOS = (*BY_VERBS, *map(_over_streams, BY_VERBS))
 
 
 # -- deaths ----------------------------------------------------------------------------------------

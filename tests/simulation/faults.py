@@ -34,6 +34,18 @@ class Fault(enum.Enum):
     CUT_REPLY = "reply cut: error status though done"
     EMPTY_REPLY = "reply without an outcome though done"
 
+    # On a stream, where there is one.
+    STREAM_REFUSED = "stream not offered: the unary verbs instead"
+    STREAM_HANGS = "stream taken, and never opened"
+    STREAM_BREAKS_BEFORE = "stream broke, its calls never arrived"
+    STREAM_BREAKS_AFTER = "stream broke with replies on it"
+    STREAM_DRAINS = "stream drained"
+    STREAM_STALLS = "stream stalled"
+    STREAM_UNREADABLE = "message of a stream unreadable"
+    CREDITS_TAKEN = "credits of a stream taken back for a while"
+    CREDITS_RUN_OUT = "credits of a stream used up"
+    REPLIES_SHUFFLED = "replies on a stream in another order"
+
     # At a participant.
     FAIL = "handler failed before its commit"
     SLOW_HANDLER = "handler outlived its caller's deadline"
@@ -65,6 +77,7 @@ class Fault(enum.Enum):
     TAKEOVER = "second runtime took a paused one's store"
     TAKEOVER_ALIVE = "second runtime took a living one's store"
     OWNERSHIP_LOST = "runtime ended: it had lost its store"
+    PARKED = "runtime was seen with parked sagas"
     CLOCK_FORWARD = "wall clock set forward"
     CLOCK_BACK = "wall clock set back"
 
@@ -102,6 +115,14 @@ RATES: Mapping[Fault, float] = {
     Fault.LATE_COPY: 0.06,
     Fault.CUT_REPLY: 0.08,
     Fault.EMPTY_REPLY: 0.03,
+    Fault.STREAM_REFUSED: 0.08,
+    Fault.STREAM_HANGS: 0.03,
+    Fault.STREAM_BREAKS_BEFORE: 0.06,
+    Fault.STREAM_BREAKS_AFTER: 0.06,
+    Fault.STREAM_DRAINS: 0.06,
+    Fault.STREAM_STALLS: 0.05,
+    Fault.STREAM_UNREADABLE: 0.02,
+    Fault.CREDITS_TAKEN: 0.06,
     Fault.FAIL: 0.08,
     Fault.SLOW_HANDLER: 0.04,
     Fault.IN_PROGRESS: 0.12,
@@ -147,6 +168,8 @@ INCIDENTS: Sequence[Fault] = (
 
 OBSERVED: Sequence[Fault] = (
     Fault.REORDER,
+    Fault.CREDITS_RUN_OUT,
+    Fault.REPLIES_SHUFFLED,
     Fault.HELD,
     Fault.FENCED,
     Fault.BREAKER_OPEN,
@@ -154,6 +177,7 @@ OBSERVED: Sequence[Fault] = (
     Fault.LONG_OUTAGE,
     Fault.POLL_WAITS,
     Fault.OWNERSHIP_LOST,
+    Fault.PARKED,
     Fault.RETRY,
     Fault.ABANDON,
     Fault.OVERLOADED,

@@ -7,9 +7,12 @@ message. The network believes nothing and keeps a copy of all that was ever sent
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import grpc
+from anyio.abc import TaskGroup
 
 from amends.v1 import participant_pb2, types_pb2
 from amends_runtime import wire
@@ -24,17 +27,22 @@ from amends_runtime.core.records import (
     StepCompensated,
     StepExecuted,
     StepRejected,
+    Verb,
 )
+from amends_runtime.dispatch.exchange import ExchangeTransport
+from amends_runtime.dispatch.one_by_one import OneByOne
 from amends_runtime.dispatch.status import reply_of
 from amends_runtime.ports import Call, ParticipantAddress, Reply
 from tests.simulation.faults import Fault
 from tests.simulation.participants import Answer, Participant
+from tests.simulation.streams import Channel
 
 if TYPE_CHECKING:
+    from amends_runtime.dispatch.unary import UnaryTransport
     from tests.simulation.runtime import Process
     from tests.simulation.world import World
 
-__all__ = ["Network", "Transport", "configured"]
+__all__ = ["Network", "Way", "configured", "way_to"]
 
 LATENCY_S = (0.0002, 0.008)
 DELAY_S = (0.01, 0.3)  # long enough to overtake, often longer than a deadline
@@ -42,51 +50,84 @@ LATE_S = (0.0, 2.0)  # after the deadline
 LATE_COPY_S = (0.2, 5.0)  # often after the saga's end
 
 
-class Transport:
-    """A runtime process's way to one participant."""
+class Way:
+    """A runtime process's way to one participant, as its lane has it: a stream, or call by call.
 
-    name = "simulated"
+    What the lane hands over is on the disk, and asked for still; what it is answered with it is
+    told once, in time, and not while it is still handing over.
+    """
 
-    def __init__(self, process: Process, participant: Participant) -> None:
+    def __init__(
+        self, process: Process, participant: Participant, inner: ExchangeTransport | OneByOne
+    ) -> None:
         self._process = process
         self._participant = participant
+        self._inner = inner
         self._world = process.world
+        self._open: dict[tuple[str, str, int, int, int], float] = {}
 
-    async def call(self, call: Call) -> Reply:
-        """Send one attempt and wait for its end, as the unary transport does."""
-        process, faults = self._process, self._world.faults
-        where = f"{call.saga_id}/{call.step_name}/{call.verb.name}/{call.attempt}"
-        if not process.is_dead and faults.strikes(Fault.CRASH_BEFORE_CALL, where):
-            process.die()
-        await process.wait_if_dead()
-        self._world.trace.add("{} calls {}", process.name, where)
+    @property
+    def name(self) -> str:
+        """As the transport calls itself now."""
+        return self._inner.name
+
+    @property
+    def limit(self) -> int | None:
+        """What the participant announced."""
+        return self._inner.limit
+
+    def open(self, tasks: TaskGroup, limit_changed: Callable[[], None]) -> None:
+        """Its tasks are the process's."""
+        self._inner.open(tasks, limit_changed)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._inner.close()
+
+    def send(self, call: Call, answer: Callable[[Reply], None]) -> None:
+        """Send one attempt, and hold the transport to its contract."""
+        process, world = self._process, self._world
+        if process.is_dead:
+            return
         self._check_attempt(call)
+        attempt = (call.saga_id, call.step_name, call.verb.value, call.round, call.attempt)
+        self._open[attempt] = late_at_s = world.now_s() + call.timeout_ms / 1000 + 1e-6
         lane = process.engine.lanes.of(call.participant)
         is_probe = lane._breaker.state is BreakerState.HALF_OPEN
-        message = wire.call_to_proto(
-            call,
-            process.store.identity,
-            process.clock.now_ms() + call.timeout_ms,
-            process.oldest_open_ms(),
-        )
-        answer = await self._world.network.exchange(
-            self._participant, message, call.timeout_ms / 1000
-        )
-        await process.wait_if_dead()
-        if faults.strikes(Fault.CRASH_AFTER_REPLY, where):
-            process.die()
-            await process.wait_if_dead()
-        if isinstance(answer, grpc.StatusCode):
-            reply = reply_of(answer, "simulated", away=self._participant.is_down)
-        else:
-            reply = Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
+        is_handed_over = False
+
+        def take(reply: Reply) -> None:
+            if process.is_dead:
+                return
+            if not is_handed_over or self._open.pop(attempt, None) is None:
+                world.violation("a call is answered once, and not while it is sent", str(attempt))
+            # Who was paused notices late; the loop of a paused process is held.
+            if world.now_s() > late_at_s and not world.faults.fired[Fault.PAUSE]:
+                world.violation("a call is answered before its time is over", str(attempt))
+            if world.faults.strikes(Fault.CRASH_AFTER_REPLY, _where(call)):
+                process.die()
+                return
+            self._note_probe(call, is_probe=is_probe, reply=reply)
+            answer(reply)
+
+        self._inner.send(call, take)
+        is_handed_over = True
+
+    def check_open(self, message: participant_pb2.Call) -> None:
+        """What leaves on a stream was handed over, and its lane has no answer to it yet."""
+        verb = Verb[types_pb2.Verb.Name(message.verb).removeprefix("VERB_")].value
+        attempt = (message.saga_id, message.step, verb, message.round, message.attempt)
+        if attempt not in self._open:
+            self._world.violation("no call leaves after it was answered", str(attempt))
+
+    def _note_probe(self, call: Call, *, is_probe: bool, reply: Reply) -> None:
+        lane = self._process.engine.lanes.of(call.participant)
         is_there = lane._route is not None and lane._route.transport is self
         attempt = (call.saga_id, call.step, call.verb, call.round, call.attempt)
         if is_probe and is_there and reply.away:
             self._world.facts.probes.add(attempt)
         else:
             self._world.facts.probes.discard(attempt)
-        return reply
 
     def _check_attempt(self, call: Call) -> None:
         """What leaves is on the disk, and asked for still.
@@ -125,8 +166,69 @@ class Transport:
             f"{call.saga_id}: {call.step_name} {call.verb.name} attempt {call.attempt}",
         )
 
+
+class Unary:
+    """What the unary transport is to a runtime: a caller, and the channel of its streams."""
+
+    name = "unary"
+
+    def __init__(self, process: Process, participant: Participant) -> None:
+        self._process = process
+        self._participant = participant
+        self._world = process.world
+        self.channel = Channel(process, participant)
+
+    async def call(self, call: Call) -> Reply:
+        """Send one attempt and wait for its end, as the unary transport does."""
+        process, faults = self._process, self._world.faults
+        if not process.is_dead and faults.strikes(Fault.CRASH_BEFORE_CALL, _where(call)):
+            process.die()
+        await process.wait_if_dead()
+        self._world.trace.add("{} calls {}", process.name, _where(call))
+        message = wire.call_to_proto(
+            call,
+            process.store.identity,
+            process.clock.now_ms() + call.timeout_ms,
+            process.oldest_open_ms(),
+        )
+        answer = await self._world.network.exchange(
+            self._participant, message, call.timeout_ms / 1000
+        )
+        await process.wait_if_dead()
+        if isinstance(answer, grpc.StatusCode):
+            return reply_of(answer, "simulated", away=self.is_away())
+        return Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
+
+    def is_away(self) -> bool:
+        """Whether nobody is there."""
+        return self._participant.is_down
+
+    def explain(self, details: str) -> str:
+        """Nothing to add."""
+        return details
+
     async def close(self) -> None:
         """Nothing is open between calls."""
+
+
+def way_to(process: Process, participant: Participant, oldest_open_ms: Callable[[], int]) -> Way:
+    """Make a process's way to a participant: over streams if it has them."""
+    unary = Unary(process, participant)
+    if participant.name not in process.world.schedule.streams:
+        return Way(process, participant, OneByOne(unary))
+    transport = ExchangeTransport(
+        participant.name,
+        cast("UnaryTransport", unary),
+        process.store.identity,
+        max_result_bytes=wire.MAX_PAYLOAD_BYTES,
+        oldest_open_ms=oldest_open_ms,
+    )
+    unary.channel.way = way = Way(process, participant, transport)
+    return way
+
+
+def _where(call: Call) -> str:
+    return f"{call.saga_id}/{call.step_name}/{call.verb.name}/{call.attempt}"
 
 
 _OF_AN_ATTEMPT = (
@@ -143,19 +245,19 @@ _OF_AN_ATTEMPT = (
 class _Flight:
     """A call on its way, or two copies of it."""
 
-    __slots__ = ("answer", "message", "number", "participant", "where")
+    __slots__ = ("message", "number", "participant", "settle", "where")
 
     def __init__(
         self,
         number: int,
         participant: Participant,
         message: participant_pb2.Call,
-        answer: asyncio.Future[Answer],
+        settle: Callable[[Answer], None],
     ) -> None:
         self.number = number
         self.participant = participant
         self.message = message
-        self.answer = answer
+        self.settle = settle
         self.where = message.idempotency_key
 
 
@@ -173,20 +275,31 @@ class Network:
     ) -> Answer:
         """Send a call; give what came back of it, at the latest after `timeout_s`."""
         loop = asyncio.get_running_loop()
-        flight = _Flight(len(self.sent), participant, message, loop.create_future())
-        self.sent.append((participant, message))
+        answer: asyncio.Future[Answer] = loop.create_future()
         # The caller's own timer: a caller that is paused notices its deadline when it goes on.
-        deadline = loop.call_later(timeout_s, _settle, flight.answer, _DEADLINE)
+        deadline = loop.call_later(timeout_s, _settle, answer, _DEADLINE)
         try:
-            self._send(flight, timeout_s)
-            return await flight.answer
+            self.hand_over(participant, message, timeout_s, partial(_settle, answer))
+            return await answer
         finally:
             deadline.cancel()
+
+    def hand_over(
+        self,
+        participant: Participant,
+        message: participant_pb2.Call,
+        timeout_s: float,
+        settle: Callable[[Answer], None],
+    ) -> None:
+        """Send a call; `settle` is told of what came back of it, if anything did."""
+        flight = _Flight(len(self.sent), participant, message, settle)
+        self.sent.append((participant, message))
+        self._send(flight, timeout_s)
 
     def _send(self, flight: _Flight, timeout_s: float) -> None:
         faults = self._world.faults
         if faults.strikes(Fault.REFUSE, flight.where):
-            self._world.later(faults.between(*LATENCY_S), _settle, flight.answer, _UNAVAILABLE)
+            self._world.later(faults.between(*LATENCY_S), flight.settle, _UNAVAILABLE)
             return
         if faults.strikes(Fault.DUPLICATE, flight.where):
             self._arrive_after(faults.between(*DELAY_S), flight, is_copy=True)
@@ -236,7 +349,7 @@ class Network:
         delay_s = faults.between(*LATENCY_S)
         if faults.strikes(Fault.DELAY, flight.where):
             delay_s += faults.between(*DELAY_S)
-        self._world.later(delay_s, _settle, flight.answer, answer)
+        self._world.later(delay_s, flight.settle, answer)
 
 
 _DEADLINE = grpc.StatusCode.DEADLINE_EXCEEDED

@@ -36,6 +36,7 @@ from amends.wire import VERBS, call_from_wire, faults_in_call, outcome_to_wire
 from tests.simulation.faults import Fault
 
 if TYPE_CHECKING:
+    from tests.simulation.streams import Stream
     from tests.simulation.world import World
 
 __all__ = ["READ", "Answer", "Effect", "Participant"]
@@ -89,6 +90,7 @@ class Participant:
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.is_down = False
+        self.streams: dict[Stream, None] = {}  # that are open
         self._world = world
         self._rows: dict[Life, dict[Verb, tuple[Row, Answer | None]]] = {}
         # What a crash loses:
@@ -312,6 +314,8 @@ class Participant:
         lost = [*([self._writing] if self._writing is not None else ()), *self._queue]
         if self._writing is not None:
             self._world.faults.count(Fault.CRASH_IN_HANDLER, self.name)
+        for stream in [*self.streams]:
+            stream.break_off(grpc.StatusCode.UNAVAILABLE, "the participant died")
         self._generation += 1
         self._running.clear()
         self._queue.clear()

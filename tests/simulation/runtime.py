@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anyio.abc import TaskGroup
 
-from amends_runtime.actors import supervisor, timers, turns
+from amends_runtime.actors import arrivals, horizon, recovery, timers, turns
 from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.records import Record
 from amends_runtime.core.saga import Saga
+from amends_runtime.dispatch import exchange
 from amends_runtime.engine import Engine
 from amends_runtime.errors import AmendsError, OwnershipLost, Unavailable
 from amends_runtime.ports import Clock, ParticipantAddress
@@ -30,14 +31,15 @@ from amends_runtime.storage.memory import MemoryStore
 from amends_runtime.testing.virtual_time import VirtualClock
 from tests.simulation.faults import Fault
 from tests.simulation.loop import OWNER
-from tests.simulation.network import Transport
+from tests.simulation.network import Way, way_to
 from tests.simulation.store import Store
 
 if TYPE_CHECKING:
     from amends_runtime.actors.supervisor import Supervisor
+    from tests.simulation.schedule import Schedule
     from tests.simulation.world import World
 
-__all__ = ["Deployment", "Process", "pages_of"]
+__all__ = ["Deployment", "Process", "constants_of"]
 
 T = TypeVar("T")
 
@@ -141,9 +143,9 @@ class Process:
             self.world.faults.count(Fault.OWNERSHIP_LOST, self.name)
         self.die()
 
-    def _connect(self, address: ParticipantAddress, oldest_open_ms: Callable[[], int]) -> Transport:
+    def _connect(self, address: ParticipantAddress, oldest_open_ms: Callable[[], int]) -> Way:
         self.oldest_open_ms = oldest_open_ms
-        return Transport(self, self.world.participants[address.name])
+        return way_to(self, self.world.participants[address.name], oldest_open_ms)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -248,26 +250,31 @@ class Process:
 
 
 @contextmanager
-def pages_of(size: int | None) -> Iterator[None]:
-    """Let the runtime go in pages and slices of this size, so that few sagas are many pages."""
-    if size is None:
-        yield
-        return
-    before = {(module, name): getattr(module, name) for module, name in _PAGES}
-    for module, name in _PAGES:
-        setattr(module, name, size)
+def constants_of(schedule: Schedule) -> Iterator[None]:
+    """Let the runtime go in the schedule's pages, and look ahead and try again as it says."""
+    values: list[tuple[Any, str, float]] = [(exchange, "TRY_AGAIN_S", schedule.stream_again_s)]
+    if schedule.page is not None:  # so that few sagas are many pages
+        values += [(module, name, schedule.page) for module, name in _PAGES]
+    if schedule.horizon_ms is not None:  # it is looked at twice as often as it is long
+        values.append((horizon, "AHEAD_MS", schedule.horizon_ms))
+        values.append((horizon, "LOOK_EVERY_S", schedule.horizon_ms / 2000))
+    before = [(module, name, getattr(module, name)) for module, name, _ in values]
+    for module, name, value in values:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for (module, name), value in before.items():
+        for module, name, value in before:
             setattr(module, name, value)
 
 
 _PAGES = (
-    (supervisor, "RECOVERY_PAGE"),
-    (supervisor, "LOAD_TOGETHER"),
+    (recovery, "RECOVERY_PAGE"),
+    (arrivals, "LOAD_TOGETHER"),
+    (horizon, "PAGE"),
     (turns, "DECIDE_SLICE"),
     (timers, "PACE"),
+    (exchange, "MAX_CALLS"),
 )
 
 

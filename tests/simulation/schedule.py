@@ -91,6 +91,9 @@ class Schedule(msgspec.Struct, frozen=True):
     breaker             of every participant
     by_hand             participants that the configuration does not have: an operator registered
                         them, and they are gone when one removes them
+    streams             participants that are called over streams; the others by the unary verbs
+    horizon_ms          how far ahead timers are kept of sagas that are parked; None: as in life
+    stream_again_s      after so long a stream is tried again that was refused
     is_outage           nothing goes wrong but that one participant is down for very long
     """
 
@@ -103,6 +106,9 @@ class Schedule(msgspec.Struct, frozen=True):
     page: int | None = None
     breaker: BreakerPolicy = BREAKER
     by_hand: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    horizon_ms: int | None = None
+    stream_again_s: float = 300.0
     is_outage: bool = False
 
     def without(self, sagas: Collection[int], incidents: Collection[int]) -> Schedule:
@@ -137,9 +143,13 @@ def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
         limits=Limits(
             commit_batch=chance.choice((1, 2, 512, 512)),
             live_sagas=chance.choice((1, 2, 100, 100, 100, 100)),
+            park_after_ms=chance.choice(PARK_AFTER_MS),
         ),
+        horizon_ms=chance.choice((400, 4_000, None)),
         page=chance.choice((1, 2, None)),
         by_hand=tuple(name for name in PARTICIPANTS if chance.random() < 0.5),
+        streams=chance.choice(STREAMS),
+        stream_again_s=chance.choice((0.1, 1.0, 300.0)),
     )
     weather = draw_weather(chance)
     if chance.random() < OUTAGE_CHANCE:
@@ -147,6 +157,12 @@ def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
     dice = random.Random(chance.getrandbits(64))  # noqa: S311  # to be repeated
     return schedule, Faults(dice, weather, off)
 
+
+STREAMS = ((), (), (), PARTICIPANTS, PARTICIPANTS, PARTICIPANTS[:1])
+"""Who is called over streams: in half of the schedules somebody, in most of those everybody."""
+
+PARK_AFTER_MS = (1, 10, 100, 10_000, 10_000, 10_000)
+"""How far away the wake-up of a saga is that is parked: in half of the schedules hardly at all."""
 
 INCIDENT_CHANCE = 0.15
 """How probable it is that a schedule has incidents of one kind."""
@@ -171,6 +187,7 @@ def _outage(schedule: Schedule, chance: random.Random) -> Schedule:
         incidents=(Incident(at_s, Fault.PARTICIPANT_DOWN, name, lasts_s),),
         calm_at_s=at_s + lasts_s + 1.0,
         limits=Limits(),  # who finds no place would ask for hours
+        horizon_ms=None,
         breaker=PATIENT_BREAKER,
         is_outage=True,
     )

@@ -22,6 +22,8 @@ from amends_runtime.ports import (
     OperatorWords,
     ParticipantAddress,
     RegisteredDefinition,
+    Resting,
+    RestingSaga,
     SagaFilter,
     SagaSummary,
     StoreIdentity,
@@ -177,9 +179,19 @@ class Store:
         """Histories, as of some instant between question and answer."""
         return await self._read(self.inner.load, saga_ids)
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
+    async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
         """A page of recovery."""
-        return await self._read(self.inner.open_sagas, after_no, limit)
+        return await self._read(self.inner.open_sagas, state, after_no, limit)
+
+    async def resting_sagas(
+        self, after: RestingSaga | None, until_ms: int, limit: int, updated_after_ms: int = 0
+    ) -> list[RestingSaga]:
+        """A page of those that the horizon comes to."""
+        return await self._read(self.inner.resting_sagas, after, until_ms, limit, updated_after_ms)
+
+    async def count_resting(self) -> Resting:
+        """How many rest."""
+        return await self._read(self.inner.count_resting)
 
     async def list_sagas(
         self, where: SagaFilter, limit: int, before_no: int | None = None

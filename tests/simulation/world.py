@@ -32,7 +32,7 @@ from tests.simulation.loop import Livelock, SimulatedLoop
 from tests.simulation.network import Network, configured
 from tests.simulation.operators import Operators
 from tests.simulation.participants import Effect, Participant
-from tests.simulation.runtime import Deployment, Process, pages_of
+from tests.simulation.runtime import Deployment, Process, constants_of
 from tests.simulation.schedule import Incident, Schedule
 from tests.simulation.trace import Trace, logs_into
 
@@ -198,6 +198,8 @@ class World:
         self.faults.is_calm = True
         for participant in self.participants.values():
             participant.is_down = False
+            for stream in participant.streams:
+                stream.open()
         self.at(0.0, self.operators.bring_back)
         for process in self.deployment.living():
             process.resume()
@@ -272,6 +274,8 @@ class World:
         for process in self.deployment.living():
             if process.is_serving and not process.is_paused:
                 counts = process.supervisor.counts()
+                if counts.parked:
+                    self.faults.count(Fault.PARKED, process.name)
                 if counts.without_wake_up:
                     self.violation(
                         "a saga that has not ended has something that wakes it",
@@ -446,7 +450,7 @@ def run(schedule: Schedule, faults: Faults) -> Course:
         loop.set_exception_handler(world.raised)
         with (
             logs_into(world.trace, lambda what: world.violation("deciding never crashes", what)),
-            pages_of(schedule.page),
+            constants_of(schedule),
         ):
             try:
                 loop.run_until_complete(world.live())

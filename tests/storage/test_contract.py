@@ -329,7 +329,9 @@ async def test_a_closed_store_refuses_everything(store: AnyStore) -> None:
         lambda: store.turns_after(0, SagaFilter(), turns=1, looked_at=1, size=1),
         lambda: store.wait_beyond(9),
         lambda: store.load(["a"]),
-        lambda: store.open_sagas(0, 1),
+        lambda: store.open_sagas(SagaState.RUNNING, 0, 1),
+        lambda: store.resting_sagas(None, 1, 1),
+        store.count_resting,
         lambda: store.list_sagas(SagaFilter(), 1),
         store.count_by_state,
         store.definitions,
@@ -431,7 +433,7 @@ async def test_open_sagas_in_pages(store: AnyStore) -> None:
     expected = [(p.saga_no, p.saga_id) for p in begun if p.state is SagaState.RUNNING]
     assert len(expected) == 7
     pages, after_no = [], 0
-    while page := await store.open_sagas(after_no, 3):
+    while page := await store.open_sagas(SagaState.RUNNING, after_no, 3):
         pages.append(page)
         after_no = page[-1].saga_no
     assert pages == [expected[:3], expected[3:6], expected[6:]]

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 
 from amends_runtime.errors import CommitUnknown
-from amends_runtime.storage import SqliteStore, open_sqlite_store
+from amends_runtime.storage import open_sqlite_store
 from tests.storage.samples import loaded, start
 
 _HOLDER = """
@@ -48,17 +49,17 @@ async def test_what_a_reopened_store_shows_was_checkpointed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log is emptied into the database, and synced, before anything is read again."""
-    insert = SqliteStore._insert
+    execute = aiosqlite.Connection.execute_fetchall
 
-    async def fails(store: SqliteStore, *arguments: Any) -> None:
-        await insert(store, *arguments)
+    async def fails(connection: aiosqlite.Connection, *arguments: Any) -> None:
+        await execute(connection, *arguments)
         raise sqlite3.OperationalError("disk I/O error")
 
     path = tmp_path / "amends.db"
     async with open_sqlite_store(path) as store:
         [saga] = await start(store)
         with held_open(path):
-            monkeypatch.setattr(SqliteStore, "_insert", fails)
+            monkeypatch.setattr(aiosqlite.Connection, "execute_fetchall", fails)
             with pytest.raises(CommitUnknown):
                 await store.commit([saga.done()])
             monkeypatch.undo()

@@ -143,7 +143,7 @@ async def test_a_wait_outlives_a_failed_commit(tmp_path: Path) -> None:
         # The turn's row is there and the commit's answer is lost: committed by somebody else's
         # hand, as far as this store can tell.
         turn = played.done()
-        row = store._rows([turn])[0]
+        seq = store.head_seq + 1
         await store._writer.execute("CREATE TEMP VIEW history AS SELECT 1")
         with pytest.raises(CommitUnknown):
             await store.commit([turn])
@@ -163,7 +163,7 @@ async def test_a_wait_outlives_a_failed_commit(tmp_path: Path) -> None:
                     path,
                     "INSERT INTO history (seq, saga_no, version, format, records, state)"
                     " SELECT ?, saga_no, 2, format, records, state FROM history",
-                    row[0],
+                    seq,
                 )
                 await store.reopen()
         assert seen == [2]

@@ -6,14 +6,15 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from amends.barrier.sqlite_database import Database, Parameters, Rows
-from amends.barrier.sqlite_writer import CallJob, Held, OneHop, Task, Writer
+from amends.barrier.sqlite_calls import DefCall, Transactions
+from amends.barrier.sqlite_database import Database, Life, Parameters, Rows, life_of
+from amends.barrier.sqlite_held import Held
+from amends.barrier.sqlite_writer import Task, Writer
 from amends.barrier.verdict import POLL_AFTER_S
 from amends.errors import BarrierError, HandlerFailed, TransactionMisused
 from amends.handler import Handler
@@ -150,6 +151,24 @@ class SqliteBarrier:
     `busy_timeout_s` are answered `InProgress`, and have not run: asking again costs them no retry.
     Choose it shorter than the time that your steps give an attempt.
 
+    With `share_commits`, calls of `def` handlers that wait when a transaction begins run one after
+    another in it, and one commit, with one sync, makes all of them durable: at most 64 calls, and
+    none joins after 20 ms. Each still has its own row and its own answer, which comes after the
+    commit; a refusal or an exception takes back what its own handler wrote and nothing else. What
+    it asks of you:
+
+    - A handler sees what those before it wrote, although it is not committed yet; so leave in its
+      database what it writes, or be ready for it to run again: a neighbour may cost it its commit.
+    - A commit that fails leaves all of its calls unknown. So does one call's deferred constraint
+      (``DEFERRABLE INITIALLY DEFERRED``), which SQLite checks then: once, for when they are asked
+      again each of them has a transaction of its own.
+    - An error for which SQLite rolls back everything (``OR ROLLBACK``, a full disk, a write that
+      was interrupted) fails the call that met it; those before it are answered `InProgress`.
+    - Handlers should be short: those that have run wait for those that run. One that has taken more
+      than 20 ms begins a transaction of its own the next time.
+
+    An `async def` handler always has a transaction of its own: nobody may wait for what it awaits.
+
     SQLite before 3.51.3 has a rare fault that can damage a database into which two connections
     write at once; so write into it through this barrier alone where you can (`write`), and read
     through connections of your own that are opened with ``mode=ro``.
@@ -164,6 +183,7 @@ class SqliteBarrier:
         schema: str = "",
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
         max_hold_s: float = DEFAULT_MAX_HOLD_S,
+        share_commits: bool = False,
     ) -> None:
         if callable(database):
             connect, name = database, "the database of the connection factory"
@@ -185,7 +205,8 @@ class SqliteBarrier:
         )
         self._writer: Writer | None = None
         self._openings = 0
-        self._running: set[tuple[str, str, str, int]] = set()
+        self._transactions = Transactions(are_shared=share_commits)
+        self._running: set[Life] = set()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -218,43 +239,43 @@ class SqliteBarrier:
     async def run(self, call: Call, handler: Handler | None) -> Outcome:
         """Answer one call; see `amends.barrier.Barrier.run` and the rules in `verdict.py`."""
         writer = self._opened()
-        life = call.store_id, call.saga_id, call.step, call.round
+        life = life_of(call)
         if life in self._running:
             return InProgress(POLL_AFTER_S)
         # Released by the thread when the transaction has ended, not when the caller leaves.
         self._running.add(life)
         release = partial(self._running.discard, life)
-        if handler is None or not handler.is_async:
-            job = OneHop(call, handler, lend=Transaction, release=release)
-            with self._queued(writer, job):
-                return await asyncio.wrap_future(job.future)
-        held = Held(call, max_hold_s=self._max_hold_s, release=release)
-        return await self._run_held(writer, call, handler, held)
-
-    @contextmanager
-    def _queued(self, writer: Writer, job: CallJob) -> Iterator[None]:
-        """Queue a call; withdraw it if its turn does not come in time, or if its caller leaves."""
+        until_s = writer.loop.time() + self._busy_timeout_s
+        if handler is not None and handler.is_async:
+            held = Held(call, until_s=until_s, max_hold_s=self._max_hold_s, release=release)
+            return await self._run_held(writer, call, handler, held)
+        job = DefCall(
+            call,
+            handler,
+            future=writer.loop.create_future(),
+            until_s=until_s,
+            transactions=self._transactions,
+            lend=Transaction,
+            release=release,
+        )
         writer.submit(job)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._busy_timeout_s, writer.withdraw, job)
         try:
-            yield
+            return await job.future
         except asyncio.CancelledError:
             writer.withdraw(job)
             raise
-        finally:
-            timer.cancel()
 
     async def _run_held(self, writer: Writer, call: Call, handler: Handler, held: Held) -> Outcome:
         try:
-            with self._queued(writer, held):
-                answer = await asyncio.wrap_future(held.begun)
+            writer.submit(held)
+            answer = await asyncio.wrap_future(held.begun)
             if answer is not None:
                 return answer
             transaction = AsyncTransaction(held)
             outcome = await self._bounded(call, handler, transaction)
             return await transaction.settle(outcome)
         except asyncio.CancelledError:
+            writer.withdraw(held)
             held.abandon()
             raise
         except Exception:

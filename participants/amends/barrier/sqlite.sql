@@ -42,15 +42,19 @@ SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores LIMIT 0
 BEGIN IMMEDIATE /* amends */
 
 -- name: set-savepoint
--- Where a refusal rolls back to.
+-- Where a refusal rolls back to: what other calls of the transaction wrote before it stays.
 SAVEPOINT amends_effect /* amends */
+
+-- name: keep-effect
+-- Ends a handler's savepoint, and those that it has left open in it, before the next one's.
+RELEASE amends_effect /* amends */
 
 -- name: roll-back-effect
 -- Undoes what the handler wrote and keeps the lock.
 ROLLBACK TO amends_effect /* amends */
 
 -- name: commit
--- Effect, row and reply together; releases the savepoint, too.
+-- Effects, rows and replies together; releases the savepoint, too.
 COMMIT /* amends */
 
 -- name: roll-back
@@ -58,15 +62,21 @@ COMMIT /* amends */
 ROLLBACK /* amends */
 
 -- name: read-rows
--- The rows of one life, at most three.
-SELECT verb, state, request_hash, reply FROM amends_barrier
-WHERE store_id = ? AND saga_id = ? AND step = ? AND round = ?
+-- The rows of some lives, at most three of each; {lives} stands for one (?, ?, ?, ?) per life.
+-- CROSS JOIN begins with the lives and looks each up in the index; with `IN (VALUES ...)` SQLite
+-- reads the whole table.
+WITH life (store_id, saga_id, step, round) AS (VALUES {lives})
+SELECT b.store_id, b.saga_id, b.step, b.round, b.verb, b.state, b.request_hash, b.reply
+FROM life CROSS JOIN amends_barrier AS b
+ON b.store_id = life.store_id AND b.saga_id = life.saga_id
+AND b.step = life.step AND b.round = life.round
 
--- name: write-row
--- The unique index is the claim: whoever inserts first has decided.
+-- name: write-rows
+-- {rows} stands for one (?, ?, ?, ?, ?, ?, ?, ?, ?) per row. The unique index is the claim: whoever
+-- inserts first has decided.
 INSERT INTO amends_barrier
     (store_id, saga_id, step, round, verb, state, request_hash, reply, written_at_ms)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES {rows}
 
 -- name: read-oldest
 -- A page of the oldest rows behind a position, for a purge.

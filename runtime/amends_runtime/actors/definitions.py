@@ -26,6 +26,7 @@ class Definitions:
         self._clock = clock
         self._participants = participants
         self._by_name: dict[str, dict[str, RegisteredDefinition]] = {}
+        self._latest: dict[str, RegisteredDefinition] = {}
         self._plans: dict[str, Plan] = {}
 
     async def load(self) -> None:
@@ -67,7 +68,7 @@ class Definitions:
                 {"definition": name[:64]},
             )
         if not content_hash:
-            return max(versions.values(), key=lambda registered: registered.activated)
+            return self._latest[name]
         if content_hash not in versions:
             raise NotFound(
                 "UNKNOWN_DEFINITION_VERSION",
@@ -92,7 +93,7 @@ class Definitions:
     def unregistered(self, plan: Plan) -> list[str]:
         """Participants of the plan that are not registered (any more), by name."""
         registered = self._participants()
-        return sorted({step.participant for step in plan.steps}.difference(registered))
+        return [name for name in plan.participants if name not in registered]
 
     def plan(self, content_hash: str) -> Plan:
         """The plan that a saga is pinned to.
@@ -103,6 +104,8 @@ class Definitions:
 
     def _add(self, registered: RegisteredDefinition) -> None:
         name = registered.definition.name
-        self._by_name.setdefault(name, {})[registered.content_hash] = registered
+        versions = self._by_name.setdefault(name, {})
+        versions[registered.content_hash] = registered
+        self._latest[name] = max(versions.values(), key=lambda version: version.activated)
         if registered.content_hash not in self._plans:
             self._plans[registered.content_hash] = Plan(registered.definition)

@@ -1,16 +1,33 @@
-"""How far recovery is: the sagas that had not ended when the store was opened, and are brought in.
+"""Recovery: the sagas that had not ended when the store was opened are brought in again.
 
-Recovery names them, page by page, and each arrives when it has been read; it is over when all are
-named and none is awaited. Bringing them in is the supervisor's.
+Recovery only names them; each is read as it is by then, so that what a page said is never taken for
+what a saga is. Those that rest are left to the horizon. First come those that compensate, because
+somebody's money is waiting, then the oldest; page by page, each page's arrivals before the next, so
+that neither memory nor participants are flooded. It is over when all are named and none is awaited.
 """
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Callable
+from typing import Final
 
-from amends_runtime.ports import Clock
+import anyio
+import msgspec
+import structlog
+
+from amends_runtime.core.records import SagaState
+from amends_runtime.errors import StoreError
+from amends_runtime.ports import Clock, OpenSaga, Store
 
 __all__ = ["Recovering", "Recovery"]
+
+_log = structlog.get_logger(__name__)
+
+RECOVERY_PAGE: Final = 500  # sagas named before those named earlier are waited for
+RETRY_S: Final = 0.05  # a reopened store is back after a checkpoint
+PAUSE_S: Final = 0.01  # about one commit
+
+ORDER: Final = (SagaState.COMPENSATING, SagaState.RUNNING, SagaState.STUCK)
 
 
 class Recovery(msgspec.Struct, frozen=True):
@@ -26,28 +43,50 @@ class Recovery(msgspec.Struct, frozen=True):
 
 
 class Recovering:
-    """What is still awaited, and since when."""
+    """Names what is to be brought in, and knows what of it is still awaited, and since when.
 
-    def __init__(self, clock: Clock) -> None:
+    `name` is told a saga's id and says whether it has to arrive; then `arrived` is called once it
+    has. `waiting` is how many have been named and not yet read.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, name: Callable[[str], bool], waiting: Callable[[], int]
+    ) -> None:
+        self._store = store
         self._clock = clock
+        self._name = name
+        self._waiting = waiting
         self._began_s: float | None = None
         self._ended_s: float | None = None
         self._all_named = False
         self._awaited = 0
         self._sagas = 0
 
-    def begin(self) -> None:
-        """The first page is asked for."""
+    async def run(self) -> None:
+        """Until all are named. A store that cannot be read for a moment is waited for."""
+        boundary = self._store.next_saga_no()  # what starts from now on is nobody's to recover
         self._began_s = self._clock.monotonic_s()
-
-    def named(self) -> None:
-        """One more is awaited."""
-        self._awaited += 1
-
-    def all_named(self) -> None:
-        """There was no further page."""
+        for state in ORDER:
+            after_no, page = 0, [OpenSaga(0, "")]
+            while page and after_no < boundary:
+                page = await self._page(state, after_no)
+                for named in page:
+                    after_no = named.saga_no
+                    if after_no < boundary and self._name(named.saga_id):
+                        self._awaited += 1
+                while self._waiting() > RECOVERY_PAGE // 2:  # noqa: ASYNC110  # a pace
+                    await anyio.sleep(PAUSE_S)
         self._all_named = True
         self._note_end()
+        _log.info("recovered", sagas=self._sagas + self._awaited)
+
+    async def _page(self, state: SagaState, after_no: int) -> list[OpenSaga]:
+        while True:
+            try:
+                return await self._store.open_sagas(state, after_no, RECOVERY_PAGE)
+            except StoreError as error:
+                _log.warning("recovery_waits_for_the_store", error=str(error))
+                await anyio.sleep(RETRY_S)
 
     def arrived(self) -> None:
         """One that was awaited is here, or never will be."""

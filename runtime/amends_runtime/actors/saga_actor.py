@@ -8,7 +8,8 @@ durable. It holds only what is committed: `saga` and `version` change in `commit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -19,36 +20,39 @@ from amends_runtime.core import saga as core
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import CallParticipant, PollParticipant
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import Verb
+from amends_runtime.core.records import SagaState, Verb
 from amends_runtime.core.saga import Decision, Saga
 from amends_runtime.core.tracing import Tracing
+from amends_runtime.core.waking import kept_wake_ms
 from amends_runtime.ports import Call, Transition, summarise
 
-__all__ = ["MAX_CRASHES", "SagaActor", "Turn", "call_for", "ended"]
+__all__ = ["MAX_CRASHES", "SagaActor", "Turn", "Waiter", "call_for", "ended"]
 
 MAX_CRASHES = (
     3  # a bug that strikes three times running will strike again: leave this saga to people
 )
 
 
-class Turn(msgspec.Struct, frozen=True):
-    """What an actor decided and what waits for the commit."""
+class Turn(msgspec.Struct, frozen=True, eq=False):
+    """What an actor decided and what waits for the commit.
+
+    `payload_bytes` is how much of other people's content its records carry.
+    """
 
     actor: SagaActor
     envelope: Envelope
     decision: Decision
     transition: Transition | None
-
-    @property
-    def payload_bytes(self) -> int:
-        """How much of other people's content its records carry."""
-        before = self.actor.saga.payload_bytes if self.actor.saga is not None else 0
-        return self.decision.saga.payload_bytes - before
+    payload_bytes: int = 0
 
 
 def ended(saga: Saga) -> bool:
     """The condition that most waiters wait for."""
     return saga.ended
+
+
+Waiter = tuple[Callable[[Saga], bool], "asyncio.Future[SagaView | None]"]
+"""A condition, and who is told once it holds."""
 
 
 class SagaActor:
@@ -59,8 +63,10 @@ class SagaActor:
         "busy",
         "crashes",
         "dropped",
+        "has_moved",
         "mailbox",
         "plan",
+        "polls",
         "quarantined",
         "queued",
         "saga",
@@ -79,43 +85,57 @@ class SagaActor:
         self.version = 0
         self.mailbox = Mailbox(mailbox_capacity)
         self.timers: list[Timer] = []
+        self.polls: tuple[PollParticipant, ...] = ()  # attempts in progress, to be asked much later
         self.busy = False  # a turn of it is decided and not durable
         self.queued = False  # it stands in the queue of actors that can decide
         self.dropped = False  # its state in memory is not to be believed any more
         self.crashes = 0
+        self.has_moved = True  # a turn of it is younger than the runtime
         self.quarantined = False
-        self.shown: tuple[object, ...] = ()  # what its row in the read model shows
-        self._waiters: list[tuple[Callable[[Saga], bool], asyncio.Future[SagaView | None]]] = []
+        self.shown: _Shown | None = None  # what its row in the read model shows
+        self._waiters: list[Waiter] = []
 
-    def restore(self, saga: Saga, version: int) -> None:
-        """Takes over a state that was folded from the store."""
+    def restore(self, saga: Saga, version: int, wake_at_ms: int, *, has_moved: bool) -> None:
+        """Takes over a state that was folded from the store.
+
+        `wake_at_ms` is its row's: one that an older program wrote does not name it. `has_moved`:
+        not everything of it was there when the runtime began.
+        """
+        self.has_moved = has_moved
         self.saga = saga
         self.version = version
-        self.shown = _shown(saga)
+        self.shown = (saga.state, saga.past_no_return, saga.ended_at_ms, wake_at_ms)
 
     def decide(self, envelope: Envelope, now_ms: int, epoch: int) -> Turn:
         """What a message comes to. Changes nothing; see `committed`."""
-        decision = core.decide(self.plan, self.saga, envelope.message, now_ms, epoch)
+        before = self.saga
+        decision = core.decide(self.plan, before, envelope.message, now_ms, epoch)
         if not decision.records:
             return Turn(self, envelope, decision, None)
         version = self.version + 1
-        summary = None
-        if _shown(decision.saga) != self.shown:
-            summary = summarise(decision.saga, self.saga_no, version)
         saga = decision.saga
+        state = saga.state
+        summary = None
+        if _shown(saga, state) != self.shown:
+            summary = summarise(saga, self.saga_no, version)
         transition = Transition(
-            self.saga_no, version, decision.records, saga.state, saga.past_no_return, summary
+            self.saga_no, version, decision.records, state, saga.past_no_return, summary
         )
-        return Turn(self, envelope, decision, transition)
+        payload_bytes = saga.payload_bytes - (0 if before is None else before.payload_bytes)
+        return Turn(self, envelope, decision, transition, payload_bytes)
 
     def committed(self, turn: Turn) -> None:
         """The turn's records are durable: this is the saga now."""
         self.saga = turn.decision.saga
-        if turn.transition is not None:
-            self.version = turn.transition.version
-            if turn.transition.summary is not None:
-                self.shown = _shown(self.saga)
-            self._tell_waiters()
+        transition = turn.transition
+        if transition is not None:
+            self.version = transition.version
+            self.has_moved = True
+            row = transition.summary
+            if row is not None:
+                self.shown = (row.state, row.past_no_return, row.ended_at_ms, row.wake_at_ms)
+            if self._waiters:
+                self._tell_waiters()
         if turn.envelope.sender is not None:
             turn.envelope.tell(Told(turn.decision.answer, self.view()))
 
@@ -151,12 +171,21 @@ class SagaActor:
                 waiter.set_exception(error)
         self._waiters = []
 
-    def waiters_to(self, other: SagaActor) -> None:
-        """Hands everybody who waits to the actor that takes this one's place."""
-        other._waiters += self._waiters
-        self._waiters = []
-        if other.saga is not None:
-            other._tell_waiters()  # what they wait for may have become durable in between
+    def take_waiters(self) -> list[Waiter]:
+        """Everybody who waits here, for whoever looks after them from now on."""
+        waiters, self._waiters = self._waiters, []
+        return waiters
+
+    def give_waiters(self, waiters: list[Waiter]) -> None:
+        """Looks after these from now on."""
+        self._waiters += waiters
+        if self.saga is not None:
+            self._tell_waiters()  # what they wait for may have become durable in between
+
+    @property
+    def kept_wake_ms(self) -> int:
+        """When its row says that it goes on by itself; 0: the row does not say."""
+        return 0 if self.shown is None else self.shown[3]
 
     def _tell_waiters(self) -> None:
         if not self._waiters:
@@ -172,23 +201,24 @@ class SagaActor:
         self._waiters = kept
 
 
-def _shown(saga: Saga) -> tuple[object, ...]:
+_Shown = tuple[SagaState, bool, int, int]
+
+
+def _shown(saga: Saga, state: SagaState) -> _Shown:
     """What a list shows of a saga that can change; equal means that its row need not be written."""
-    return (saga.state, saga.past_no_return, saga.ended_at_ms)
+    return (state, saga.past_no_return, saga.ended_at_ms, kept_wake_ms(saga))
 
 
 def call_for(
     plan: Plan, saga: Saga, effect: CallParticipant | PollParticipant, tracing: Tracing
 ) -> Call:
     """The attempt that an effect asks for, with everything that the participant is handed."""
-    step = plan.steps[effect.step]
-    state = saga.steps[effect.step]
-    compensating = effect.verb is Verb.COMPENSATE
-    turn = saga.turn if compensating else None
-    return Call(
+    number = effect.step
+    step = plan.steps[number]
+    call = Call(
         saga_id=saga.saga_id,
         definition_name=saga.definition_name,
-        step=effect.step,
+        step=number,
         step_name=step.name,
         participant=step.participant,
         action=step.action,
@@ -197,25 +227,42 @@ def call_for(
         attempt=effect.attempt,
         timeout_ms=step.timeout_ms,
         input=saga.input,
-        results=tuple(_results(plan, saga, effect.step)),
-        executed=compensating and state.executed,
-        own_result=state.result if compensating else None,
-        turn=turn,
-        turn_step_name=plan.steps[turn.step].name if turn and turn.step is not None else "",
+        results=_results(plan, saga, number),
         traceparent=tracing.traceparent(
             saga.saga_id,
             saga.traceparent,
-            effect.step,
+            number,
             effect.verb,
             effect.round,
             effect.attempt,
         ),
-        poll=isinstance(effect, PollParticipant),
+        poll=type(effect) is PollParticipant,
+    )
+    return call if effect.verb is not _COMPENSATE else _to_compensate(call, plan, saga)
+
+
+_COMPENSATE: Final = Verb.COMPENSATE  # bound once: see `core.saga`
+
+
+def _to_compensate(call: Call, plan: Plan, saga: Saga) -> Call:
+    """The call with what only a compensation is told: what became of the step, and why it is."""
+    state, turn = saga.steps[call.step], saga.turn
+    return msgspec.structs.replace(
+        call,
+        executed=state.executed,
+        own_result=state.result,
+        turn=turn,
+        turn_step_name=plan.step_names[turn.step] if turn and turn.step is not None else "",
     )
 
 
-def _results(plan: Plan, saga: Saga, step: int) -> Iterator[tuple[str, Payload]]:
-    for other in plan.uses[step]:
+def _results(plan: Plan, saga: Saga, step: int) -> tuple[tuple[str, Payload], ...]:
+    uses = plan.uses[step]
+    if not uses:
+        return ()
+    found = []
+    for other in uses:
         result = saga.steps[other].result
         if result is not None:
-            yield plan.steps[other].name, result
+            found.append((plan.step_names[other], result))
+    return tuple(found)

@@ -1,19 +1,22 @@
 """The supervisor: which sagas are in memory, and how messages find them.
 
-How to think about it. A saga is in one of three places: live, as an actor in `_actors`; on its way
-in, as an `_Arrival` that keeps its messages; or only in the store. Every message for a saga that
-is not live makes an arrival, and arrivals are read from the store together, so a thousand starts
-cost one query. Because an id is in `_arrivals` from the question to the answer, no two actors of
-one saga can come to be in this process; between processes the store's compare-and-set sees to it.
+How to think about it. A saga is in one of four places: live, as an actor in `_actors`; on its way
+in, as an arrival that keeps its messages (`arrivals`); parked, with what memory has to keep of it
+(`parking`); or only in the store. A message for a saga that is not live makes it arrive.
 
-A saga that has not ended is told RuntimeRestarted before anything else when it comes in: whatever
-it had in flight is gone. One that has ended answers its messages and leaves.
+A saga that has not ended is told so before anything else when it comes in: Revived, if it was
+parked, for nothing of it was lost; RuntimeRestarted, if it was in memory and is no more, for
+whatever it had in flight is gone. One that has ended answers its messages and leaves.
+
+A saga leaves memory when it has ended, and when a turn leaves it at rest for long. One that rests
+for less stays, and is a candidate for leaving when the bound of live sagas is reached. One that
+somebody asked for stays for `LINGER_S`, because who asks once asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
+import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +26,12 @@ import anyio.lowlevel
 import msgspec
 import structlog
 
+from amends_runtime.actors import refusals
+from amends_runtime.actors.arrivals import Arrival, Arrivals
 from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.horizon import MAX_NEAR, Horizon
 from amends_runtime.actors.mailbox import Envelope
+from amends_runtime.actors.parking import Parked, Parking
 from amends_runtime.actors.recovery import Recovering, Recovery
 from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
 from amends_runtime.actors.survey import SLICE, Survey, Tally
@@ -40,23 +47,23 @@ from amends_runtime.core.messages import (
     CancelSaga,
     NotSent,
     RetrySaga,
+    Revived,
     RuntimeRestarted,
     StartSaga,
     Wake,
 )
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import Verb
+from amends_runtime.core.records import SagaState, Verb
 from amends_runtime.core.saga import Answer, Saga, StepStatus
 from amends_runtime.core.tracing import Tracing
+from amends_runtime.core.waking import NEVER_MS, rests_until_ms
 from amends_runtime.errors import (
-    AlreadyExists,
-    NotFound,
+    AmendsError,
     Overloaded,
     Refusal,
     StoreError,
     Unavailable,
     UnreadableSaga,
-    WrongState,
 )
 from amends_runtime.ports import Call, Clock, LoadedSaga, Observer, Store, Tombstone
 
@@ -64,17 +71,18 @@ __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor
 
 _log = structlog.get_logger(__name__)
 
-LOAD_TOGETHER = 128  # histories in memory at once: at 3 MiB of payloads each, below 400 MiB
-RECOVERY_PAGE = 500  # sagas named by recovery before the turns they cause are waited for
 STARTING_BYTES = 64 * 1024 * 1024  # inputs of starts that are not durable yet
 STORE_RETRY_S = 0.05  # a reopened store is back after a checkpoint
-RECOVERY_PAUSE_S = 0.01  # about one commit: new work gets its turns in between
+LINGER_S = 1.0  # a waiter comes at once after it was told how the saga stands
+RELIEF = 16  # one in so many live sagas leaves at a time, when there are too many
+ARRIVE_BACKLOG = 256  # turns that wait, up to which more may come in by themselves
 
 
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of what is held in memory."""
 
     live_sagas: int = 100_000  # about 5 KB each
+    park_after_ms: int = 10_000  # nearer wake-ups cost less than leaving and coming back
     mailbox: int = 1_024  # far more than a sane client sends to one saga
     commit_batch: int = 512  # transitions in one commit: beyond it the sync is no longer what costs
     commit_queue: int = 10_000  # about a second of work; more only makes everybody wait longer
@@ -96,10 +104,13 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Counts(msgspec.Struct, frozen=True):
     """What is in memory; `unreadable` counts sagas whose history is damaged.
 
-    `without_wake_up` counts sagas that nothing would wake: 0, or there is a bug.
+    `parked` counts sagas that rest outside memory, `kept` those of them of which memory has an
+    entry. `without_wake_up` counts sagas that nothing would wake: 0, or there is a bug.
     """
 
     live: int
+    parked: int
+    kept: int
     arriving: int
     backlog: int
     timers: int
@@ -130,22 +141,6 @@ class Outbox:
         self.holds = holds
 
 
-class _Arrival:
-    """A saga on its way into memory, with the messages that wait for it.
-
-    One that is `needed` was live before, or had not ended when the store was opened: it goes on
-    arriving until it is here, whatever the store says meanwhile. Any other one is only asked for.
-    """
-
-    __slots__ = ("envelopes", "needed", "predecessor", "recovering")
-
-    def __init__(self, predecessor: SagaActor | None = None, *, needed: bool = False) -> None:
-        self.envelopes: list[Envelope] = []
-        self.predecessor = predecessor
-        self.needed = needed or predecessor is not None
-        self.recovering = False  # recovery has named it, and counts it when it is here
-
-
 class Supervisor:
     """Owns the live sagas.
 
@@ -171,13 +166,23 @@ class Supervisor:
         self._limits = limits
         self._outbox = outbox
         self._actors: dict[str, SagaActor] = {}
-        self._arrivals: dict[str, _Arrival] = {}
-        self._to_load: deque[str] = deque()
-        self._something_to_load = anyio.Event()
+        self._arrivals = Arrivals(
+            store,
+            room=self._room,
+            arrived=self._arrived,
+            unreadable=self._cannot_be_read,
+        )
+        self._parking = Parking()
+        self._resting: dict[str, SagaActor] = {}  # live, and may leave when others need the room
+        self._lingering: deque[tuple[float, SagaActor]] = deque()  # until when, monotonic
+        self._someone_lingers = anyio.Event()
         self._unreadable: dict[str, str] = {}
+        self._began_at_seq = store.head_seq
         self._starting_bytes = 0
         self._refused: dict[str, int] = {}
-        self._recovery = Recovering(clock)
+        self._recovery = Recovering(
+            store, clock, self._recover, lambda: self._arrivals.waiting_at_leisure
+        )
         self._turns = Turns(
             store,
             clock=clock,
@@ -187,7 +192,11 @@ class Supervisor:
             perform=self._perform,
             dropped=self._read_again,
         )
-        self._timers = Timers(clock, self._wake, lambda: self._turns.backlog)
+        self._timers = Timers(clock, self._wake, self._timers_wait_for)
+        self._horizon = Horizon(
+            store, clock, self._comes_near, lambda: len(self._parking) < MAX_NEAR
+        )
+        self._has_begun = anyio.Event()
         self.accepting = True
 
     # -- what the API asks of it ---------------------------------------------------------------
@@ -199,12 +208,52 @@ class Supervisor:
         Unavailable (stopping, or the store failed: the outcome is unknown, the same id can be
         asked again).
         """
-        self._check_accepting()
         try:
-            self._check_admission(len(request.input.data))
+            begun = self._begin_start(request)
+            try:
+                return _started(await begun)
+            finally:
+                self._starting_bytes -= len(request.input.data)
         except Overloaded as refusal:
             self._note_refusal(refusal)
             raise
+
+    async def start_sagas(
+        self, requests: Sequence[StartRequest]
+    ) -> list[tuple[SagaView, bool] | Exception]:
+        """Starts many, which share commits; each has the answer that `start_saga` gives or raises.
+
+        A task for each would cost more than all else that is done here for it.
+        """
+        begun: list[asyncio.Future[Told] | Exception] = []
+        taken_bytes = 0
+        try:
+            for request in requests:
+                try:
+                    begun.append(self._begin_start(request))
+                except Exception as error:  # noqa: BLE001  # one item's error is that item's answer
+                    begun.append(self._noted(error))
+                else:
+                    taken_bytes += len(request.input.data)
+            outcomes: list[tuple[SagaView, bool] | Exception] = []
+            for one in begun:
+                if isinstance(one, Exception):
+                    outcomes.append(one)
+                    continue
+                try:
+                    outcomes.append(_started(await one))
+                except Exception as error:  # noqa: BLE001  # as above
+                    outcomes.append(self._noted(error))
+            return outcomes
+        finally:
+            self._starting_bytes -= taken_bytes
+            for one in begun:  # the caller may have left: nobody hears of their errors
+                if isinstance(one, asyncio.Future) and not one.cancel() and not one.cancelled():
+                    one.exception()
+
+    def _begin_start(self, request: StartRequest) -> asyncio.Future[Told]:
+        self._check_accepting()
+        self._check_admission(len(request.input.data))
         registered = self._definitions.find(request.definition_name, request.definition_hash)
         plan = self._definitions.plan(registered.content_hash)
         deadline_ms = request.deadline_ms or plan.definition.deadline_ms
@@ -216,19 +265,27 @@ class Supervisor:
             labels=request.labels,
             traceparent=request.traceparent,
         )
+        begun = self._post(request.saga_id, message, plan)
         self._starting_bytes += len(request.input.data)
-        try:
-            told = await self._ask(request.saga_id, message, plan)
-        finally:
-            self._starting_bytes -= len(request.input.data)
-        if told.answer is Answer.OTHER_CONTENT:
-            raise AlreadyExists(
-                "SAGA_EXISTS_WITH_OTHER_CONTENT",
-                f"saga {request.saga_id!r} exists with another definition, input or options and"
-                f" goes on unchanged: use another id, or the very same request",
-                {"saga_id": request.saga_id, "state": told.view.saga.state.name},
-            )
-        return told.view, told.answer is Answer.EXISTED
+        return begun
+
+    def _noted(self, error: Exception) -> Exception:
+        if isinstance(error, Overloaded):
+            self._note_refusal(error)
+        if isinstance(error, AmendsError):
+            # Its frames hold the list that holds it: all inputs would wait for the collector.
+            error.with_traceback(None)
+        return error
+
+    def room_for_starts(self) -> int:
+        """How many starts the commit queue takes now; those beyond it are `refuse_starts`'s."""
+        return max(0, self._limits.commit_queue - self._turns.backlog - self._arrivals.waiting)
+
+    def refuse_starts(self, count: int) -> Overloaded:
+        """The refusal of so many starts for which the commit queue has no room, counted."""
+        refusal = refusals.commit_queue_full(self._limits.commit_queue)
+        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + count
+        return refusal
 
     async def cancel_saga(self, saga_id: str, author: str, reason: str) -> tuple[SagaView, Answer]:
         """Asks a saga to turn back.
@@ -330,11 +387,7 @@ class Supervisor:
     def forget_waiter(self, saga_id: str, waiter: asyncio.Future[Any]) -> None:
         """Takes back a future of `waiter_for` or `bring_in`, which is cancelled."""
         waiter.cancel()
-        actor, arrival = self._actors.get(saga_id), self._arrivals.get(saga_id)
-        if actor is not None:
-            actor.remove_waiter(waiter)
-        if arrival is not None and arrival.predecessor is not None:
-            arrival.predecessor.remove_waiter(waiter)
+        self._remove_waiter(saga_id, waiter)
 
     def bring_in(self, saga_id: str) -> asyncio.Future[Told]:
         """A future of how a saga stands when it has been read; one that has not ended is live then.
@@ -354,14 +407,18 @@ class Supervisor:
                     tally.add(actor, will_wake=self._will_wake(actor))
             held_s += self._clock.monotonic_s() - began_s
             await anyio.lowlevel.checkpoint()
+        parked = self._parking.by_state
         return Survey(
-            active=tally.active,
-            stuck=tally.stuck,
-            in_doubt=tally.in_doubt,
+            active={state: count + parked.get(state, 0) for state, count in tally.active.items()},
+            parked=parked,
+            stuck=tally.stuck + parked.get(SagaState.STUCK, 0),
+            in_doubt=tally.in_doubt + self._parking.in_doubt,
             without_wake_up=len(self._unreadable) + tally.sleepless,
             unreadable=len(self._unreadable),
             quarantined=tally.quarantined,
-            backlog=self._turns.backlog + len(self._to_load),
+            backlog=self._turns.backlog
+            + self._arrivals.waiting
+            + self._arrivals.waiting_at_leisure,
             messages=tally.messages,
             fullest=tally.fullest,
             held_s=held_s,
@@ -381,6 +438,8 @@ class Supervisor:
         """What is in memory, counted at one go: for tests, and for the end of a runtime."""
         return Counts(
             live=len(self._actors),
+            parked=sum(self._parking.by_state.values()),
+            kept=len(self._parking),
             arriving=len(self._arrivals),
             backlog=self._turns.backlog,
             timers=len(self._timers),
@@ -399,7 +458,33 @@ class Supervisor:
         self._post_live(saga_id, message)
 
     def _wake(self, saga_id: str, due_at_ms: int) -> None:
-        self._post_live(saga_id, Wake(due_at_ms))
+        actor = self._actors.get(saga_id)
+        if actor is not None and actor.polls:
+            self._ask_again(actor, due_at_ms)
+        if self._parking.find(saga_id) is not None:
+            self._arrivals.of(saga_id, at_leisure=True).envelopes.append(Envelope(Wake(due_at_ms)))
+        else:
+            self._post_live(saga_id, Wake(due_at_ms))
+
+    def _timers_wait_for(self) -> int:
+        """How many turns and arrivals the timers let pass before they wake more sagas.
+
+        Without room for arrivals they do not wait for them: a live saga that makes room may need
+        its own timer for that.
+        """
+        has_room = len(self._actors) < self._limits.live_sagas
+        return self._turns.backlog + (self._arrivals.waiting_at_leisure if has_room else 0)
+
+    def _comes_near(self, saga_id: str, wake_at_ms: int, within_ms: int) -> None:
+        """The horizon has come to a parked saga's instant."""
+        if saga_id in self._actors or self._arrivals.find(saga_id) is not None:
+            return
+        parked = self._parking.find(saga_id)
+        if parked is None:
+            parked = Parked([], (), [])
+            self._parking.keep(saga_id, parked)
+        if not parked.timers:
+            parked.timers.append(self._timers.set(saga_id, wake_at_ms, within_ms))
 
     def _post_live(self, saga_id: str, message: Answered | NotSent | Wake) -> None:
         actor = self._actors.get(saga_id)
@@ -407,7 +492,7 @@ class Supervisor:
             actor.mailbox.put_nowait(Envelope(message))
             self._turns.ready(actor)
             return
-        arrival = self._arrivals.get(saga_id)
+        arrival = self._arrivals.find(saga_id)
         if arrival is not None:
             arrival.envelopes.append(Envelope(message))
 
@@ -426,69 +511,40 @@ class Supervisor:
         await self._timers.run()
 
     async def run_loader(self) -> None:
-        """Reads arrivals from the store, many at a time, for as long as the runtime lives.
-
-        A store that cannot be read for a moment, as while it is reopened after a failed commit,
-        holds arrivals up and loses none of them.
-        """
-        while True:
-            while not self._to_load:
-                self._something_to_load = anyio.Event()
-                await self._something_to_load.wait()
-            ids = [self._to_load.popleft() for _ in range(min(LOAD_TOGETHER, len(self._to_load)))]
+        """See `arrivals`. What rests is counted first, so that each that comes can be told."""
+        while not self._has_begun.is_set():
             try:
-                found = await self._store.load(ids)
-            except UnreadableSaga:
-                await self._load_one_by_one(ids)
+                resting = await self._store.count_resting()
             except StoreError as error:
-                self._load_later(ids, error)
+                _log.warning("loader_waits_for_the_store", error=str(error))
                 await anyio.sleep(STORE_RETRY_S)
             else:
-                for saga_id in ids:
-                    self._arrived(saga_id, found.get(saga_id))
+                self._parking.begin(resting.by_state)
+                self._horizon.begin(resting.updated_at_ms)
+                self._has_begun.set()
+        await self._arrivals.run()
 
     async def run_recovery(self) -> None:
-        """Brings in every saga that had not ended when the store was opened.
+        """Brings in what had not ended when the store was opened; see `recovery`."""
+        await self._recovery.run()
 
-        Recovery only names them; the loader reads each as it is by then, so that what a page said
-        is never taken for what a saga is. Page by page, each page's turns before the next page, so
-        that neither memory nor participants are flooded. One that cannot be read holds up no other.
-        """
-        boundary = self._store.next_saga_no()
-        after_no, recovered = 0, 0
-        self._recovery.begin()
-        while True:
-            try:
-                page = await self._store.open_sagas(after_no, RECOVERY_PAGE)
-            except StoreError as error:
-                _log.warning("recovery_waits_for_the_store", error=str(error))
-                await anyio.sleep(STORE_RETRY_S)
-                continue
-            for named in page:
-                after_no = named.saga_no
-                if named.saga_no < boundary and named.saga_id not in self._actors:
-                    arrival = self._arrival(named.saga_id)
-                    arrival.needed = True
-                    if not arrival.recovering:
-                        arrival.recovering = True
-                        self._recovery.named()
-                    recovered += 1
-            if len(page) < RECOVERY_PAGE or after_no >= boundary:
-                self._recovery.all_named()
-                _log.info("recovered", sagas=recovered)
-                return
-            _log.info("recovering", sagas=recovered)
-            while self._turns.backlog + len(self._to_load) > RECOVERY_PAGE:  # noqa: ASYNC110  # a pace
-                await anyio.sleep(RECOVERY_PAUSE_S)
+    async def run_parking(self) -> None:
+        """Lets sagas at rest leave and come back; see `horizon`."""
+        await self._has_begun.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._horizon.run)
+            tasks.start_soon(self._run_lingering)
 
     # -- the end -------------------------------------------------------------------------------
 
     def stop_accepting(self) -> None:
         """No new requests; everybody who waits for a saga is told to ask another time."""
         self.accepting = False
-        error = _stopping()
+        error = refusals.stopping()
         for actor in self._actors.values():
             actor.fail_waiters(error)
+        for parked in self._parking.entries():
+            parked.fail_waiters(error)
 
     async def wait_idle(self) -> None:
         """Until every message that has come in is decided and durable."""
@@ -520,16 +576,13 @@ class Supervisor:
         actor = self._actors.get(saga_id)
         if actor is not None:
             if actor.quarantined:
-                raise Unavailable(
-                    f"saga {saga_id!r} is quarantined after repeated internal errors, which the"
-                    f" log shows: nothing is lost; amends retry {saga_id} tries it again"
-                )
+                raise refusals.quarantined(saga_id)
             actor.mailbox.put_nowait(envelope)
             self._turns.ready(actor)
         elif saga_id in self._unreadable:
-            raise _unreadable(saga_id, self._unreadable[saga_id])
+            raise refusals.unreadable(saga_id, self._unreadable[saga_id])
         else:
-            self._arrival(saga_id).envelopes.append(envelope)
+            self._arrivals.of(saga_id).envelopes.append(envelope)
         return sender
 
     def _revive(self, saga_id: str) -> bool:
@@ -543,38 +596,45 @@ class Supervisor:
         self._read_again([actor], Unavailable("this saga is read again; ask again"))
         return True
 
-    def _arrival(self, saga_id: str, predecessor: SagaActor | None = None) -> _Arrival:
-        arrival = self._arrivals.get(saga_id)
-        if arrival is None:
-            arrival = self._arrivals[saga_id] = _Arrival(predecessor)
-            self._to_load.append(saga_id)
-            self._something_to_load.set()
-        return arrival
+    def _recover(self, saga_id: str) -> bool:
+        """Recovery names a saga; whether it is awaited from now on."""
+        if saga_id in self._actors or self._parking.find(saga_id) is not None:
+            return False  # it has come in meanwhile
+        arrival = self._arrivals.of(saga_id, at_leisure=True)
+        named_before, arrival.recovering = arrival.recovering, True
+        return not named_before
 
-    def _arrived(self, saga_id: str, found: LoadedSaga | Tombstone | None) -> None:
-        arrival = self._taken(saga_id)
+    def _room(self) -> int:
+        """How many sagas may come in by themselves now."""
+        if self._turns.backlog > ARRIVE_BACKLOG:
+            return 0
+        if len(self._actors) >= self._limits.live_sagas:
+            self._relieve()
+        return self._limits.live_sagas - len(self._actors)
+
+    def _arrived(
+        self, saga_id: str, arrival: Arrival, found: LoadedSaga | Tombstone | None
+    ) -> None:
+        if arrival.recovering:
+            self._recovery.arrived()
         try:
             if isinstance(found, LoadedSaga):
                 self._bring_in(found, arrival)
             elif isinstance(found, Tombstone):
-                _fail(arrival, _purged(found))
+                arrival.fail(refusals.purged(found))
             else:
                 self._bring_in_new(saga_id, arrival)
         except Exception as error:  # noqa: BLE001  # one saga must not hold up the others
+            arrival.recovering = False
             self._cannot_be_read(saga_id, arrival, error)
 
-    def _taken(self, saga_id: str) -> _Arrival:
-        """The arrival of a saga that is here now, or never will be."""
-        arrival = self._arrivals.pop(saga_id)
-        if arrival.recovering:
-            self._recovery.arrived()
-        return arrival
-
-    def _cannot_be_read(self, saga_id: str, arrival: _Arrival, error: Exception) -> None:
+    def _cannot_be_read(self, saga_id: str, arrival: Arrival, error: Exception) -> None:
         """Leaves a damaged saga to people.
 
         It stays in the store as it is, and whoever asks is told.
         """
+        if arrival.recovering:
+            self._recovery.arrived()
         _log.error(
             "saga_cannot_be_read",
             saga_id=saga_id,
@@ -583,20 +643,33 @@ class Supervisor:
             hint="its history is damaged; all other sagas go on; restore it from a backup",
         )
         self._unreadable[saga_id] = str(error) if isinstance(error, StoreError) else "see the log"
-        _fail(arrival, _unreadable(saga_id, self._unreadable[saga_id]))
+        refusal = refusals.unreadable(saga_id, self._unreadable[saga_id])
+        arrival.fail(refusal)
+        parked = self._parking.take(saga_id)
+        if parked is not None:
+            self._timers.forget(parked.timers)
+            parked.fail_waiters(refusal)
 
-    def _bring_in(self, loaded: LoadedSaga, arrival: _Arrival) -> None:
+    def _bring_in(self, loaded: LoadedSaga, arrival: Arrival) -> None:
         plan = self._definitions.plan(loaded.definition_hash)
         saga = core.fold(plan, (record for turn in loaded.turns for record in turn.records))
         assert saga is not None, "a stored saga has at least its start"
         actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
-        actor.restore(saga, loaded.version)
+        moved = loaded.turns[-1].seq > self._began_at_seq
+        actor.restore(saga, loaded.version, loaded.wake_at_ms, has_moved=moved)
+        parked = self._parking.take(loaded.saga_id)
         if arrival.predecessor is not None:
             self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
+        elif parked is not None or loaded.wake_at_ms:
+            self._parking.came(actor)
         # To be abandoned must not depend on whether the saga can go on.
         first = [one for one in arrival.envelopes if isinstance(one.message, AbandonSaga)]
         rest = [one for one in arrival.envelopes if not isinstance(one.message, AbandonSaga)]
-        if not saga.ended:
+        if parked is not None:
+            first.append(Envelope(Revived(self._due_polls(parked, arrival))))
+            self._timers.forget(parked.timers)
+            actor.give_waiters(parked.waiters or [])
+        elif not saga.ended:
             first.append(Envelope(RuntimeRestarted()))
         self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
@@ -613,16 +686,26 @@ class Supervisor:
         if records:
             self._observer.turn_committed(before.plan, before.saga, saga, records)
 
-    def _bring_in_new(self, saga_id: str, arrival: _Arrival) -> None:
+    def _due_polls(self, parked: Parked, arrival: Arrival) -> tuple[PollParticipant, ...]:
+        """A parked saga's polls; one whose time has come is due now, whatever the clock says."""
+        wakes = [one.message for one in arrival.envelopes if isinstance(one.message, Wake)]
+        due_at_ms = max((wake.due_at_ms for wake in wakes), default=0)
+        now_ms = self._clock.now_ms()
+        return tuple(
+            msgspec.structs.replace(poll, at_ms=now_ms) if poll.at_ms <= due_at_ms else poll
+            for poll in parked.polls
+        )
+
+    def _bring_in_new(self, saga_id: str, arrival: Arrival) -> None:
         """Nobody knows this id.
 
         Its first start makes it, whatever came before that had nothing to speak to.
         """
         envelopes = deque(arrival.envelopes)
         while envelopes and not isinstance(envelopes[0].message, StartSaga):
-            envelopes.popleft().fail(_not_found(saga_id))
+            envelopes.popleft().fail(refusals.not_found(saga_id))
         if not envelopes:
-            _fail(arrival, _not_found(saga_id))
+            arrival.fail(refusals.not_found(saga_id))
             return
         plan = envelopes[0].plan
         assert plan is not None, "a start brings its plan"
@@ -630,16 +713,16 @@ class Supervisor:
         if refused is not None:
             for envelope in envelopes:
                 is_start = isinstance(envelope.message, StartSaga)
-                envelope.fail(refused if is_start else _not_found(saga_id))
+                envelope.fail(refused if is_start else refusals.not_found(saga_id))
             return
         actor = SagaActor(saga_id, self._store.next_saga_no(), plan, self._limits.mailbox)
         self._make_live(actor, arrival, envelopes)
 
     def _make_live(
-        self, actor: SagaActor, arrival: _Arrival, envelopes: Sequence[Envelope] | deque[Envelope]
+        self, actor: SagaActor, arrival: Arrival, envelopes: Sequence[Envelope] | deque[Envelope]
     ) -> None:
         if arrival.predecessor is not None:
-            arrival.predecessor.waiters_to(actor)
+            actor.give_waiters(arrival.predecessor.take_waiters())
         self._actors[actor.saga_id] = actor
         for envelope in envelopes:
             try:
@@ -648,41 +731,15 @@ class Supervisor:
                 envelope.fail(full)
         self._turns.ready(actor)
 
-    def _load_later(self, ids: list[str], error: StoreError) -> None:
-        """The store cannot be read now. Who asks is told; what is needed goes on arriving."""
-        _log.warning("load_waits_for_the_store", error=str(error), sagas=len(ids))
-        failure = Unavailable(f"the store cannot be read now ({error}); ask again")
-        for saga_id in ids:
-            arrival = self._arrivals[saga_id]
-            kept = [envelope for envelope in arrival.envelopes if envelope.sender is None]
-            for envelope in arrival.envelopes:
-                envelope.fail(failure)
-            arrival.envelopes = kept
-            if arrival.needed:
-                self._to_load.append(saga_id)
-            else:
-                del self._arrivals[saga_id]
-
-    async def _load_one_by_one(self, ids: list[str]) -> None:
-        """One of these is damaged; which, is told by reading each alone."""
-        for number, saga_id in enumerate(ids):
-            try:
-                found = await self._store.load([saga_id])
-            except UnreadableSaga as error:
-                self._cannot_be_read(saga_id, self._taken(saga_id), error)
-            except StoreError as error:
-                self._load_later(ids[number:], error)
-                return
-            else:
-                self._arrived(saga_id, found.get(saga_id))
-
     # -- after a turn --------------------------------------------------------------------------
 
     def _perform(self, turn: Turn) -> None:
         """The turn is durable: its effects leave."""
         actor, saga = turn.actor, turn.decision.saga
+        calls = False
         for effect in turn.decision.effects:
             if isinstance(effect, CallParticipant):
+                calls = True
                 call = call_for(actor.plan, saga, effect, self._tracing)
                 self._outbox.submit(call, saga.started_at_ms)
             elif isinstance(effect, WakeAt):
@@ -690,29 +747,115 @@ class Supervisor:
                 within_ms = None if is_deadline else actor.plan.longest_wait_ms
                 actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
             elif isinstance(effect, PollParticipant):
-                call = call_for(actor.plan, saga, effect, self._tracing)
-                self._outbox.poll(call, saga.started_at_ms, effect)
-                if saga.phase is core.Phase.BACKWARD and effect.verb is Verb.EXECUTE:
-                    # It was on the wire when the saga turned back, and could not be withdrawn then.
-                    key = (effect.step, effect.verb, effect.round, effect.attempt)
-                    self._outbox.withdraw(call.participant, actor.saga_id, WithdrawCall(*key))
+                self._poll(actor, saga, effect)
             else:
+                if any(poll.step == effect.step for poll in actor.polls):
+                    self._ask_again(actor, NEVER_MS)  # the lane knows how to withdraw a poll
                 participant = actor.plan.steps[effect.step].participant
                 self._outbox.withdraw(participant, actor.saga_id, effect)
-        if saga.abandoned and saga.ended:
-            # Nobody asks for it any more, not even a poll that waits for its time.
-            self._forget_calls(actor)
-        if saga.ended and not actor.mailbox:
-            self._leave(actor)
+        if saga.ended:
+            if saga.abandoned:
+                # Nobody asks for it any more, not even a poll that waits for its time.
+                self._forget_calls(actor)
+            if not actor.mailbox:
+                self._leave(actor)
+        elif not calls:
+            self._rest(actor, asked_for=turn.envelope.sender is not None)
+
+    def _poll(self, actor: SagaActor, saga: Saga, poll: PollParticipant) -> None:
+        """An attempt in progress: what is asked again only much later is no lane's matter yet."""
+        withdrawn = saga.phase is core.Phase.BACKWARD and poll.verb is Verb.EXECUTE
+        if not withdrawn and poll.at_ms - self._clock.now_ms() > self._limits.park_after_ms:
+            actor.polls = (*(one for one in actor.polls if one.step != poll.step), poll)
+            actor.timers.append(self._timers.set(actor.saga_id, poll.at_ms))
+            return
+        call = call_for(actor.plan, saga, poll, self._tracing)
+        self._outbox.poll(call, saga.started_at_ms, poll)
+        if withdrawn:
+            # It was on the wire when the saga turned back, and could not be withdrawn then.
+            key = (poll.step, poll.verb, poll.round, poll.attempt)
+            self._outbox.withdraw(call.participant, actor.saga_id, WithdrawCall(*key))
+
+    def _ask_again(self, actor: SagaActor, due_at_ms: int) -> None:
+        """The time of these polls has come: their lanes have them from now on."""
+        saga = actor.saga
+        assert saga is not None, "polls are of a durable saga"
+        due = [poll for poll in actor.polls if poll.at_ms <= due_at_ms]
+        actor.polls = tuple(poll for poll in actor.polls if poll.at_ms > due_at_ms)
+        for poll in due:
+            call = call_for(actor.plan, saga, poll, self._tracing)
+            self._outbox.poll(call, saga.started_at_ms, poll)
+
+    # -- leaving memory ------------------------------------------------------------------------
+
+    def _rest(self, actor: SagaActor, *, asked_for: bool) -> None:
+        """A turn has left the saga without a call: it may leave memory, now or later."""
+        until_ms = _rests_until_ms(actor)
+        if not until_ms:
+            return
+        rests_long = until_ms - self._clock.now_ms() > self._limits.park_after_ms
+        if rests_long and not asked_for:
+            self._park(actor)
+            return
+        self._resting[actor.saga_id] = actor
+        if rests_long:
+            self._lingering.append((self._clock.monotonic_s() + LINGER_S, actor))
+            self._someone_lingers.set()
+
+    def _park(self, actor: SagaActor) -> None:
+        """The saga leaves memory, but for what its row does not say of it."""
+        assert actor.saga is not None, "what rests is durable"
+        waiters, timers = actor.take_waiters(), actor.timers
+        by_row = actor.kept_wake_ms > self._horizon.through_ms and not actor.polls
+        if by_row:
+            self._timers.forget(timers)
+        if not by_row or waiters:
+            timers = [timer for timer in timers if timer.saga_id is not None]
+            self._parking.keep(actor.saga_id, Parked(timers, actor.polls, waiters))
+        actor.timers, actor.polls = [], ()
+        self._parking.went(actor)
+        self._leave(actor)
+
+    async def _run_lingering(self) -> None:
+        """Lets those go that somebody asked for a while ago."""
+        while True:
+            while not self._lingering:
+                self._someone_lingers = anyio.Event()
+                await self._someone_lingers.wait()
+            until_s, actor = self._lingering.popleft()
+            await anyio.sleep(max(0.0, until_s - self._clock.monotonic_s()))
+            self._rest_again(actor)
+
+    def _rest_again(self, actor: SagaActor) -> None:
+        """Whether it rests is asked anew."""
+        if self._actors.get(actor.saga_id) is actor and not actor.busy:
+            self._rest(actor, asked_for=False)
+
+    def _relieve(self) -> bool:
+        """There are too many live sagas: some of those at rest leave, who rest longest first.
+
+        False: none is.
+        """
+        resting = [
+            (until_ms, number, actor)
+            for number, actor in enumerate(self._resting.values())
+            if (until_ms := _rests_until_ms(actor))
+        ]
+        self._resting = {actor.saga_id: actor for *_, actor in resting}
+        for *_, actor in heapq.nlargest(max(1, len(self._actors) // RELIEF), resting):
+            self._park(actor)
+        return len(self._actors) < self._limits.live_sagas
 
     def _leave(self, actor: SagaActor) -> None:
-        """The saga has ended: it is a row now."""
+        """The saga has ended, or rests: it is a row now."""
         if self._actors.get(actor.saga_id) is actor:
             del self._actors[actor.saga_id]
+        self._resting.pop(actor.saga_id, None)
         self._timers.forget(actor.timers)
 
     def _forget_calls(self, actor: SagaActor) -> None:
         """What it asked for and has not left yet is not to leave any more."""
+        actor.polls = ()
         for participant in {step.participant for step in actor.plan.steps}:
             self._outbox.forget(participant, actor.saga_id, len(actor.plan.steps))
 
@@ -721,7 +864,7 @@ class Supervisor:
         for actor in actors:
             self._leave(actor)
             self._forget_calls(actor)
-            arrival = self._arrival(actor.saga_id, predecessor=actor)
+            arrival = self._arrivals.of(actor.saga_id, predecessor=actor)
             arrival.envelopes += actor.mailbox.drain()
             if actor.saga is None:
                 actor.fail_waiters(error)
@@ -730,15 +873,15 @@ class Supervisor:
 
     async def _read(self, saga_id: str) -> SagaView:
         if saga_id in self._unreadable:
-            raise _unreadable(saga_id, self._unreadable[saga_id])
+            raise refusals.unreadable(saga_id, self._unreadable[saga_id])
         try:
             found = (await self._store.load([saga_id])).get(saga_id)
         except UnreadableSaga as error:
-            raise _unreadable(saga_id, str(error)) from error
+            raise refusals.unreadable(saga_id, str(error)) from error
         if found is None:
-            raise _not_found(saga_id)
+            raise refusals.not_found(saga_id)
         if isinstance(found, Tombstone):
-            raise _purged(found)
+            raise refusals.purged(found)
         plan = self._definitions.plan(found.definition_hash)
         saga = core.fold(plan, (record for turn in found.turns for record in turn.records))
         assert saga is not None, "a stored saga has at least its start"
@@ -754,52 +897,44 @@ class Supervisor:
             view = await waiter
         finally:
             timer.cancel()
-            actor.remove_waiter(waiter)
+            self._remove_waiter(actor.saga_id, waiter)
         return view if view is not None else await self.view(actor.saga_id)
+
+    def _remove_waiter(self, saga_id: str, waiter: asyncio.Future[Any]) -> None:
+        """The other side has left, wherever the saga is by now."""
+        actor, parked = self._actors.get(saga_id), self._parking.find(saga_id)
+        if actor is not None:
+            actor.remove_waiter(waiter)
+        if parked is not None:
+            parked.remove_waiter(waiter)
+        arrival = self._arrivals.find(saga_id)
+        if arrival is not None and arrival.predecessor is not None:
+            arrival.predecessor.remove_waiter(waiter)
 
     def _note_refusal(self, refusal: Overloaded) -> None:
         self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
 
     def _check_accepting(self) -> None:
         if not self.accepting:
-            raise _stopping()
+            raise refusals.stopping()
 
     def _check_admission(self, input_bytes: int) -> None:
         """Bounds what waits to become durable.
 
         Asked of every start, for nobody knows yet whether it is a repeated one.
         """
-        if self._turns.backlog + len(self._to_load) >= self._limits.commit_queue:
-            raise Overloaded(
-                "COMMIT_QUEUE",
-                "more turns wait to be written than the limit of"
-                f" {self._limits.commit_queue} ([limits] commit_queue): nothing was started; try"
-                " again shortly",
-                retry_after_ms=200,
-                metadata={"limit": str(self._limits.commit_queue)},
-            )
+        if not self.room_for_starts():
+            raise refusals.commit_queue_full(self._limits.commit_queue)
         if self._starting_bytes and self._starting_bytes + input_bytes > STARTING_BYTES:
-            raise Overloaded(
-                "STARTING_BYTES",
-                f"the inputs of starts that wait to be written are {self._starting_bytes} bytes,"
-                f" and {STARTING_BYTES} are the most: nothing was started; try again shortly",
-                retry_after_ms=200,
-                metadata={"limit": str(STARTING_BYTES)},
-            )
+            raise refusals.starting_bytes_full(self._starting_bytes, STARTING_BYTES)
 
     def _why_not_start(self, plan: Plan) -> Refusal | None:
         """Why a saga that does not exist yet is not to be started now, if it is not."""
         missing = self._definitions.unregistered(plan)
         if missing:
-            return _cannot_run(plan, missing)
-        if len(self._actors) >= self._limits.live_sagas:
-            return Overloaded(
-                "LIVE_SAGAS",
-                f"{len(self._actors)} sagas are under way, and {self._limits.live_sagas} is the"
-                " limit ([limits] live_sagas): nothing was started; try again in a second",
-                retry_after_ms=1_000,
-                metadata={"limit": str(self._limits.live_sagas)},
-            )
+            return refusals.cannot_run(plan, missing)
+        if len(self._actors) >= self._limits.live_sagas and not self._relieve():
+            return refusals.too_many_live(len(self._actors), self._limits.live_sagas)
         return None
 
     def _will_wake(self, actor: SagaActor) -> bool:
@@ -816,12 +951,21 @@ class Supervisor:
             or step.status is StepStatus.STUCK
             or (
                 step.open
-                and self._outbox.holds(
-                    actor.plan.steps[number].participant, actor.saga_id, number, step.verb
+                and (
+                    any(poll.step == number for poll in actor.polls)
+                    or self._outbox.holds(
+                        actor.plan.steps[number].participant, actor.saga_id, number, step.verb
+                    )
                 )
             )
             for number, step in enumerate(saga.steps)
         )
+
+
+def _started(told: Told) -> tuple[SagaView, bool]:
+    if told.answer is Answer.OTHER_CONTENT:
+        raise refusals.other_content(told.view)
+    return told.view, told.answer is Answer.EXISTED
 
 
 def _answered(told: Told) -> tuple[SagaView, Answer]:
@@ -831,64 +975,20 @@ def _answered(told: Told) -> tuple[SagaView, Answer]:
 
 def _step_number(view: SagaView, name: str) -> int:
     number = view.plan.number_of.get(name)
-    if number is not None:
-        return number
-    near = difflib.get_close_matches(name, view.plan.number_of, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"its steps: {', '.join(view.plan.number_of)}"
-    raise NotFound(
-        "UNKNOWN_STEP",
-        f"saga {view.saga.saga_id!r} has no step {name[:64]!r}; {hint}",
-        {"saga_id": view.saga.saga_id, "step": name[:64]},
-    )
+    if number is None:
+        raise refusals.no_such_step(view, name)
+    return number
+
+
+def _rests_until_ms(actor: SagaActor) -> int:
+    """The instant up to which nothing happens to the saga; 0: it does not rest, or has messages."""
+    if actor.saga is None or actor.busy or actor.mailbox or actor.quarantined or actor.dropped:
+        return 0
+    polls = actor.polls
+    until_ms = rests_until_ms(actor.saga, [poll.step for poll in polls] if polls else ())
+    return min([until_ms, *(poll.at_ms for poll in polls)])
 
 
 def _end_wait(waiter: asyncio.Future[SagaView | None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _fail(arrival: _Arrival, error: Exception) -> None:
-    for envelope in arrival.envelopes:
-        envelope.fail(error)
-    if arrival.predecessor is not None:
-        arrival.predecessor.fail_waiters(error)
-
-
-def _not_found(saga_id: str) -> NotFound:
-    return NotFound(
-        "UNKNOWN_SAGA",
-        f"there is no saga {saga_id!r} here: is the id right?",
-        {"saga_id": saga_id},
-    )
-
-
-def _unreadable(saga_id: str, why: str) -> WrongState:
-    return WrongState(
-        "SAGA_UNREADABLE",
-        f"saga {saga_id!r} cannot go on: {why}; all other sagas do",
-        {"saga_id": saga_id},
-    )
-
-
-def _cannot_run(plan: Plan, missing: list[str]) -> WrongState:
-    name = plan.definition.name
-    return WrongState(
-        "PARTICIPANT_NOT_REGISTERED",
-        f"definition {name!r} calls participants that this runtime does not know:"
-        f" {', '.join(missing)}; nothing was started: add them, with"
-        f" `amends participants add {missing[0]}=ADDRESS` or in its configuration",
-        {"definition": name, "participants": ", ".join(missing)},
-    )
-
-
-def _purged(tombstone: Tombstone) -> NotFound:
-    return NotFound(
-        "SAGA_PURGED",
-        f"saga {tombstone.saga_id!r} ended {tombstone.state.name} and its history was purged;"
-        f" its id is not used again",
-        {"saga_id": tombstone.saga_id, "state": tombstone.state.name},
-    )
-
-
-def _stopping() -> Unavailable:
-    return Unavailable("this runtime is stopping; ask again when it is back, with the same id")

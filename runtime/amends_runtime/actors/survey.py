@@ -1,4 +1,4 @@
-"""The survey: what the sagas in memory have in common, counted without disturbing them.
+"""The survey: what the sagas have in common, counted without disturbing them.
 
 Ten live sagas or a hundred thousand: `Supervisor.survey` looks at `SLICE` of them and lets the loop
 go on before it looks at the next. So what it says is no instant's truth but that of the moments in
@@ -21,11 +21,12 @@ SLICE: Final = 200  # about a millisecond, the time of a few turns
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in memory.
+    """What is in memory, and how many sagas rest outside it.
 
-    active            sagas by state; a quarantined one is shown as stuck
+    active            sagas by state, parked ones too; a quarantined one is shown as stuck
+    parked            those of them that rest outside memory, by state
     stuck             sagas with a step that is stuck, and quarantined ones
-    in_doubt          steps that may have an effect, and nothing definite is known
+    in_doubt          steps that may have an effect, and nothing definite is known; see `parking`
     without_wake_up   sagas that nothing would wake, unreadable and quarantined ones among them
     backlog           sagas that wait to be read, to decide or to be committed
     messages, fullest how many messages wait in all mailboxes, and in the fullest one
@@ -33,6 +34,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     active: dict[SagaState, int]
+    parked: dict[SagaState, int]
     stuck: int
     in_doubt: int
     without_wake_up: int

@@ -75,13 +75,14 @@ class Turns:
 
     def ready(self, actor: SagaActor) -> None:
         """The actor has a message. It decides as soon as its turn in flight, if any, is durable."""
-        if actor.queued or actor.busy or actor.quarantined or not actor.mailbox:
+        if actor.queued or actor.busy or actor.quarantined or not actor.mailbox.messages:
             return
         actor.queued = True
         self._ready.append(actor)
-        self._something_ready.set()
-        if self._idle.is_set():
-            self._idle = anyio.Event()
+        if len(self._ready) == 1:  # else the decider does not sleep, and has not been idle
+            self._something_ready.set()
+            if self._idle.is_set():
+                self._idle = anyio.Event()
 
     @property
     def backlog(self) -> int:
@@ -114,7 +115,7 @@ class Turns:
             room -= 1
             actor = self._ready.popleft()
             actor.queued = False
-            if actor.dropped or actor.busy or not actor.mailbox:
+            if actor.dropped or actor.busy or not actor.mailbox.messages:
                 continue
             turn = self._decide_one(actor, now_ms, epoch)
             if turn is None:
@@ -218,7 +219,8 @@ class Turns:
         """
         turn.actor.committed(turn)
         self._perform(turn)
-        self.ready(turn.actor)
+        if turn.actor.mailbox.messages:
+            self.ready(turn.actor)
 
     def _without(self, batch: list[Turn], conflict: VersionConflict) -> list[Turn]:
         lost = [turn for turn in batch if turn.actor.saga_no in conflict.saga_nos]

@@ -13,8 +13,6 @@ import uuid
 from collections.abc import AsyncIterable, Callable
 from typing import Final
 
-import anyio
-
 from amends.v1 import saga_pb2, saga_pb2_grpc
 from amends_runtime import wire
 from amends_runtime.actors.definitions import Definitions
@@ -25,7 +23,7 @@ from amends_runtime.api.by_hand import stuck_steps
 from amends_runtime.api.door import Context, Door, answering, error_for, not_available, streaming
 from amends_runtime.api.paging import fitting, question, token_for
 from amends_runtime.api.resuming import check_position
-from amends_runtime.api.status import ShuttingDown
+from amends_runtime.api.status import ShuttingDown, error_to_proto
 from amends_runtime.api.tracing import SagaTraces, TracePage
 from amends_runtime.api.validation import MAX_AUTHOR_BYTES, MAX_REASON_BYTES, Checks
 from amends_runtime.api.watching import Watchers
@@ -82,7 +80,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
     ) -> saga_pb2.StartSagaResponse:
         checks = Checks()
         wait_ms = checks.wait_ms("wait_ms", request.wait_ms, MAX_WAIT_MS)
-        start = self._start(checks, request, context)
+        start = self._start(checks, request, _traceparent(context))
         if self.door.closing:
             raise ShuttingDown
         view, existed = await self._supervisor.start_saga(start)
@@ -94,8 +92,9 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         )
 
     def _start(
-        self, checks: Checks, request: saga_pb2.StartSagaRequest, context: Context
+        self, checks: Checks, request: saga_pb2.StartSagaRequest, of_call: str
     ) -> StartRequest:
+        """Raises InvalidRequest. `of_call` is the trace context of the call's metadata."""
         saga_id = checks.new_saga_id("saga_id", request.saga_id)
         name = checks.definition_name("definition", request.definition)
         definition_hash = checks.content_hash("definition_hash", request.definition_hash)
@@ -114,7 +113,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
             input=input_,
             labels=labels,
             deadline_ms=deadline_ms,
-            traceparent=traceparent or _traceparent(context),
+            traceparent=traceparent or of_call,
         )
 
     @answering
@@ -130,31 +129,37 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         checks.passed()
         if self.door.closing:
             raise ShuttingDown
-        results = [saga_pb2.StartSagasResult() for _ in request.starts]
-        async with anyio.create_task_group() as tasks:  # together, so that they share commits
-            for number, (start, result) in enumerate(zip(request.starts, results, strict=True)):
-                tasks.start_soon(self._start_one, f"starts[{number}].", start, result, context)
-        return saga_pb2.StartSagasResponse(results=results)
-
-    async def _start_one(
-        self,
-        prefix: str,
-        request: saga_pb2.StartSagaRequest,
-        result: saga_pb2.StartSagasResult,
-        context: Context,
-    ) -> None:
-        """Fills in one item's answer: the saga as lists show it, or why it was refused."""
-        try:
-            start = self._start(Checks(prefix), request, context)
-            view, existed = await self._supervisor.start_saga(start)
-        except Exception as error:  # noqa: BLE001  # one item's error is that item's answer
-            result.error.CopyFrom(error_for(error, "StartSagas", request.saga_id))
-            return
-        saga = wire.saga_to_proto(view, with_payloads=False)
-        saga.ClearField("steps")
-        result.started.saga.CopyFrom(saga)
-        result.started.existed = existed
-        result.started.ended = view.saga.ended
+        response = saga_pb2.StartSagasResponse()
+        # What the commit queue has no room for is not even looked at.
+        room = self._supervisor.room_for_starts()
+        of_call = _traceparent(context)
+        starts: list[StartRequest] = []
+        results: list[saga_pb2.StartSagasResult] = []
+        for number, item in enumerate(request.starts[:room]):
+            result = response.results.add()
+            try:
+                start = self._start(Checks("starts", number), item, of_call)
+            except Exception as error:  # noqa: BLE001  # one item's error is that item's answer
+                result.error.CopyFrom(error_for(error, "StartSagas", item.saga_id))
+            else:
+                starts.append(start)
+                results.append(result)
+        refused = len(request.starts) - room
+        if refused > 0:
+            result = saga_pb2.StartSagasResult(
+                error=error_to_proto(self._supervisor.refuse_starts(refused))
+            )
+            response.results.extend(itertools.repeat(result, refused))
+        outcomes = await self._supervisor.start_sagas(starts)
+        for start, result, outcome in zip(starts, results, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                result.error.CopyFrom(error_for(outcome, "StartSagas", start.saga_id))
+                continue
+            view, existed = outcome
+            wire.put_saga(result.started.saga, view)
+            result.started.existed = existed
+            result.started.ended = view.saga.ended
+        return response
 
     # -- asking --------------------------------------------------------------------------------
 

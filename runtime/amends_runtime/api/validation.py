@@ -47,10 +47,10 @@ MAX_REQUEST_ID_BYTES: Final = 128
 MAX_SHOWN_CHARS: Final = 64
 """Of a wrong value: enough to recognise it."""
 
-SAGA_ID: Final = re.compile(r"[A-Za-z0-9._:-]+")
+NEW_SAGA_ID: Final = re.compile(rf"[A-Za-z0-9._:-]{{0,{MAX_SAGA_ID_BYTES}}}")
 ANY_SAGA_ID: Final = re.compile(r"[A-Za-z0-9._:/-]+")
 LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
-CONTENT_TYPE: Final = re.compile(r"[ -~]*")
+CONTENT_TYPE: Final = re.compile(rf"[ -~]{{0,{wire.MAX_CONTENT_TYPE_BYTES}}}")
 CONTENT_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -60,15 +60,19 @@ def is_saga_id(value: str) -> bool:
 
 
 class Checks:
-    """Collects what is wrong with one request. `prefix` stands before each field's path."""
+    """Collects what is wrong with one request, or with the item `number` of its list `of`."""
 
-    def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
+    __slots__ = ("_found", "_number", "_of")
+
+    def __init__(self, of: str = "", number: int = 0) -> None:
+        self._of = of
+        self._number = number
         self._found: list[FieldViolation] = []
 
     def refuse(self, field: str, message: str) -> None:
         """Adds a violation."""
-        self._found.append(FieldViolation(self._prefix + field, message))
+        path = f"{self._of}[{self._number}].{field}" if self._of else field
+        self._found.append(FieldViolation(path, message))
 
     def passed(self) -> None:
         """Raises InvalidRequest with everything that was found; returns if nothing was."""
@@ -79,6 +83,8 @@ class Checks:
 
     def new_saga_id(self, field: str, value: str) -> str:
         """An id that a caller gives; empty is none."""
+        if NEW_SAGA_ID.fullmatch(value):
+            return value
         size = len(value.encode())
         if size > MAX_SAGA_ID_BYTES:
             self.refuse(
@@ -89,7 +95,7 @@ class Checks:
                 field,
                 f"{_shown(value)} has a '/', which is reserved for child sagas: use ':' or '.'",
             )
-        elif value and not SAGA_ID.fullmatch(value):
+        else:
             self.refuse(field, f"{_shown(value)} is not a saga id: use A-Z a-z 0-9 . _ : -")
         return value
 
@@ -245,29 +251,33 @@ class Checks:
 
     def payload(self, field: str, message: types_pb2.Payload, max_bytes: int) -> Payload:
         """Opaque bytes: only their number is anybody's business."""
-        size = len(message.data)
+        payload = wire.payload_from_proto(message)
+        size = len(payload.data)
         if size > max_bytes:
             self.refuse(
                 f"{field}.data",
                 f"{size} bytes, and {max_bytes} are the most: store the data elsewhere and pass a"
                 " reference, or raise payload_bytes under [limits]",
             )
-        size = len(message.content_type.encode())
+        if not CONTENT_TYPE.fullmatch(payload.content_type):
+            self._refuse_content_type(f"{field}.content_type", payload.content_type)
+        return payload
+
+    def _refuse_content_type(self, field: str, value: str) -> None:
+        size = len(value.encode())
         if size > wire.MAX_CONTENT_TYPE_BYTES:
+            self.refuse(field, f"{size} bytes, and {wire.MAX_CONTENT_TYPE_BYTES} are the most")
+        else:
             self.refuse(
-                f"{field}.content_type",
-                f"{size} bytes, and {wire.MAX_CONTENT_TYPE_BYTES} are the most",
-            )
-        elif not CONTENT_TYPE.fullmatch(message.content_type):
-            self.refuse(
-                f"{field}.content_type",
-                f"{_shown(message.content_type)} is not a content type: use printable ASCII, as in"
+                field,
+                f"{_shown(value)} is not a content type: use printable ASCII, as in"
                 " application/json, or leave it out",
             )
-        return wire.payload_from_proto(message)
 
     def labels(self, field: str, labels: Mapping[str, str]) -> dict[str, str]:
         """A caller's labels."""
+        if not labels:
+            return {}
         if len(labels) > MAX_LABELS:
             self.refuse(
                 field,

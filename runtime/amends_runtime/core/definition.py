@@ -506,6 +506,7 @@ class Plan:
 
     definition, content_hash   the normalised content and its name
     steps, step_names          its steps, and their names, by number
+    participants               those that its steps call, by name
     waits_for[n]               steps that must be done before n starts: `after`, and for a retriable
                                step of a definition without pivot also all compensatable steps
     dependents[n]              steps that wait for n, directly
@@ -524,6 +525,7 @@ class Plan:
         "descendants",
         "longest_wait_ms",
         "number_of",
+        "participants",
         "pivot",
         "roots",
         "step_names",
@@ -539,6 +541,7 @@ class Plan:
         self.content_hash = content_hash(definition)
         self.steps = steps
         self.step_names = tuple(step.name for step in steps)
+        self.participants = tuple(sorted({step.participant for step in steps}))
         self.number_of = {step.name: number for number, step in enumerate(steps)}
         self.longest_wait_ms = max(map(_longest_wait_ms, steps))
         self.pivot = next((n for n, step in enumerate(steps) if step.kind is Kind.PIVOT), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from amends_runtime.core.effects import PollParticipant
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 
@@ -23,6 +24,7 @@ __all__ = [
     "Outcome",
     "Rejected",
     "RetrySaga",
+    "Revived",
     "RuntimeRestarted",
     "StartSaga",
     "Unknown",
@@ -158,6 +160,23 @@ class RuntimeRestarted(msgspec.Struct, frozen=True, gc=False):
     """The runtime that had this saga in memory is gone; so are its calls and timers."""
 
 
+class Revived(msgspec.Struct, frozen=True, gc=False):
+    """The saga rested outside memory and is back: what it waits for is to be waited for again.
+
+    `polls` are those of its attempts in progress, which were looked after meanwhile.
+    """
+
+    polls: tuple[PollParticipant, ...] = ()
+
+
 Message = (
-    StartSaga | Answered | NotSent | Wake | CancelSaga | RetrySaga | AbandonSaga | RuntimeRestarted
+    StartSaga
+    | Answered
+    | NotSent
+    | Wake
+    | CancelSaga
+    | RetrySaga
+    | AbandonSaga
+    | RuntimeRestarted
+    | Revived
 )

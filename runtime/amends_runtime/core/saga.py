@@ -74,6 +74,7 @@ from amends_runtime.core.messages import (
     NotSent,
     Rejected,
     RetrySaga,
+    Revived,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -244,6 +245,8 @@ class Saga(msgspec.Struct, frozen=True, gc=False):
         if self.end is not None:
             return self.end
         for step in self.steps:
+            if step.open:
+                break
             if step.status is _STUCK and not self._is_moving():
                 return SagaState.STUCK
         return _RUNNING if self.phase is _FORWARD else SagaState.COMPENSATING
@@ -347,13 +350,16 @@ class _Turn(msgspec.Struct, gc=False):
 
 def _add_newly_owed(effects: list[Effect], before: Saga, saga: Saga) -> None:
     turned = before.phase is not saga.phase  # which can change what any step owes
+    steps_before = before.steps
     for number, step in enumerate(saga.steps):
-        was = before.steps[number]
-        if step is was and not turned:
+        was = steps_before[number]
+        if (step is was and not turned) or not (step.open or step.retry_at_ms):
             continue
         now_owed = _owed_by_step(saga, number, step)
-        if now_owed:
-            owed_before = _owed_by_step(before, number, was)
+        owed_before = _owed_by_step(before, number, was)
+        if not owed_before:  # as nearly always, and a comprehension costs as much as all above
+            effects += now_owed
+        else:
             effects += [effect for effect in now_owed if effect not in owed_before]
 
 
@@ -394,6 +400,20 @@ def _on_restart(turn: _Turn, _: RuntimeRestarted) -> None:
             lost = (number, step.verb, step.round, step.attempt)
             turn.record(AttemptLost(turn.now_ms, *lost, turn.epoch))
     turn.fresh = True
+    _advance(turn)
+
+
+def _on_revived(turn: _Turn, message: Revived) -> None:
+    """Nothing was lost, but for an attempt that nobody looked after meanwhile."""
+    for number, step in enumerate(turn.saga.steps):
+        polls = [one for one in message.polls if one.step == number and _is_open(step, one)]
+        turn.extra += polls
+        if step.open and not polls:
+            lost = (number, step.verb, step.round, step.attempt)
+            turn.record(AttemptLost(turn.now_ms, *lost, turn.epoch))
+    for effect in owed(turn.plan, turn.saga):
+        if isinstance(effect, WakeAt) and effect.at_ms > turn.now_ms:
+            turn.extra.append(effect)
     _advance(turn)
 
 
@@ -662,6 +682,7 @@ _RULES: dict[type[Any], Callable[[_Turn, Any], None]] = {
     RetrySaga: _on_retry,
     AbandonSaga: _on_abandon,
     RuntimeRestarted: _on_restart,
+    Revived: _on_revived,
 }
 
 
@@ -986,7 +1007,9 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
     if not executing:
         return _with_step(saga, record, step)
     return _replace(
-        _with_step(saga, record, step),
+        saga,
+        steps=_steps_with(saga, record.step, step),
+        updated_at_ms=record.at_ms,
         past_no_return=saga.past_no_return or _is_no_return(plan, record.step),
     )
 
@@ -1000,8 +1023,12 @@ def _evolve_step_executed(_: Plan, saga: Saga, record: StepExecuted) -> Saga:
         result=record.result,
         running_until_ms=0,
     )
-    payload_bytes = saga.payload_bytes + len(record.result.data)
-    return _replace(_with_step(saga, record, step), payload_bytes=payload_bytes)
+    return _replace(
+        saga,
+        steps=_steps_with(saga, record.step, step),
+        updated_at_ms=record.at_ms,
+        payload_bytes=saga.payload_bytes + len(record.result.data),
+    )
 
 
 def _evolve_step_rejected(_: Plan, saga: Saga, record: StepRejected) -> Saga:
@@ -1117,9 +1144,14 @@ def _step_without_attempt(saga: Saga, record: StepGivenUp | StepStuck) -> StepSt
 def _with_step(
     saga: Saga, record: AttemptStarted | _EndOfAttempt | StepGivenUp | StepStuck, step: StepState
 ) -> Saga:
-    steps = list(saga.steps)
-    steps[record.step] = step
-    return _replace(saga, steps=tuple(steps), updated_at_ms=record.at_ms)
+    steps = _steps_with(saga, record.step, step)
+    return _replace(saga, steps=steps, updated_at_ms=record.at_ms)
+
+
+def _steps_with(saga: Saga, number: int, step: StepState) -> tuple[StepState, ...]:
+    steps = [*saga.steps]
+    steps[number] = step
+    return tuple(steps)
 
 
 _EVOLVE_RULES: dict[type[Any], Callable[[Plan, Saga, Any], Saga]] = {
@@ -1152,7 +1184,7 @@ def _step_of(turn: _Turn, message: Answered | NotSent) -> StepState:
     raise IllegalMessage(turn.saga.saga_id, turn.saga.state.name, name)
 
 
-def _is_open(step: StepState, message: Answered | NotSent) -> bool:
+def _is_open(step: StepState, message: Answered | NotSent | PollParticipant) -> bool:
     return (
         step.open
         and step.attempt == message.attempt

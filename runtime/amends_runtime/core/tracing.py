@@ -16,8 +16,10 @@ finds a year later. Nothing about a trace is ever written down.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import re
+from hashlib import blake2b
+from typing import Final
 
 import msgspec
 
@@ -34,6 +36,10 @@ LATER = re.compile(
 )
 
 SAMPLED = 0x01  # the one flag of every version that says anything of sampling
+
+CONTEXTS_KEPT: Final = 4_096  # a saga's calls follow each other closely; about 2 MB
+
+_NUMBER: Final = {verb: f"{verb:d}" for verb in Verb}  # formatting one costs half of a hash
 
 
 def known_traceparent(header: str) -> str:
@@ -63,13 +69,13 @@ class Tracing(msgspec.Struct, frozen=True):
 
     def trace_id(self, saga_id: str, caller: str) -> str:
         """The saga's trace. `caller` is the `traceparent` that its start brought, or empty."""
-        if self.join and TRACEPARENT.fullmatch(caller):
+        if caller and self.join and TRACEPARENT.fullmatch(caller):
             return caller[3:35]
-        return _hex(f"trace/{self.store_id}/{saga_id}", 16)
+        return blake2b(f"trace/{self.store_id}/{saga_id}".encode(), digest_size=16).hexdigest()
 
     def is_sampled(self, trace_id: str, caller: str) -> bool:
         """Whether this trace is kept."""
-        if self.join and TRACEPARENT.fullmatch(caller):
+        if caller and self.join and TRACEPARENT.fullmatch(caller):
             return bool(int(caller[53:55], 16) & SAMPLED)
         return int(trace_id[16:], 16) < self.ratio * 2**64
 
@@ -77,9 +83,12 @@ class Tracing(msgspec.Struct, frozen=True):
         self, saga_id: str, caller: str, step: int, verb: Verb, round_: int, attempt: int
     ) -> str:
         """The W3C header of an attempt's call: its span is the parent of the participant's."""
-        trace = self.trace_id(saga_id, caller)
-        flags = SAMPLED if self.is_sampled(trace, caller) else 0
-        return f"00-{trace}-{self.attempt_span(saga_id, step, verb, round_, attempt)}-{flags:02x}"
+        _, before, after = _context(self, saga_id, caller)
+        return f"{before}{self.attempt_span(saga_id, step, verb, round_, attempt)}{after}"
+
+    def keeps(self, saga_id: str, caller: str) -> bool:
+        """Whether this saga's trace is kept: `is_sampled` of its `trace_id`."""
+        return _context(self, saga_id, caller)[0]
 
     def root_span(self, saga_id: str) -> str:
         """The saga as a whole."""
@@ -89,23 +98,27 @@ class Tracing(msgspec.Struct, frozen=True):
         self, saga_id: str, step: int, verb: Verb, round_: int, first_attempt: int
     ) -> str:
         """A step in one verb and round, from `first_attempt` until it ends or is stuck."""
-        return self._span(f"step/{saga_id}/{step}/{verb:d}/{round_}/{first_attempt}")
+        return self._span(f"step/{saga_id}/{step}/{_NUMBER[verb]}/{round_}/{first_attempt}")
 
     def attempt_span(  # as `traceparent`
         self, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
     ) -> str:
         """One attempt, the CLIENT side of a call."""
-        return self._span(f"attempt/{saga_id}/{step}/{verb:d}/{round_}/{attempt}")
+        return self._span(f"attempt/{saga_id}/{step}/{_NUMBER[verb]}/{round_}/{attempt}")
 
     def wait_span(  # as `traceparent`
         self, saga_id: str, step: int, verb: Verb, round_: int, attempt: int
     ) -> str:
         """The time that one attempt waited in its lane."""
-        return self._span(f"wait/{saga_id}/{step}/{verb:d}/{round_}/{attempt}")
+        return self._span(f"wait/{saga_id}/{step}/{_NUMBER[verb]}/{round_}/{attempt}")
 
     def _span(self, what: str) -> str:
-        return _hex(f"{self.store_id}/{what}", 8)
+        return blake2b(f"{self.store_id}/{what}".encode(), digest_size=8).hexdigest()
 
 
-def _hex(what: str, size: int) -> str:
-    return hashlib.blake2b(what.encode(), digest_size=size).hexdigest()
+@functools.lru_cache(CONTEXTS_KEPT)
+def _context(tracing: Tracing, saga_id: str, caller: str) -> tuple[bool, str, str]:
+    """Whether a saga's trace is kept; what is before and after the span's id in all its headers."""
+    trace = tracing.trace_id(saga_id, caller)
+    is_kept = tracing.is_sampled(trace, caller)
+    return is_kept, f"00-{trace}-", f"-{SAMPLED if is_kept else 0:02x}"

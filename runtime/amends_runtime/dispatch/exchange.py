@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
@@ -123,7 +124,7 @@ class ExchangeTransport:
         self._exchange = participant_pb2_grpc.ParticipantServiceStub(unary.channel).Exchange
         self._waiting: deque[_Sent] = deque()
         self._stream: _Stream | None = None  # the one that takes calls, or is about to
-        self._streams: set[_Stream] = set()  # all that are not over
+        self._streams: dict[_Stream, None] = {}  # all that are not over
         self._last_number = 0
         self._is_unary = False
         self._fruitless = 0  # streams that opened and ended without a reply, one after another
@@ -196,7 +197,7 @@ class ExchangeTransport:
 
     def _open_stream(self) -> None:
         stream = self._stream = _Stream(self._exchange())
-        self._streams.add(stream)
+        self._streams[stream] = None
         self._tasks.start_soon(self._serve, stream, name=f"exchange {self._participant} replies")
 
     async def _write(self, stream: _Stream) -> None:
@@ -242,7 +243,7 @@ class ExchangeTransport:
         finally:
             opening.cancel()
             stream.is_over = True
-            self._streams.discard(stream)
+            self._streams.pop(stream, None)
             self._leave(stream)
         self._fruitless = self._fruitless + 1 if stream.is_open and not stream.has_replied else 0
         left, stream.pending = stream.pending, {}
@@ -267,6 +268,7 @@ class ExchangeTransport:
             await stream.call.write(participant_pb2.ExchangeRequest(hello=hello))
             while (response := await stream.call.read()) is not grpc.aio.EOF:
                 if response is None:  # grpc.aio's word for bytes that it cannot parse
+                    stream.call.cancel()
                     self._fall_back(stream, "it sends bytes that are no reply of the contract")
                     return reply_of(grpc.StatusCode.UNAVAILABLE, _UNREADABLE)
                 self._take(stream, response)
@@ -356,9 +358,15 @@ class ExchangeTransport:
         self._is_unary = True
         _log.info("participant_without_stream", participant=self._participant, why=why)
         self._loop.call_later(TRY_AGAIN_S, self._try_again)
+        now_s = self._loop.time()
         while self._waiting:
             sent = self._waiting.popleft()
-            self._one_by_one.send(sent.call, sent.answer)
+            left_ms = int((sent.expires_s - now_s) * 1000)  # its time runs on
+            if left_ms < 1:
+                self._answer(sent, reply_of(grpc.StatusCode.DEADLINE_EXCEEDED, _TOO_LATE))
+                continue
+            call = msgspec.structs.replace(sent.call, timeout_ms=left_ms)
+            self._one_by_one.send(call, sent.answer)
         self._limit_changed()
 
     def _try_again(self) -> None:

@@ -71,6 +71,10 @@ class RecordCodec:
         """The bytes of one turn, in the newest format."""
         return self._encoder.encode(records)
 
+    def append(self, records: Sequence[Record], buffer: bytearray) -> None:
+        """Puts the same bytes at the buffer's end."""
+        self._encoder.encode_into(records, buffer, -1)
+
     def decode(
         self, row_format: int, data: bytes, saga: str | int, version: int
     ) -> tuple[Record, ...]:

@@ -27,6 +27,8 @@ from amends_runtime.ports import (
     OperatorWords,
     ParticipantAddress,
     RegisteredDefinition,
+    Resting,
+    RestingSaga,
     SagaFilter,
     SagaSummary,
     StoredTurn,
@@ -287,10 +289,35 @@ class MemoryStore:
                 found[saga_id] = self.disk.tombstones[saga_id]
         return found
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
+    async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
         await self._check_readable()
-        numbers = sorted(row.saga_no for row in self._open_rows() if row.saga_no > after_no)
-        return [OpenSaga(no, self.disk.sagas[no].saga_id) for no in numbers[:limit]]
+        found = sorted(
+            OpenSaga(row.saga_no, row.saga_id)
+            for row in self._open_rows()
+            if row.state is state and not row.wake_at_ms and row.saga_no > after_no
+        )
+        return found[:limit]
+
+    async def resting_sagas(
+        self,
+        after: RestingSaga | None,
+        until_ms: int,
+        limit: int,
+        updated_after_ms: int = 0,
+    ) -> list[RestingSaga]:
+        await self._check_readable()
+        found = sorted(
+            RestingSaga(row.wake_at_ms, row.state, row.saga_no, row.saga_id)
+            for row in self._open_rows()
+            if 0 < row.wake_at_ms <= until_ms and row.updated_at_ms > updated_after_ms
+        )
+        return found[bisect.bisect(found, after) if after else 0 :][:limit]
+
+    async def count_resting(self) -> Resting:
+        await self._check_readable()
+        rows = [row for row in self._open_rows() if row.wake_at_ms]
+        by_state = dict(Counter(row.state for row in rows))
+        return Resting(by_state, max((row.updated_at_ms for row in rows), default=0))
 
     async def oldest_open_ms(self) -> int | None:
         await self._check_readable()
@@ -423,7 +450,8 @@ class MemoryStore:
     def _loaded(self, saga_no: int) -> LoadedSaga:
         summary = self.disk.sagas[saga_no]
         turns = tuple(self.disk.history[saga_no])
-        return LoadedSaga(saga_no, summary.saga_id, summary.definition_hash, turns)
+        hashed = summary.definition_hash
+        return LoadedSaga(saga_no, summary.saga_id, hashed, turns, summary.wake_at_ms)
 
     # -- opening and closing -------------------------------------------------------------------
 

@@ -19,7 +19,12 @@ __all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA_VERSION", "migrate", "schema_
 
 APPLICATION_ID = 0x616D6E64  # "amnd"
 
-MIGRATIONS = ("0001_initial.sql", "0002_watches_and_operators.sql")
+MIGRATIONS = (
+    "0001_initial.sql",
+    "0002_watches_and_operators.sql",
+    "0003_resting_sagas.sql",
+    "0004_gaps_by_batch.sql",
+)
 
 SCHEMA_VERSION = len(MIGRATIONS)
 

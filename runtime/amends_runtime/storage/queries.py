@@ -1,8 +1,7 @@
 """SQL lives in `.sql` files; this reads them.
 
 A file holds queries, each under a line `-- name: its_name` and a comment that says what it is for.
-A query may put another in its place by naming it in braces, `{other_query}`; `{rows}` stays for the
-caller to fill.
+A query may put another in its place by naming it in braces, `{other_query}`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ def read_queries(engine: str) -> dict[str, str]:
 
 def _fill(text: str, queries: dict[str, str]) -> str:
     def other(match: re.Match[str]) -> str:
-        name = match["name"]
-        return match[0] if name == "rows" else _fill(queries[name], queries)
+        return _fill(queries[match["name"]], queries)
 
     return _OTHER.sub(other, text)

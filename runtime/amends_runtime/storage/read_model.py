@@ -24,7 +24,7 @@ __all__ = ["AfterTurn", "Difference", "Rebuildable", "rebuild_read_model", "veri
 PAGE = 256  # sagas read at once: bounds what lies in memory
 
 # What may not differ even from a later version: an engine writes the row when one of these changes.
-SHOWN = ("state", "past_no_return", "ended_at_ms")
+SHOWN = ("state", "past_no_return", "ended_at_ms", "wake_at_ms")
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -158,8 +158,10 @@ def _compare_turns(
             yield Difference(saga_no, saga.saga_id, "turn", after, expected)
 
 
-def _differs(one: SagaSummary, other: SagaSummary, field: str) -> bool:
-    return bool(getattr(one, field) != getattr(other, field))
+def _differs(row: SagaSummary, other: SagaSummary, field: str) -> bool:
+    if field == "wake_at_ms" and row.wake_at_ms == 0:
+        return False  # rows of older programs say so of every saga, and it is always allowed
+    return bool(getattr(row, field) != getattr(other, field))
 
 
 def _folded(plans: dict[str, Plan], saga_no: int, turns: Iterable[StoredTurn]) -> Saga:

@@ -1,9 +1,9 @@
 """The SQLite store: one file, one writer, everything synced.
 
-How a batch gets in. All writes go through one connection, one at a time. A batch is one INSERT into
-a temporary view (see `sql/sqlite/commit.sql`) and therefore its own transaction: the epoch is
+How a batch gets in. All writes go through one connection, one at a time. A batch is one INSERT of
+one row into a temporary view (see `batches.py`) and therefore its own transaction: the epoch is
 compared, every turn is appended under the unique index that is the compare-and-set, the read model
-follows, one sync. Only a batch larger than `MAX_ROWS` needs an explicit transaction.
+follows, one sync. Only a batch larger than `MAX_TURNS` needs an explicit transaction.
 
 What a failure means. A violated constraint is certain: nothing was written. Anything else is not:
 the connection is not used again, `commit` raises CommitUnknown, and every call but `reopen` and
@@ -43,6 +43,8 @@ from amends_runtime.ports import (
     OperatorWords,
     ParticipantAddress,
     RegisteredDefinition,
+    Resting,
+    RestingSaga,
     SagaFilter,
     SagaSummary,
     StoredTurn,
@@ -53,6 +55,7 @@ from amends_runtime.ports import (
     WatchedTurns,
     summary_after,
 )
+from amends_runtime.storage.batches import MAX_TURNS, pack, stored_definition
 from amends_runtime.storage.codec import (
     RECORDS,
     RecordCodec,
@@ -82,26 +85,16 @@ __all__ = ["SqliteStore", "open_sqlite_store"]
 
 _log = structlog.get_logger(__name__)
 
-# Batches are filled up to one of these sizes, so that few statements are prepared and kept.
-BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-MAX_ROWS = BATCH_SIZES[-1]  # 16 variables a row: half of what SQLite allows by default
 MAX_WAL_BYTES = 64 * 1024 * 1024  # four checkpoints' worth: a reader is holding it back
 ABOVE_ALL = 2**63 - 1  # for conditions that hold always; a NULL would keep SQLite from its index
 _TEMPORARY = (
-    *("turn_view", "turn_trigger", "turn_labels_trigger"),
+    *("places", "batch_view", "batch_trigger", "batch_labels_trigger"),
     *("participant_view", "participant_trigger"),
 )
 LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
 
 _SQL = read_queries("sqlite")
-_COLUMNS = 16
-_ROW = f"({', '.join('?' * _COLUMNS)})"
-_APPEND = {size: _SQL["append"].replace("{rows}", ", ".join([_ROW] * size)) for size in BATCH_SIZES}
-
-# Parameters are exact ints and strings wherever they can be: sqlite3 asks its adapters about all
-# else, None, bytes and enums too, which takes ten times as long and holds the interpreter lock.
-_NO_ROW = (0,) * _COLUMNS
-_NO_SUMMARY = ("", 0, 0, 0, 0, 0, 0, 0, 0, "")
+_APPEND = _SQL["append"]
 
 T = TypeVar("T")
 
@@ -201,8 +194,8 @@ class SqliteStore:
             writer = self._usable_writer()
             if not transitions:
                 return self._seq
-            rows = self._rows(transitions)
-            await to_the_end(self._append(writer, transitions, rows))
+            batches = self._packed(transitions)
+            await to_the_end(self._append(writer, transitions, batches))
             return self._seq
 
     async def put_definition(
@@ -258,61 +251,41 @@ class SqliteStore:
         self,
         writer: aiosqlite.Connection,
         transitions: Sequence[Transition],
-        rows: list[tuple[Any, ...]],
+        batches: Sequence[Sequence[Any]],
     ) -> None:
         """One transaction, or none of it. Advances `_seq` only after the sync."""
         try:
-            if len(rows) <= MAX_ROWS:
-                await self._insert(writer, rows)
+            if len(batches) == 1:
+                await writer.execute_fetchall(_APPEND, batches[0])
             else:
                 await writer.execute_fetchall("BEGIN IMMEDIATE")
-                for start in range(0, len(rows), MAX_ROWS):
-                    await self._insert(writer, rows[start : start + MAX_ROWS])
+                for batch in batches:
+                    await writer.execute_fetchall(_APPEND, batch)
                 await writer.execute_fetchall("COMMIT")
         except sqlite3.IntegrityError as error:
             raise await self._refused(writer, transitions, error) from error
         except Exception as error:
             raise self._unknown(error) from error
-        self._seq += len(rows)
+        self._seq += len(transitions)
         self._note_move()
         await self._watch_log(writer)
 
-    async def _insert(self, writer: aiosqlite.Connection, rows: list[tuple[Any, ...]]) -> None:
-        size = next(size for size in BATCH_SIZES if size >= len(rows))
-        parameters: list[Any] = [self._identity.epoch, self._codec.format]
-        for row in rows:
-            parameters += row
-        parameters += _NO_ROW * (size - len(rows))
-        await writer.execute_fetchall(_APPEND[size], parameters)
-
-    def _rows(self, transitions: Sequence[Transition]) -> list[tuple[Any, ...]]:
-        rows = []
-        for seq, transition in enumerate(transitions, start=self._seq + 1):
-            summary = transition.summary
-            assert summary is not None or transition.version > 1, "a saga starts with its summary"
-            rows.append(
-                (
-                    seq,
-                    transition.saga_no,
-                    transition.version,
-                    bytearray(self._codec.encode(transition.records)),
-                    int(transition.state),
-                    int(transition.past_no_return),
-                    *(_NO_SUMMARY if summary is None else self._summary_row(summary)),
-                )
+    def _packed(self, transitions: Sequence[Transition]) -> list[Sequence[Any]]:
+        """The parameters of `append`, once for each `MAX_TURNS` transitions."""
+        return [
+            (
+                self._identity.epoch,
+                self._codec.format,
+                self._seq + start,
+                *pack(transitions[start : start + MAX_TURNS], self._codec, self._definition_nos),
             )
-        return rows
+            for start in range(0, len(transitions), MAX_TURNS)
+        ]
 
     def _summary_row(self, summary: SagaSummary) -> tuple[Any, ...]:
-        definition_no = self._definition_nos.get(summary.definition_hash)
-        if definition_no is None:
-            raise StoreError(
-                f"saga {summary.saga_id}: its definition {summary.definition_name!r}"
-                f" ({summary.definition_hash}) is not registered in this store; nothing was written"
-            )
         return (
             summary.saga_id,
-            definition_no,
+            stored_definition(summary, self._definition_nos),
             int(summary.state),
             summary.started_at_ms,
             summary.updated_at_ms,
@@ -492,23 +465,51 @@ class SqliteStore:
         for chunk in _chunks(list(dict.fromkeys(saga_ids))):
             rows = await self._read("load", {"saga_ids": _json(chunk)})
             turns: dict[str, list[StoredTurn]] = {}
-            sagas: dict[str, tuple[int, int]] = {}
-            for saga_id, saga_no, definition_no, seq, version, row_format, data, *tombstone in rows:
+            sagas: dict[str, tuple[int, int, int]] = {}
+            for saga_id, saga_no, definition_no, wake_at_ms, *turn_or_tombstone in rows:
+                seq, version, row_format, data, *tombstone = turn_or_tombstone
                 if saga_no is not None:
                     self._check_history(saga_id, seq)
-                    sagas[saga_id] = (saga_no, definition_no)
+                    sagas[saga_id] = (saga_no, definition_no, wake_at_ms)
                     records = self._codec.decode(row_format, data, saga_id, version)
                     turns.setdefault(saga_id, []).append(StoredTurn(seq, version, records))
                 elif tombstone[0] is not None:
                     hashed, state, ended_at_ms = tombstone
                     found[saga_id] = Tombstone(saga_id, hashed, SagaState(state), ended_at_ms)
-            for saga_id, (saga_no, definition_no) in sagas.items():
-                found[saga_id] = self._loaded(saga_no, saga_id, definition_no, turns[saga_id])
+            for saga_id, (saga_no, definition_no, wake_at_ms) in sagas.items():
+                found[saga_id] = self._loaded(
+                    saga_no, saga_id, definition_no, turns[saga_id], wake_at_ms
+                )
         return found
 
-    async def open_sagas(self, after_no: int, limit: int) -> list[OpenSaga]:
-        rows = await self._read("open_sagas", {"after_no": after_no, "limit": limit})
-        return [OpenSaga(saga_no, saga_id) for saga_no, saga_id in rows]
+    async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
+        parameters = {"state": int(state), "after_no": after_no, "limit": limit}
+        return [OpenSaga(*row) for row in await self._read("open_sagas", parameters)]
+
+    async def resting_sagas(
+        self,
+        after: RestingSaga | None,
+        until_ms: int,
+        limit: int,
+        updated_after_ms: int = 0,
+    ) -> list[RestingSaga]:
+        parameters = {
+            "after_ms": after.wake_at_ms if after else 0,
+            "after_state": int(after.state) if after else ABOVE_ALL,
+            "after_no": after.saga_no if after else 0,
+            "until_ms": until_ms,
+            "updated_after_ms": updated_after_ms,
+            "limit": limit,
+        }
+        return [
+            RestingSaga(wake_at_ms, SagaState(state), saga_no, saga_id)
+            for wake_at_ms, state, saga_no, saga_id in await self._read("resting_sagas", parameters)
+        ]
+
+    async def count_resting(self) -> Resting:
+        rows = list(await self._read("count_resting", {}))
+        by_state = {SagaState(state): count for state, count, _ in rows}
+        return Resting(by_state, max((updated_at_ms for *_, updated_at_ms in rows), default=0))
 
     async def oldest_open_ms(self) -> int | None:
         [(started_at_ms,)] = await self._read("oldest_open", {})
@@ -711,10 +712,15 @@ class SqliteStore:
             )
 
     def _loaded(
-        self, saga_no: int, saga_id: str, definition_no: int, turns: list[StoredTurn]
+        self,
+        saga_no: int,
+        saga_id: str,
+        definition_no: int,
+        turns: list[StoredTurn],
+        wake_at_ms: int,
     ) -> LoadedSaga:
         hashed = self._definitions[definition_no].content_hash
-        return LoadedSaga(saga_no, saga_id, hashed, tuple(turns))
+        return LoadedSaga(saga_no, saga_id, hashed, tuple(turns), wake_at_ms)
 
     def _summary(self, row: Any) -> SagaSummary:
         registered = self._definitions[row[2]]
@@ -845,6 +851,7 @@ class SqliteStore:
         """What every connection to the file begins with, at the first opening and later."""
         for name in _TEMPORARY:
             await writer.execute_fetchall(_SQL[name])
+        await writer.execute_fetchall(_SQL["fill_places"], {"places": MAX_TURNS})
         rows = list(await writer.execute_fetchall(_SQL["highest_numbers"]))
         self._seq = rows[0][0]
         self._note_move()  # a commit whose outcome was unknown may have happened

@@ -41,6 +41,7 @@ from amends_runtime.telemetry.metrics import (
     RUNTIME_EPOCH,
     RUNTIME_INFO,
     SAGA_ACTIVE,
+    SAGA_PARKED,
     SAGA_QUARANTINED,
     SAGA_STUCK,
     SAGA_UNREADABLE,
@@ -73,6 +74,8 @@ class SurveyReading(Protocol):
 
     @property
     def active(self) -> Mapping[SagaState, int]: ...
+    @property
+    def parked(self) -> Mapping[SagaState, int]: ...
     @property
     def stuck(self) -> int: ...
     @property
@@ -196,6 +199,7 @@ class Gauges:
             **{metric: {(): value} for metric, value in single.items()},
             RUNTIME_INFO: {(sources.version, identity.store_id): 1},
             SAGA_ACTIVE: {(word(state),): count for state, count in survey.active.items()},
+            SAGA_PARKED: {(word(state),): survey.parked.get(state, 0) for state in survey.active},
             REQUESTS_REFUSED: {
                 (reason.lower(),): count for reason, count in sources.refused().items()
             },

@@ -138,6 +138,14 @@ SAGA_ACTIVE: Final = Metric(
     "Sagas that have not ended; `state` is running, compensating or stuck (nothing else moves).",
     ("state",),
 )
+SAGA_PARKED: Final = Metric(
+    "amends.saga.parked",
+    Kind.GAUGE,
+    "{saga}",
+    "Those of them that are not in memory, because they only wait for an instant or a person;"
+    " `state` as above.",
+    ("state",),
+)
 STEP_DURATION: Final = Metric(
     "amends.step.duration",
     Kind.HISTOGRAM,
@@ -276,7 +284,8 @@ STEP_IN_DOUBT: Final = Metric(
     Kind.GAUGE,
     "{step}",
     "Steps of which an attempt ended without a definite outcome, while nothing definite is known"
-    " since: they may have an effect, or may have been undone.",
+    " since: they may have an effect, or may have been undone. A saga that was parked before the"
+    " runtime started counts as one such step until it moves.",
 )
 SAGA_WITHOUT_WAKE_UP: Final = Metric(
     "amends.saga.without_wake_up",
@@ -357,6 +366,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     SAGA_ENDS,
     SAGA_DURATION,
     SAGA_ACTIVE,
+    SAGA_PARKED,
     STEP_DURATION,
     ATTEMPTS,
     ATTEMPT_DURATION,
@@ -439,6 +449,8 @@ class Metrics:
         self._commit_duration = self._histogram(COMMIT_DURATION)
         self._commit_turns = self._histogram(COMMIT_TURNS)
         self._actions = self._counter(OPERATOR_ACTIONS)
+        # Plans are as many as there are definitions, and in memory as long as the runtime is.
+        self._plan_labels: dict[Plan, _PlanLabels] = {}
         self.loop_lag = self._histogram(LOOP_LAG)
         """For whoever measures it."""
 
@@ -475,19 +487,12 @@ class Metrics:
         self, plan: Plan, before: Saga | None, saga: Saga, records: Sequence[Record]
     ) -> None:
         """Counts what these records say."""
-        # Types are compared in the order of how often they come: this runs for every turn.
+        # To tell what a record is not takes as long as a count: this runs for every turn.
         for record in records:
             kind = type(record)
             if kind is AttemptStarted:
                 continue
-            if kind is StepExecuted or kind is StepCompensated or kind is StepRejected:
-                assert isinstance(record, StepExecuted | StepCompensated | StepRejected)
-                attempt, step = _DEFINITE[kind]
-                self._answered(plan, record.step, record.verb, record.timing, attempt)
-                if kind is StepRejected and _gets_stuck(record.step, records):
-                    continue  # refused where nothing can be undone any more
-                self._step_over(plan, before, record.step, record.at_ms, step)
-            elif kind is SagaStarted:
+            if kind is SagaStarted:
                 self._starts.add((saga.definition_name,))
             elif kind is SagaEnded:
                 labels = (saga.definition_name, _ENDS[saga.state])
@@ -496,25 +501,39 @@ class Metrics:
                 self._saga_duration.record(lasted_ms / 1000, labels)
                 if saga.abandoned:
                     self._abandoned(plan, before)
+            elif isinstance(record, _DEFINITE_KINDS):
+                of_attempt, of_step = self._labels_of(plan)[type(record)][record.step]
+                self._answered(record.timing, of_attempt)
+                if kind is StepRejected and _gets_stuck(record.step, records):
+                    continue  # refused where nothing can be undone any more
+                self._step_over(before, record.step, record.at_ms, of_step)
             else:
-                self._seldom(plan, before, record, records)
+                self._seldom(plan, before, saga, record, records)
 
     def _seldom(
-        self, plan: Plan, before: Saga | None, record: Record, records: Sequence[Record]
+        self,
+        plan: Plan,
+        before: Saga | None,
+        saga: Saga,
+        record: Record,
+        records: Sequence[Record],
     ) -> None:
         """The records of what went wrong, or was done by hand."""
         if isinstance(record, AttemptFailed):
             outcome = "broken" if _was_broken(record, records) else "unknown"
-            self._answered(plan, record.step, record.verb, record.timing, outcome)
+            participant = plan.steps[record.step].participant
+            self._answered(record.timing, (participant, _VERBS[record.verb], outcome))
         elif isinstance(record, AttemptLost | AttemptWithdrawn):
             outcome = "lost" if isinstance(record, AttemptLost) else "withdrawn"
             participant = plan.steps[record.step].participant
             self._attempts.add((participant, _VERBS[record.verb], outcome))
         elif isinstance(record, StepStuck):
-            self._step_over(plan, before, record.step, record.at_ms, "stuck")
+            labels = (saga.definition_name, plan.step_names[record.step], "stuck")
+            self._step_over(before, record.step, record.at_ms, labels)
         elif isinstance(record, StepGivenUp):
             if not _gets_stuck(record.step, records):
-                self._step_over(plan, before, record.step, record.at_ms, "given_up")
+                labels = (saga.definition_name, plan.step_names[record.step], "given_up")
+                self._step_over(before, record.step, record.at_ms, labels)
         elif isinstance(record, OperatorActed) and _is_first(record, records):
             self._actions.add((word(record.action),))
 
@@ -526,21 +545,33 @@ class Metrics:
                 participant = plan.steps[step].participant
                 self._attempts.add((participant, _VERBS[state.verb], "abandoned"))
 
-    def _answered(self, plan: Plan, step: int, verb: Verb, timing: Timing, outcome: str) -> None:
-        labels = (plan.steps[step].participant, _VERBS[verb], outcome)
+    def _labels_of(self, plan: Plan) -> _PlanLabels:
+        """Made once per plan: making them takes longer than counting."""
+        labels = self._plan_labels.get(plan)
+        if labels is None:
+            labels = self._plan_labels[plan] = {
+                kind: tuple(
+                    (
+                        (step.participant, _VERBS[kind.verb], of_attempt),
+                        (plan.definition.name, step.name, of_step),
+                    )
+                    for step in plan.steps
+                )
+                for kind, (of_attempt, of_step) in _DEFINITE.items()
+            }
+        return labels
+
+    def _answered(self, timing: Timing, labels: Labels) -> None:
         self._attempts.add(labels)
         took_us = (
             (timing.answered_at_ms - timing.sent_at_ms) * 1000 + timing.answered_us - timing.sent_us
         )
         self._attempt_duration.record(took_us / 1_000_000 if took_us > 0 else 0.0, labels)
 
-    def _step_over(
-        self, plan: Plan, before: Saga | None, step: int, at_ms: int, outcome: str
-    ) -> None:
+    def _step_over(self, before: Saga | None, step: int, at_ms: int, labels: Labels) -> None:
         # From the state before the turn: the same turn may have begun to compensate the step.
         assert before is not None, "a saga starts without answers"
         took_ms = at_ms - before.steps[step].began_at_ms
-        labels = (before.definition_name, plan.step_names[step], outcome)
         self._step_duration.record(took_ms / 1000 if took_ms > 0 else 0.0, labels)
 
     def batch_committed(self, transitions: int, seconds: float) -> None:
@@ -553,12 +584,18 @@ class Metrics:
         self._transitions.add((participant, word(state)))
 
 
-_DEFINITE: Final = {
+_Definite = type[StepExecuted] | type[StepCompensated] | type[StepRejected]
+_PlanLabels = Mapping[_Definite, Sequence[tuple[Labels, Labels]]]
+"""By what became of it, for each step: the labels of its attempt, and its own."""
+
+_DEFINITE: Final[Mapping[_Definite, tuple[str, str]]] = {
     StepExecuted: ("done", "executed"),
     StepCompensated: ("done", "compensated"),
     StepRejected: ("rejected", "rejected"),
 }
 """What a record says of its attempt, and of its step."""
+
+_DEFINITE_KINDS: Final = (StepExecuted, StepCompensated, StepRejected)
 
 
 def _was_broken(record: AttemptFailed, records: Sequence[Record]) -> bool:

@@ -260,8 +260,7 @@ class Traces:
 
     def _meet(self, plan: Plan, before: Saga | None, saga: Saga) -> _Live | None:
         """Decides about a saga that is not known here; None: it is not sampled."""
-        trace_id = self._tracing.trace_id(saga.saga_id, saga.traceparent)
-        if not self._tracing.is_sampled(trace_id, saga.traceparent):
+        if not self._tracing.keeps(saga.saga_id, saga.traceparent):
             if saga.end is None:
                 if len(self._unsampled) >= UNSAMPLED:
                     del self._unsampled[next(iter(self._unsampled))]

@@ -1,33 +1,95 @@
--- name: turn_view
--- What a commit inserts into: a view without rows, of which a trigger makes the rows of all tables. So a batch
--- of any kind is one statement and its own transaction: it cannot be left half-way, and beside a busy event loop
--- it waits for the interpreter lock once. Temporary, so that it changes with the program and needs no migration.
-CREATE TEMP VIEW turn (
-    epoch, format, seq, saga_no, version, records, state_after, past_after,
-    saga_id, definition_no, state, started_at_ms, updated_at_ms, ended_at_ms, deadline_at_ms, wake_at_ms,
-    past_no_return, labels
-) AS
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+-- name: places
+-- To count with: a batch's n-th turn and n-th summary stand at place n, from 0.
+CREATE TEMP TABLE place (n INTEGER PRIMARY KEY);
+
+-- name: fill_places
+-- As many as one statement may have turns.
+INSERT INTO place
+WITH RECURSIVE counted (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM counted WHERE n + 1 < :places)
+SELECT n FROM counted;
+
+-- name: batch_view
+-- What a commit inserts into, one row a batch: a view without rows, of which triggers make the rows of all tables. So a
+-- batch is one statement and its own transaction: it cannot be left half-way, and beside a busy event loop it waits for
+-- the interpreter lock once. Temporary, so that it changes with the program and needs no migration.
+CREATE TEMP VIEW batch (epoch, format, seq_before, turn_count, turns, summary_count, summaries, labelled, data) AS
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 WHERE FALSE;
 
--- name: turn_trigger
--- One transition: the epoch is compared, the turn appended, the read model's row written if there is one.
-CREATE TEMP TRIGGER commit_turn INSTEAD OF INSERT ON turn
+-- name: packed_turns
+-- The turns of NEW, taken apart as `batches.py` says: 18 digits behind a 1, from one number to the next 20 bytes.
+SELECT
+    n,
+    cast(substr(NEW.turns, 3 + 120 * n, 18) AS INTEGER) AS saga_no,
+    cast(substr(NEW.turns, 23 + 120 * n, 18) AS INTEGER) AS version,
+    substr(
+        NEW.data,
+        cast(substr(NEW.turns, 43 + 120 * n, 18) AS INTEGER),
+        cast(substr(NEW.turns, 63 + 120 * n, 18) AS INTEGER)
+    ) AS records,
+    cast(substr(NEW.turns, 83 + 120 * n, 18) AS INTEGER) AS state,
+    cast(substr(NEW.turns, 103 + 120 * n, 18) AS INTEGER) AS past_no_return
+FROM place
+WHERE n < NEW.turn_count
+
+-- name: packed_summaries
+-- The summaries of NEW, likewise. The labels lie behind the id; without any nobody looks for them.
+SELECT
+    cast(substr(NEW.summaries, 3 + 260 * n, 18) AS INTEGER) AS saga_no,
+    cast(substr(NEW.summaries, 23 + 260 * n, 18) AS INTEGER) AS version,
+    cast(substr(
+        NEW.data,
+        cast(substr(NEW.summaries, 43 + 260 * n, 18) AS INTEGER),
+        cast(substr(NEW.summaries, 63 + 260 * n, 18) AS INTEGER)
+    ) AS TEXT) AS saga_id,
+    iif(NEW.labelled, nullif(cast(substr(
+        NEW.data,
+        cast(substr(NEW.summaries, 43 + 260 * n, 18) AS INTEGER)
+            + cast(substr(NEW.summaries, 63 + 260 * n, 18) AS INTEGER),
+        cast(substr(NEW.summaries, 83 + 260 * n, 18) AS INTEGER)
+    ) AS TEXT), ''), NULL) AS labels,
+    cast(substr(NEW.summaries, 103 + 260 * n, 18) AS INTEGER) AS definition_no,
+    cast(substr(NEW.summaries, 123 + 260 * n, 18) AS INTEGER) AS state,
+    cast(substr(NEW.summaries, 143 + 260 * n, 18) AS INTEGER) AS started_at_ms,
+    cast(substr(NEW.summaries, 163 + 260 * n, 18) AS INTEGER) AS updated_at_ms,
+    cast(substr(NEW.summaries, 183 + 260 * n, 18) AS INTEGER) AS ended_at_ms,
+    cast(substr(NEW.summaries, 203 + 260 * n, 18) AS INTEGER) AS deadline_at_ms,
+    (cast(substr(NEW.summaries, 223 + 260 * n, 18) AS INTEGER) - 1) & 9223372036854775807 AS wake_at_ms,
+    cast(substr(NEW.summaries, 243 + 260 * n, 18) AS INTEGER) AS past_no_return
+FROM place
+WHERE n < NEW.summary_count
+
+-- name: batch_trigger
+-- All of a batch: the epoch is compared, the turns are appended, no saga has a gap, the read model's rows are written.
+-- Hardly any store has tombstones, and without any nobody's id is looked at.
+CREATE TEMP TRIGGER commit_batch INSTEAD OF INSERT ON batch
 BEGIN
     SELECT RAISE (ABORT, 'the epoch has moved on') FROM meta WHERE epoch <> NEW.epoch;
-    SELECT RAISE (ABORT, 'the id is a purged saga''s')
-    FROM tombstones WHERE NEW.version = 1 AND saga_id = NEW.saga_id;
+
     INSERT INTO history (seq, saga_no, version, format, records, state, past_no_return)
-    VALUES (NEW.seq, NEW.saga_no, NEW.version, NEW.format, NEW.records, NEW.state_after, NEW.past_after);
+    SELECT NEW.seq_before + 1 + n, saga_no, version, NEW.format, records, state, past_no_return
+    FROM ({packed_turns});
+
+    SELECT RAISE (ABORT, 'a turn is missing before this one')
+    FROM history AS h
+    WHERE
+        h.seq > NEW.seq_before AND h.version > 1
+        AND NOT EXISTS (SELECT 1 FROM history AS b WHERE b.saga_no = h.saga_no AND b.version = h.version - 1);
+
+    SELECT RAISE (ABORT, 'the id is a purged saga''s')
+    FROM ({packed_summaries}) AS s
+    CROSS JOIN tombstones AS t ON t.saga_id = s.saga_id
+    WHERE EXISTS (SELECT 1 FROM tombstones) AND s.version = 1;
+
     INSERT INTO sagas (
-        saga_no, saga_id, definition_no, state, version, started_at_ms, updated_at_ms, ended_at_ms,
-        deadline_at_ms, wake_at_ms, past_no_return, labels
+        saga_no, version, saga_id, labels, definition_no, state, started_at_ms, updated_at_ms, ended_at_ms,
+        deadline_at_ms, wake_at_ms, past_no_return
     )
     SELECT
-        NEW.saga_no, NEW.saga_id, NEW.definition_no, NEW.state, NEW.version, NEW.started_at_ms,
-        NEW.updated_at_ms, NEW.ended_at_ms, NEW.deadline_at_ms, NEW.wake_at_ms, NEW.past_no_return,
-        nullif (NEW.labels, '')
-    WHERE NEW.state <> 0
+        saga_no, version, saga_id, labels, definition_no, state, started_at_ms, updated_at_ms, ended_at_ms,
+        deadline_at_ms, wake_at_ms, past_no_return
+    FROM ({packed_summaries})
+    WHERE TRUE
     ON CONFLICT (saga_no) DO UPDATE SET
         state = excluded.state,
         version = excluded.version,
@@ -38,24 +100,21 @@ BEGIN
         past_no_return = excluded.past_no_return;
 END;
 
--- name: turn_labels_trigger
+-- name: batch_labels_trigger
 -- Labels are fixed at the start, so only the first turn writes them.
-CREATE TEMP TRIGGER commit_labels INSTEAD OF INSERT ON turn
-WHEN NEW.version = 1 AND NEW.labels <> ''
+CREATE TEMP TRIGGER commit_labels INSTEAD OF INSERT ON batch
+WHEN NEW.labelled
 BEGIN
     INSERT INTO saga_labels (key, value, saga_no)
-    SELECT key, value, NEW.saga_no FROM json_each (NEW.labels);
+    SELECT label.key, label.value, s.saga_no
+    FROM ({packed_summaries}) AS s
+    CROSS JOIN json_each (s.labels) AS label
+    WHERE s.version = 1;
 END;
 
 -- name: append
--- A batch of transitions. Rows of 0 fill it up to one of a few sizes, so that few statements are prepared; a row
--- whose state is 0 has no summary.
-INSERT INTO turn
-SELECT
-    ?1, ?2, column1, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11,
-    column12, column13, column14, column15, column16
-FROM (VALUES {rows})
-WHERE column1 <> 0;
+-- A batch of transitions, packed.
+INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: conflicts
 -- Which of the transitions cannot follow what is stored, and why: the version, the id, or a tombstone.

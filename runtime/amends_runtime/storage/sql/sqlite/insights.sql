@@ -1,7 +1,7 @@
 -- name: load
 -- Histories and tombstones of the sagas whose ids are in the JSON array. An unknown id has neither.
 SELECT
-    wanted.value, s.saga_no, s.definition_no, h.seq, h.version, h.format, h.records,
+    wanted.value, s.saga_no, s.definition_no, s.wake_at_ms, h.seq, h.version, h.format, h.records,
     t.content_hash, t.state, t.ended_at_ms
 FROM json_each (:saga_ids) AS wanted
 LEFT JOIN sagas AS s ON s.saga_id = wanted.value
@@ -10,16 +10,35 @@ LEFT JOIN tombstones AS t ON t.saga_id = wanted.value
 ORDER BY wanted.id, h.version;
 
 -- name: open_sagas
--- A page of those that have not ended, lowest number first. Without the hint SQLite takes the index by state and
--- sorts all that are open, for each page.
+-- A page of those in one state that have not ended and do not rest, lowest number first. Without the hint SQLite takes
+-- the index by state, which has those that rest among them.
 SELECT s.saga_no, s.saga_id
 FROM sagas AS s INDEXED BY sagas_open
-WHERE s.state IN (1, 2, 3) AND s.saga_no > :after_no
+WHERE s.state IN (1, 2, 3) AND s.wake_at_ms = 0 AND s.state = :state AND s.saga_no > :after_no
 ORDER BY s.saga_no
 LIMIT :limit;
 
+-- name: resting_sagas
+-- A page of those that rest at most until an instant, earliest first. The first page begins after the instant 0, which
+-- those have that do not rest; a condition of its own for that would be where SQLite begins to read, page by page.
+SELECT s.wake_at_ms, s.state, s.saga_no, s.saga_id
+FROM sagas AS s INDEXED BY sagas_open
+WHERE
+    s.state IN (1, 2, 3) AND s.wake_at_ms <= :until_ms
+    AND (s.wake_at_ms, s.state, s.saga_no) > (:after_ms, :after_state, :after_no)
+    AND s.updated_at_ms > :updated_after_ms
+ORDER BY s.wake_at_ms, s.state, s.saga_no
+LIMIT :limit;
+
+-- name: count_resting
+-- How many rest, by state, and when the last row of them was written; from the index alone.
+SELECT s.state, count(*), max(s.updated_at_ms)
+FROM sagas AS s INDEXED BY sagas_open
+WHERE s.state IN (1, 2, 3) AND s.wake_at_ms > 0
+GROUP BY s.state;
+
 -- name: oldest_open
--- When the oldest of those that have not ended was started.
+-- When the oldest of those that have not ended was started; from the index alone.
 SELECT min(s.started_at_ms)
 FROM sagas AS s INDEXED BY sagas_open
 WHERE s.state IN (1, 2, 3);

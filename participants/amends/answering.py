@@ -1,0 +1,201 @@
+"""What a call is answered with: an outcome, or an error that decides nothing.
+
+The rules that hold however a call has come: by a unary verb (`servicer.py`) or over a stream
+(`exchange.py`). Only an outcome decides; every error status leaves it open and the runtime asks
+again. Logs and errors name ids, never payloads; only the tracebacks of failed handlers, logged at
+DEBUG, may quote one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from amends.admission import Admission
+from amends.barrier import Barrier
+from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
+from amends.handler import Handler
+from amends.outcomes import Broken, Call, Outcome, Verb
+from amends.tracing import CallSpan
+from amends.v1 import participant_pb2
+from amends.wire import Said, call_from_wire, faults_in_call, put_outcome
+
+logger = logging.getLogger(__name__)
+
+MAX_SHOWN: Final = 48
+"""Characters of a name that is not ours; a real one has no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoOutcome:
+    """The gRPC error that stands for an unknown outcome."""
+
+    code: grpc.StatusCode
+    message: str
+    kind: str = ""
+    """Type of the exception behind it, if there is one."""
+
+
+class Answering:
+    """Admits the calls of one participant and asks its handlers, through its barrier."""
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Mapping[tuple[str, Verb], Handler],
+        barrier: Barrier,
+        *,
+        aliases: Collection[str],
+        max_concurrent: int,
+    ) -> None:
+        self.admission = Admission(max_concurrent)
+        self.name = name
+        self._aliases = sorted(aliases)
+        # An older runtime does not say whom it calls.
+        self._answers_to = frozenset(("", name, *aliases))
+        self._handlers = handlers
+        self._barrier = barrier
+
+    def refuse_stranger(self, participant: str) -> NoOutcome | None:
+        """Refuse what is meant for another participant than this one."""
+        if participant not in self._answers_to:
+            return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, self._not_for_us(participant))
+        return None
+
+    def refuse_when_draining(self) -> NoOutcome | None:
+        """Refuse what comes after the end has begun."""
+        if self.admission.is_draining:
+            return NoOutcome(
+                grpc.StatusCode.UNAVAILABLE,
+                f"participant {self.name} is shutting down and takes no new calls",
+            )
+        return None
+
+    def admit(
+        self,
+        message: participant_pb2.Call | None,
+        verb: Verb | None,
+        said: Said | None = None,
+        deadline_at_ms: int = 0,
+    ) -> Call | NoOutcome:
+        """Refuse what cannot be answered; else give the call, which then needs a place.
+
+        `verb` is that of the method, or on a stream that of the message; None if that has none.
+        `message` is None where a request has no call; `said` and `deadline_at_ms` stand for what
+        the calls of a stream leave out.
+        """
+        refusal = self.refuse_when_draining()
+        if refusal is not None:
+            return refusal
+        if self.admission.is_full():
+            return NoOutcome(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"participant {self.name} has {self.admission.inside} calls under way or waiting; "
+                "nothing was done",
+            )
+        if message is None:
+            return NoOutcome(grpc.StatusCode.INVALID_ARGUMENT, "call is missing")
+        faults = faults_in_call(message, verb, said)
+        if faults:
+            return NoOutcome(grpc.StatusCode.INVALID_ARGUMENT, "; ".join(faults))
+        call = call_from_wire(message, said, deadline_at_ms)
+        # A stream has been asked for its name by then, and a call on it names nobody.
+        stranger = self.refuse_stranger(message.participant)
+        if stranger is not None:
+            logger.error("%s: refused: %s", _ids(call), stranger.message)
+            return stranger
+        return call
+
+    async def ask(self, call: Call) -> Outcome | NoOutcome:
+        """Have a call answered that holds a place. Raises nothing but its own cancellation."""
+        handler = self._handlers.get((call.action, call.verb))
+        # An action without a compensation still has a barrier, which knows whether there is
+        # anything to undo.
+        is_known = handler is not None or (
+            call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers
+        )
+        if not is_known:
+            return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
+        try:
+            outcome = await self._barrier.run(call, handler)
+        except asyncio.CancelledError:
+            logger.info("%s: the caller left or its deadline passed", _ids(call))
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown
+            return self._explain(call, error)
+        if isinstance(outcome, Broken):
+            logger.error("%s: broken: %s", _ids(call), outcome)
+        return outcome
+
+    def put(self, outcome: Outcome, message: participant_pb2.Outcome) -> NoOutcome | None:
+        """Write an outcome into an empty message; what keeps it from being written is returned."""
+        try:
+            put_outcome(outcome, message)
+        except Exception as error:  # noqa: BLE001  # an outcome that nobody can read is none
+            kind = type(error).__name__
+            logger.critical("an outcome cannot be sent: %s", kind)
+            return NoOutcome(grpc.StatusCode.INTERNAL, f"the outcome cannot be sent: {kind}", kind)
+        return None
+
+    def _explain(self, call: Call, error: Exception) -> NoOutcome:
+        """Log why there is no outcome, and give the status that says so."""
+        kind = type(error).__name__
+        # At DEBUG alone: the message of an author's exception may quote a payload.
+        logger.debug("%s: the traceback of what follows", _ids(call), exc_info=error)
+        match error:
+            case HandlerFailed():
+                logger.error("%s: outcome unknown: %s [at %s]", _ids(call), error, error.where)
+                message = f"{error}; see the log of participant {self.name}"
+                # What gRPC makes of a handler that raises, in every language. It says nothing about
+                # the endpoint, so it opens no breaker: one action's fault is not its neighbours'.
+                return NoOutcome(grpc.StatusCode.UNKNOWN, message, error.cause_type or kind)
+            case NotCompensatable():
+                logger.error("%s: %s", _ids(call), error)
+                return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, str(error), kind)
+            case BarrierError():
+                logger.error("%s: outcome unknown: %s", _ids(call), error)
+                return NoOutcome(grpc.StatusCode.UNAVAILABLE, str(error), kind)
+            case AmendsError():
+                logger.error("%s: outcome unknown: %s", _ids(call), error)
+                return NoOutcome(grpc.StatusCode.UNKNOWN, str(error), kind)
+            case _:
+                # A fault of our own. Its message may quote anything, so only its type is told.
+                logger.critical("%s: outcome unknown: the SDK failed: %s", _ids(call), kind)
+                return NoOutcome(grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}", kind)
+
+    def _not_for_us(self, participant: str) -> str:
+        name = repr(self.name)
+        also = f" (or {', '.join(map(repr, self._aliases))})" if self._aliases else ""
+        wanted = repr(participant[:MAX_SHOWN])
+        return (
+            f"this is participant {name}{also}, and the call is for {wanted}: is the address of "
+            f"{wanted} right? (amends participants add {wanted[1:-1]}=HOST:PORT) If it is, {name} "
+            f"needs the alias {wanted}"
+        )
+
+    def _unknown(self, call: Call) -> str:
+        verbs = ", ".join(f"{verb} {action}" for action, verb in sorted(self._handlers))
+        return (
+            f"participant {self.name} has no {call.verb} for action {call.action!r}; it has: "
+            f"{verbs}"
+        )
+
+
+def tell(span: CallSpan, outcome: Outcome | NoOutcome) -> None:
+    """Say in a call's span what it is answered with."""
+    if isinstance(outcome, NoOutcome):
+        span.failed(outcome.code.name, outcome.kind)
+    else:
+        span.decided(outcome)
+
+
+def _ids(call: Call) -> str:
+    return (
+        f"{call.verb} {call.action} saga={call.saga_id} step={call.step} round={call.round} "
+        f"attempt={call.attempt}"
+    )

@@ -1,0 +1,107 @@
+"""Parked sagas: what memory keeps of those that rest, and how many there are.
+
+How to think about it. A saga that rests (`core.waking`) needs no actor: its history is in the
+store, and what brings it back is an instant or somebody's message. Where its row names an instant
+beyond the horizon of the timers, or that only a person moves it, nothing of it stays in memory.
+Else an entry does: the timers that bring it back, polls that wait for their time and stand in no
+record, and whoever waits for its end.
+
+Those that rest are counted by their state, from the rows once, and from then on as they go and
+come: a million of them is never walked. How many of their steps are in doubt stands in no row. So
+a saga that rested when the runtime began counts as one, which it usually is, until it moves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from amends_runtime.actors.saga_actor import SagaActor, Waiter
+from amends_runtime.actors.survey import in_doubt
+from amends_runtime.actors.timers import Timer
+from amends_runtime.core.effects import PollParticipant
+from amends_runtime.core.records import SagaState
+
+__all__ = ["Parked", "Parking"]
+
+
+class Parked:
+    """What memory keeps of a parked saga."""
+
+    __slots__ = ("polls", "timers", "waiters")
+
+    def __init__(
+        self, timers: list[Timer], polls: tuple[PollParticipant, ...], waiters: list[Waiter]
+    ) -> None:
+        self.timers = timers
+        self.polls = polls
+        self.waiters = waiters or None  # most have none, and an empty list is a tenth of the entry
+
+    def remove_waiter(self, waiter: object) -> None:
+        """The other side has left."""
+        if self.waiters is not None:
+            self.waiters = [one for one in self.waiters if one[1] is not waiter] or None
+
+    def fail_waiters(self, error: Exception) -> None:
+        """Nobody can be told here any more."""
+        for _, waiter in self.waiters or ():
+            if not waiter.done():
+                waiter.set_exception(error)
+        self.waiters = None
+
+
+class Parking:
+    """All that is kept, by saga, and the counts."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Parked] = {}
+        self._by_state: Counter[SagaState] = Counter()
+        self.in_doubt = 0
+        """Steps in doubt of sagas that rest outside memory."""
+
+    def begin(self, by_state: dict[SagaState, int]) -> None:
+        """So many rested when the store was opened."""
+        self._by_state.update(by_state)
+        self.in_doubt += sum(by_state.values())
+
+    def keep(self, saga_id: str, parked: Parked) -> None:
+        """From now on this is what memory has of the saga."""
+        self._entries[saga_id] = parked
+
+    def find(self, saga_id: str) -> Parked | None:
+        """What memory has of the saga, if it has anything."""
+        return self._entries.get(saga_id)
+
+    def take(self, saga_id: str) -> Parked | None:
+        """The same, and it is the caller's from now on."""
+        return self._entries.pop(saga_id, None)
+
+    def went(self, actor: SagaActor) -> None:
+        """One more rests outside memory."""
+        self._count(actor, 1)
+
+    def came(self, actor: SagaActor) -> None:
+        """One of them is back, as it went."""
+        self._count(actor, -1)
+
+    def _count(self, actor: SagaActor, one: int) -> None:
+        saga = actor.saga
+        assert saga is not None, "what rests is durable"
+        self._by_state[saga.state] += one
+        if actor.has_moved:
+            self.in_doubt += one * sum(in_doubt(step) for step in saga.steps)
+        else:
+            self.in_doubt += one
+
+    @property
+    def by_state(self) -> dict[SagaState, int]:
+        """How many rest outside memory."""
+        return {state: count for state, count in self._by_state.items() if count}
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def entries(self) -> Iterator[Parked]:
+        """All of them."""
+        return iter(self._entries.values())

@@ -1,0 +1,128 @@
+"""A runtime that lets every saga leave at once makes the histories of one that keeps them all."""
+
+from __future__ import annotations
+
+import anyio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amends_runtime.actors.supervisor import Limits, StartRequest
+from amends_runtime.core.definition import Definition, Kind, RetryPolicy, Step
+from amends_runtime.core.messages import Broken, Done, InProgress, Outcome, Rejected, Unknown
+from amends_runtime.core.payload import Payload
+from amends_runtime.core.records import Record
+from amends_runtime.errors import Refusal
+from amends_runtime.ports import Call, LoadedSaga, Reply
+from amends_runtime.storage.memory import MemoryDisk, MemoryStore
+from amends_runtime.storage.read_model import verify_read_model
+from tests.actors.virtual import Shop, a_runtime, in_virtual_time
+
+POLICY = RetryPolicy(first_ms=50, max_ms=120_000, give_up_after_ms=600_000)
+
+OUTCOMES = st.one_of(
+    st.just(Done()),
+    st.just(Unknown("UNAVAILABLE")),
+    st.just(Rejected("no")),
+    st.just(Broken("B")),
+    st.builds(InProgress, st.sampled_from([1, 500, 20_000, 90_000])),
+)
+SCRIPTS = st.lists(OUTCOMES, max_size=12)
+
+FLOW = Definition(
+    name="flow",
+    steps=tuple(
+        Step(name=name, participant="shop", action="do", after=after, retry=POLICY, kind=kind)
+        for name, after, kind in (
+            ("a", (), Kind.COMPENSATABLE),
+            ("b", (), Kind.COMPENSATABLE),
+            ("c", ("a", "b"), Kind.PIVOT),
+            ("d", ("c",), Kind.RETRIABLE),
+        )
+    ),
+)
+
+WORDS = st.sampled_from(["cancel", "retry", "abandon", "look", "wait"])
+SAID = st.lists(st.tuples(st.integers(0, 900), WORDS), max_size=4)
+
+
+class Scripted(Shop):
+    """Answers each step's calls in order, and Done to all that follow."""
+
+    def __init__(self, scripts: list[list[Outcome]]) -> None:
+        super().__init__()
+        self._scripts = [list(script) for script in scripts]
+
+    async def call(self, call: Call) -> Reply:
+        """Answers a moment later."""
+        await anyio.sleep(0.003 * (call.step + 1))
+        script = self._scripts[call.step]
+        outcome = script.pop(0) if script else Done()
+        if call.verb.name == "COMPENSATE" and isinstance(outcome, Rejected):
+            outcome = Done()
+        return Reply(outcome, "OK", healthy=True)
+
+
+def histories(
+    scripts: list[list[Outcome]], said: list[tuple[int, str]], deadline_ms: int, park_after_ms: int
+) -> list[Record]:
+    """What a saga comes to by these answers and these words, so many seconds after its start."""
+    disk = MemoryDisk()
+    found: list[Record] = []
+
+    async def main() -> None:
+        store = MemoryStore(disk)
+        limits = Limits(park_after_ms=park_after_ms)
+        async with a_runtime(store, Scripted(scripts), limits=limits) as engine:
+            await engine.definitions.register(FLOW)
+            supervisor = engine.supervisor
+            await supervisor.start_saga(
+                StartRequest(
+                    saga_id="s",
+                    definition_name="flow",
+                    content_hash="c",
+                    input=Payload(b""),
+                    deadline_ms=deadline_ms,
+                )
+            )
+            began_s = anyio.current_time()
+            for at_s, word in sorted(said):
+                await anyio.sleep(max(0, began_s + at_s + 0.7 - anyio.current_time()))
+                try:
+                    if word == "cancel":
+                        await supervisor.cancel_saga("s", "ann", "why not")
+                    elif word == "retry":
+                        await supervisor.retry_saga("s", None, "ann", "why not")
+                    elif word == "abandon":
+                        await supervisor.abandon_saga("s", "ann", "why not")
+                    elif word == "look":
+                        await supervisor.view("s")
+                    else:
+                        await supervisor.wait("s", 0.1)
+                except Refusal:
+                    continue
+            await anyio.sleep(3_000)
+            counts = supervisor.counts()
+            assert counts.without_wake_up == 0
+            assert park_after_ms or not counts.live
+        assert await verify_read_model(store) == []
+        loaded = (await MemoryStore(disk).load(["s"]))["s"]
+        assert isinstance(loaded, LoadedSaga)
+        found.extend(record for turn in loaded.turns for record in turn.records)
+
+    in_virtual_time(main)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(SCRIPTS, min_size=4, max_size=4),
+    SAID,
+    st.sampled_from([0, 1_000, 60_000, 3_600_000]),
+)
+def test_parking_changes_nothing(
+    scripts: list[list[Outcome]], said: list[tuple[int, str]], deadline_ms: int
+) -> None:
+    """The same answers at the same times make the same records, with the same instants."""
+    never = histories(scripts, said, deadline_ms, park_after_ms=10**12)
+    always = histories(scripts, said, deadline_ms, park_after_ms=0)
+    assert always == never
