@@ -84,7 +84,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     )
     assert config.server == Server(listen="0.0.0.0:7000", database="/var/lib/amends/amends.db")
     assert config.participants == {
-        "payments": Participant(address="127.0.0.1:7001", concurrency=256),
+        "payments": Participant(address="127.0.0.1:7001"),
         "inventory": Participant(address="unix:/run/inventory.sock", concurrency=8),
     }
     assert config.definitions == ("/srv/definitions/*.toml",)

@@ -174,7 +174,7 @@ async def test_participants_show_their_lane_and_breaker(
     (participant,) = answer.participants
     assert (participant.name, participant.address) == ("shop", shop.address)
     assert participant.source == operator_pb2.PARTICIPANT_SOURCE_CONFIGURATION
-    assert (participant.transport, participant.concurrency_limit) == ("unary", 256)
+    assert (participant.transport, participant.concurrency_limit) == ("exchange", 512)
     assert (participant.calls_in_flight, participant.calls_waiting) == (1, 0)
     assert participant.breaker.state == operator_pb2.BREAKER_STATE_CLOSED
     breakers = (await operator.ListBreakers(operator_pb2.ListBreakersRequest())).breakers
