@@ -550,6 +550,27 @@ async def test_one_deadline_after_another_fires(case: Case) -> None:
     assert later.call.saga_id == "later"
 
 
+async def test_a_stream_whose_credits_are_never_given_back_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    """A participant that keeps calls to itself for ever does not keep its lane with them."""
+    monkeypatch.setattr(exchange, "LATE_REPLIES_S", 0.0)
+    case.send("a", timeout_ms=50)
+    case.send("b", timeout_ms=60)
+    line = await case.participant.line()
+    await line.hello(window=1)
+    await line.calls()
+    for reply in await case.answers.wait("a", "b"):
+        assert reply.status == "DEADLINE_EXCEEDED"
+    case.send("c")
+    second = await case.participant.line()
+    await second.hello()
+    (sent,) = await second.calls()
+    await second.answer(sent.call_number)
+    (reply,) = await case.answers.wait("c")
+    assert reply.outcome == Done()
+
+
 async def test_a_call_that_never_leaves_has_its_deadline_too(case: Case) -> None:
     """A participant that takes the connection and grants nothing holds nobody for ever."""
     case.send("a", timeout_ms=50)

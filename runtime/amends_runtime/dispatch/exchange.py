@@ -11,7 +11,8 @@ file is for. How to think about it:
 3. When a stream breaks, every call that was written on it and has no reply is unknown. What was not
    written yet waits for the next stream.
 4. Each call has its own deadline, from when it came in. The participant stops it by its own timer;
-   nothing is cancelled over the wire.
+   nothing is cancelled over the wire. One that answers such calls not even then keeps their
+   credits; when it has them all, the stream is replaced.
 5. A participant without the stream answers UNIMPLEMENTED and is called by the unary verbs; so is
    one whose messages cannot be read here, because on a stream all others would pay for that. After
    `TRY_AGAIN_S` the stream is tried again: somebody may have rolled out a newer one.
@@ -51,6 +52,8 @@ CALL_BYTES: Final = 512
 """What a call has besides its payloads, roughly."""
 OPENING_S: Final = 10.0
 """How long a participant that has taken the connection may take to grant its first credits."""
+LATE_REPLIES_S: Final = 5.0
+"""How long after its time a call may be answered, until its credit is believed to be lost."""
 PAUSE_S: Final = 0.025
 MAX_PAUSE_S: Final = 1.0
 """Before a stream is opened again after some that opened and brought nothing: doubled each time.
@@ -196,6 +199,9 @@ class ExchangeTransport:
             self._writer.set_result(None)
 
     def _open_stream(self) -> None:
+        # Also if nothing waits any more: calls with little time would never find one open.
+        if self._closed or self._is_unary:
+            return
         stream = self._stream = _Stream(self._exchange())
         self._streams[stream] = None
         self._tasks.start_soon(self._serve, stream, name=f"exchange {self._participant} replies")
@@ -399,8 +405,31 @@ class ExchangeTransport:
                 next_s = min(next_s, sent.expires_s)
         if next_s < float("inf"):
             self._expire_at(next_s)
+        spent = self._stream
+        if expired and spent is not None and _is_spent(spent):
+            # Their replies may be on their way; the participant had the same time-outs.
+            self._loop.call_later(LATE_REPLIES_S, self._leave_if_spent, spent)
         for sent in expired:
             self._answer(sent, reply_of(grpc.StatusCode.DEADLINE_EXCEEDED, _TOO_LATE))
+
+    def _leave_if_spent(self, stream: _Stream) -> None:
+        """Ends a stream whose credits went with calls that the participant never answered."""
+        if not _is_spent(stream):
+            return
+        _log.warning(
+            "stream_out_of_credits",
+            participant=self._participant,
+            hint="the participant took calls and answered them neither in time nor later; each"
+            " needs a reply, at the latest when its time-out has passed",
+        )
+        stream.is_draining = True
+        self._leave(stream)
+        stream.call.cancel()
+
+
+def _is_spent(stream: _Stream) -> bool:
+    """Whether no call can leave on it, and none is under way whose reply could change that."""
+    return stream.takes_calls and stream.credits <= 0 and not stream.pending
 
 
 _UNREADABLE: Final = "the participant sent bytes on its stream that are no reply of the contract"
