@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.bench_overload import goodput, growth
 from scripts.bench_overload import verdicts as overload_verdicts
-from scripts.bench_recovery import steady_rate
+from scripts.bench_recovery import peak_rate, steady_rate
 from scripts.bench_recovery import verdicts as recovery_verdicts
 from scripts.bench_scale import PARTS, further_steps
 
@@ -55,6 +55,12 @@ def test_the_steady_rate_is_that_of_the_middle() -> None:
     """The first and the last tenth of a second were not whole."""
     assert steady_rate([1, 50, 60, 70, 2]) == 60
     assert steady_rate([5]) == 5
+
+
+def test_the_peak_is_that_of_the_second_that_had_most() -> None:
+    """A tenth of a second that had all the calls of a stall before it is no peak of its own."""
+    assert peak_rate([100] * 10 + [0, 400] + [200] * 10 + [50]) == 220
+    assert peak_rate([7, 9]) == 8
 
 
 def test_verdicts_on_a_recovery() -> None:

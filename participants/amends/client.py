@@ -49,6 +49,7 @@ from amends.errors import (
 )
 from amends.ids import new_saga_id
 from amends.payload import EMPTY, encode
+from amends.room import MAX_REQUESTS
 from amends.saga_wire import (
     abandoned_from_wire,
     breaker_from_wire,
@@ -88,6 +89,8 @@ Response = TypeVar("Response")
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 """A commit takes milliseconds; this leaves room for a runtime that restarts meanwhile."""
+MAX_WAITING_STARTS: Final = 10_000
+"""A second or two of what a runtime takes: in a longer queue starts only lose their time."""
 MAX_PORT: Final = 65_535
 PAGE_SIZE: Final = 100
 """Sagas per page: a page is some 50 KB, and the first ones come soon."""
@@ -105,7 +108,8 @@ class Client:
     files are read when the block is entered, which raises `InvalidTls`. `timeout_s` bounds each
     call, together with all of its attempts. With `retry_unavailable` False a runtime that cannot be
     reached is reported at once, instead of being asked again until then; for a person who waits at
-    a terminal.
+    a terminal. `max_waiting_starts` bounds the starts that are not sent yet: one more of them is
+    refused at once with `Overloaded`.
 
     Every method raises `ApiError`, in the kinds that `amends.errors` draws: `Unavailable` and
     `DeadlineExceeded` for the runtime's part, the others for the request's. Arguments that cannot
@@ -119,6 +123,7 @@ class Client:
         tls: ClientTls | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry_unavailable: bool = True,
+        max_waiting_starts: int = MAX_WAITING_STARTS,
     ) -> None:
         _check_target(target)
         checked_seconds("timeout_s", timeout_s)
@@ -127,12 +132,18 @@ class Client:
         self._tls = tls
         self._timeout_s = timeout_s
         self._retry_unavailable = retry_unavailable
+        self._max_waiting_starts = checked_whole("max_waiting_starts", max_waiting_starts)
         self._open: _Wire | None = None
 
     async def __aenter__(self) -> Self:
         if self._open is not None:
             raise RuntimeError("this client is open already: use one `async with` per client")
-        self._open = _Wire(self.target, self._tls, retry_unavailable=self._retry_unavailable)
+        self._open = _Wire(
+            self.target,
+            self._tls,
+            retry_unavailable=self._retry_unavailable,
+            max_waiting_starts=self._max_waiting_starts,
+        )
         return self
 
     async def __aexit__(
@@ -610,7 +621,14 @@ class _Wire:
     bug, everybody who waits is told, and `close` raises what it failed of.
     """
 
-    def __init__(self, target: str, tls: ClientTls | None, *, retry_unavailable: bool) -> None:
+    def __init__(
+        self,
+        target: str,
+        tls: ClientTls | None,
+        *,
+        retry_unavailable: bool,
+        max_waiting_starts: int,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.connection = Connection(target, tls=tls, retry_unavailable=retry_unavailable)
         self.sagas = saga_pb2_grpc.SagaServiceStub(self.connection.channel)
@@ -619,13 +637,16 @@ class _Wire:
         self.waits = Waits(
             self.connection, self.sagas, deadlines, retry_unavailable=retry_unavailable
         )
-        self.starts = Starts(self.connection, self.sagas, self.waits, deadlines)
+        self.starts = Starts(
+            self.connection, self.sagas, self.waits, deadlines, max_waiting=max_waiting_starts
+        )
         self._task = asyncio.create_task(self._serve(), name=f"amends client of {target}")
 
     async def _serve(self) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.starts.run)
+                for _ in range(MAX_REQUESTS):
+                    tasks.start_soon(self.starts.run)
                 tasks.start_soon(self.waits.run)
         except asyncio.CancelledError:  # by `close`, or by a loop that ends all of its tasks
             self._tell_all(lambda in_doubt: closed_error(in_doubt=in_doubt))

@@ -200,11 +200,18 @@ class Connection:
             case _:
                 return None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `reach` has nothing to do."""
+        return not self.closed and (
+            self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        )
+
     async def reach(self, until: float) -> None:
         """Return when the channel is READY, or somebody answers at the target, in whatever way."""
         if self.closed:
             raise closed_error(in_doubt=False)
-        if self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+        if self.is_ready:
             return
         try:
             await self._answer(self._health_check(b"", timeout=_left_s(until)))

@@ -13,17 +13,17 @@ from typing import Final
 
 SOAK: Final = Path(__file__).parents[2] / "scripts" / "soak.py"
 
-SAGAS: Final = 300
-KILLS: Final = 16
+SAGAS: Final = 200
+KILLS: Final = 10
 SEED: Final = 20_261_121
 """Decides what is planned; who is how far at the moment of a kill differs from run to run."""
 
 PATIENCE_S: Final = 240.0
-"""Bounds a broken run; a good one takes some forty seconds."""
+"""Bounds a broken run; a good one takes some ten seconds."""
 
 
 def test_processes_are_killed_at_random_under_load(tmp_path: Path) -> None:
-    """300 orders, 16 kills of runtime and participants: nothing is lost, nothing doubled."""
+    """200 orders, 10 kills of runtime and participants: nothing is lost, nothing doubled."""
     ran = subprocess.run(
         soak_command(f"--sagas={SAGAS}", f"--kills={KILLS}"),
         env=inside(tmp_path),
@@ -39,7 +39,7 @@ def test_processes_are_killed_at_random_under_load(tmp_path: Path) -> None:
     assert last["stuck"] == 0
     assert last["sagas"] == SAGAS
     assert last["kills"] == KILLS
-    assert last["kills_by_process"]["amends"] >= 10
+    assert last["kills_by_process"]["amends"] >= 6
     assert last["completed"] + last["compensated"] + last["unknown_starts"] <= SAGAS
     assert last["completed"] > SAGAS / 2
     assert {*last["effects_by_transport"]} == {"exchange", "unary"}

@@ -29,6 +29,28 @@ def test_all_pages_are_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     in_virtual_time(main)
 
 
+def test_a_participant_gets_no_more_calls_at_once_after_a_restart_than_before() -> None:
+    """All sagas come in, and nobody waits for the slow one; of their calls as many leave as may."""
+    disk = MemoryDisk()
+    sagas = [f"s-{number}" for number in range(1_000)]
+
+    async def main() -> None:
+        async with a_runtime(MemoryStore(disk), Shop()) as engine:
+            await start(engine, *sagas)
+        shop = Shop()
+        async with a_runtime(MemoryStore(disk), shop, limit=16) as engine:
+            await anyio.sleep(5)
+            assert not engine.supervisor.recovery.running
+            assert engine.supervisor.counts().live == len(sagas)
+            assert len(shop.calls) == 14  # two places are kept for compensations
+            shop.answers.set()
+            await anyio.sleep(5)
+            assert engine.supervisor.counts().live == 0
+            assert sorted(shop.calls) == sorted((saga, "EXECUTE") for saga in sagas)
+
+    in_virtual_time(main)
+
+
 def test_a_request_that_waits_while_a_commit_fails_is_answered() -> None:
     """The one whose write failed is told so; the one behind it goes on where the saga is then."""
     told: list[object] = []

@@ -181,7 +181,7 @@ async def test_many_callers_of_a_full_runtime_all_get_their_sagas(
         run_engine(small, [ORDER]) as engine,
         amends.Client(engine.address, timeout_s=600) as client,
     ):
-        ids = [f"s-{number}" for number in range(400)]
+        ids = [f"s-{number}" for number in range(100)]
         ended: list[amends.Saga] = []
 
         async def one(saga_id: str) -> None:

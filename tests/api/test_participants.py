@@ -105,7 +105,7 @@ async def test_an_added_participant_is_called_and_survives_a_restart(tmp_path: P
             assert (added.name, added.address) == ("shop", shop.address)
             assert added.by_operator
             assert added.configured_address == ""
-            assert (added.concurrency_limit, added.transport) == (256, "exchange")
+            assert (added.concurrency_limit, added.transport) == (256, "")
             await client.register(ONE)
             started = await client.start("one")
             assert (await started.result(timeout_s=PATIENCE_S)).completed

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import grpc
 import pytest
 from google.protobuf.message import Message
 
 import amends
-from amends import starting
+from amends import room, starting
 from amends.v1 import saga_pb2, types_pb2
 from tests.participants.scripted_runtime import (
     Refusal,
@@ -454,7 +454,7 @@ async def test_requests_become_as_large_as_what_is_taken(
         await asyncio.gather(*(client.start("order", saga_id=i) for i in ids))
     first, *later = (len(batch) for batch in batches(runtime))
     assert first == 200
-    assert max(later) == int(10 * starting.ROOM_GROWS)
+    assert max(later) == int(10 * room.ROOM_GROWS)
     assert sorted(taken) == sorted(ids)
 
 
@@ -474,6 +474,84 @@ async def test_requests_grow_again_when_all_is_taken(
     assert sizes[:5] == [500, 8, 10, 12, 15]
     assert sizes[-2] > 60
     assert sum(sizes) == 1000
+
+
+async def test_full_requests_go_beside_others(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """Nobody waits for an answer where another whole request could be on its way."""
+    came: list[object] = []
+    all_came = anyio.Event()
+
+    async def together(request: Any) -> Message:
+        came.append(request)
+        if len(came) == room.MAX_REQUESTS:
+            all_came.set()
+        await all_came.wait()
+        return await start_all(request)
+
+    runtime.answer("StartSagas", together)
+    async with Company(runtime, client):
+        count = room.MAX_REQUESTS * room.MAX_STARTS
+        await asyncio.gather(*(client.start("order", saga_id=f"order-{n}") for n in range(count)))
+    assert [len(batch) for batch in batches(runtime)] == [room.MAX_STARTS] * room.MAX_REQUESTS
+
+
+async def test_more_starts_than_may_wait_are_refused_at_once(runtime: ScriptedRuntime) -> None:
+    """Nothing of them has left, and those that wait are started."""
+    gate = Gate()
+    runtime.answer("StartSagas", gate, start_all)
+    async with (
+        amends.Client(runtime.address, timeout_s=60, max_waiting_starts=3) as client,
+        Company(runtime, client),
+    ):
+        first = asyncio.create_task(client.start("order", saga_id="first"))
+        await gate.came.wait()
+        waiting = [asyncio.create_task(client.start("order", saga_id=i)) for i in "abc"]
+        await anyio.lowlevel.checkpoint()
+        with pytest.raises(amends.Overloaded, match="max_waiting_starts") as caught:
+            await client.start("order", saga_id="d")
+        assert caught.value.reason == "TOO_MANY_WAITING_STARTS"
+        assert not caught.value.in_doubt
+        gate.let_go.set()
+        await asyncio.gather(first, *waiting)
+    assert batches(runtime) == [["first"], ["a", "b", "c"]]
+
+
+async def test_who_has_waited_for_half_of_its_time_lets_others_go_first(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """With more starts than can be sent, those that are sent have time for their answers."""
+    assert client._open is not None
+    starts = client._open.starts
+    request = saga_pb2.StartSagaRequest(saga_id="late", definition="order")
+    late = starting._Start(request, 60, runtime.address, hold_s=0.0)
+    late.late_at = 0.0
+    async with Company(runtime, client):
+        starts._waiting[late] = None
+        await client.start("order", saga_id="a")
+        await late.answer
+    assert batches(runtime) == [["a", "late"]]
+
+
+async def test_who_has_no_time_for_an_answer_is_not_sent(
+    runtime: ScriptedRuntime, client: amends.Client
+) -> None:
+    """It is certain that it did not happen; sent, it would be in doubt."""
+    assert client._open is not None
+    starts = client._open.starts
+    request = saga_pb2.StartSagaRequest(saga_id="late", definition="order")
+    late = starting._Start(request, 60, runtime.address, hold_s=0.0)
+    late.late_at = 0.0
+    starts._took_s = 100.0
+    async with Company(runtime, client):
+        starts._waiting[late] = None
+        await client.start("order", saga_id="a")
+        with pytest.raises(amends.Unavailable) as caught:
+            await late.answer
+    assert caught.value.reason == "NOT_SENT"
+    assert not caught.value.in_doubt
+    assert batches(runtime) == [["a"]]
 
 
 async def test_a_start_that_is_refused_for_too_long_is_told_at_once(
@@ -597,10 +675,10 @@ async def test_a_start_whose_time_is_over_holds_up_nobody(
     starts = client._open.starts
     async with Company(runtime, client):
         request = saga_pb2.StartSagaRequest(saga_id="over")
-        over = starting._Start(request, time.monotonic() + 60, runtime.address)
+        over = starting._Start(request, 60, runtime.address, hold_s=0.0)
         over.answer.cancel()
         starts._waiting[over] = None
-        starts._something_waits.set()
+        starts._note_due()
         await client.start("order", saga_id="good")
     assert batches(runtime) == [["good"]]
     assert starts._waiting == {}

@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "simulate.py"
 
 FIRST_SEED = 1
-SCHEDULES = 2_000
+SCHEDULES = 1_200
+"""Every fault has fired and every end was reached after 202 of them: six times as many. What is
+rarer is found by `make simulate`, which plays 20,000."""
 
 
 def fingerprint(seeds: Iterable[int]) -> str:

@@ -5,10 +5,10 @@ it, and arrivals are read from the store together, so a thousand starts cost one
 id is here from the question to the answer, no two actors of one saga can come to be in this
 process; between processes the store's compare-and-set sees to it.
 
-There are two queues. What somebody asks for is read at once. What comes by itself, at a restart or
-because its time has come, is read at leisure: while there is `room`, and behind all that is asked
+There are two queues. What somebody asks for comes at once. What comes by itself, at a restart or
+because its time has come, comes at leisure: while there is `room`, and behind all that is asked
 for. So a hundred thousand that come together hold up nobody, and neither memory nor participants
-are flooded.
+are flooded. A page of them is read ahead, so that no turn waits for the disk once there is room.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ __all__ = ["Arrival", "Arrivals"]
 
 _log = structlog.get_logger(__name__)
 
-LOAD_TOGETHER: Final = 128  # histories in memory at once: at 3 MiB each, below 400 MiB
+LOAD_TOGETHER: Final = 128  # histories read by one query: at 3 MiB each, below 400 MiB
 STORE_RETRY_S: Final = 0.05  # a reopened store is back after a checkpoint
-PACE_S: Final = 0.01  # about one commit: new work gets its turns in between
+PACE_S: Final = 0.002  # until it is asked again whether there is room: a commit takes as long
+MAX_PACE_S: Final = 0.05  # where there is none for long: live sagas are at their bound
 
 
 class Arrival:
@@ -60,6 +61,10 @@ class Arrival:
             self.predecessor.fail_waiters(error)
 
 
+_Page = list[tuple[str, Arrival, LoadedSaga | Tombstone | None]]
+"""Arrivals that were read, with what the store has of each."""
+
+
 class Arrivals:
     """Those on their way, and the task that reads them.
 
@@ -83,6 +88,7 @@ class Arrivals:
         self._asked: deque[str] = deque()
         self._at_leisure: deque[str] = deque()
         self._something_to_load = anyio.Event()
+        self._ahead: _Page = []  # at leisure, and read before there was room
 
     def find(self, saga_id: str) -> Arrival | None:
         """The saga's arrival, if it is on its way."""
@@ -116,8 +122,8 @@ class Arrivals:
 
     @property
     def waiting_at_leisure(self) -> int:
-        """How many others have not been read."""
-        return len(self._at_leisure)
+        """How many others have not come."""
+        return len(self._at_leisure) + len(self._ahead)
 
     def __len__(self) -> int:
         return len(self._arrivals)
@@ -130,50 +136,67 @@ class Arrivals:
         A store that cannot be read for a moment, as while it is reopened after a failed commit,
         holds arrivals up and loses none of them.
         """
+        pause_s = PACE_S
         while True:
-            ids = await self._next()
-            try:
-                found = await self._store.load(ids)
-            except UnreadableSaga:
-                await self._load_one_by_one(ids)
-            except StoreError as error:
-                self._load_later(ids, error)
-                await anyio.sleep(STORE_RETRY_S)
+            if self._asked:
+                self._hand_over(await self._load(self._take(self._asked, at_leisure=False)))
+            elif self._at_leisure and not self._ahead:
+                self._ahead = await self._load(self._take(self._at_leisure, at_leisure=True))
+            elif self._ahead and (room := self._room()) > 0:
+                page, self._ahead = self._ahead[:room], self._ahead[room:]
+                self._hand_over(page)
+                pause_s = PACE_S
+                await anyio.lowlevel.checkpoint()
             else:
-                for saga_id in ids:
-                    self._hand_over(saga_id, found.get(saga_id))
-
-    async def _next(self) -> list[str]:
-        """Those that are read now: what is asked for, and where nothing is, the others."""
-        while True:
-            while not self._asked and not self._at_leisure:
                 self._something_to_load = anyio.Event()
-                await self._something_to_load.wait()
-            asked = bool(self._asked)
-            queue = self._asked if asked else self._at_leisure
-            count = min(LOAD_TOGETHER, len(queue))
-            if not asked:
-                count = min(count, self._room())
-            if count <= 0:
-                self._something_to_load = anyio.Event()
-                with anyio.move_on_after(PACE_S):
+                with anyio.move_on_after(pause_s if self._ahead else None):
                     await self._something_to_load.wait()
-                continue
-            # Each once: one may have been queued again while it was read.
-            taken = dict.fromkeys(queue.popleft() for _ in range(count))
-            ids = [saga_id for saga_id in taken if self._is_due(saga_id, asked=asked)]
-            if ids:
-                return ids
+                pause_s = min(2 * pause_s, MAX_PACE_S)
 
-    def _is_due(self, saga_id: str, *, asked: bool) -> bool:
-        """Whether it is still on its way by this queue."""
-        arrival = self._arrivals.get(saga_id)
-        return arrival is not None and arrival.at_leisure is not asked
+    def _take(self, queue: deque[str], *, at_leisure: bool) -> list[str]:
+        """The next of a queue that are still on their way by it, each once."""
+        taken: dict[str, None] = {}
+        while queue and len(taken) < LOAD_TOGETHER:
+            saga_id = queue.popleft()
+            arrival = self._arrivals.get(saga_id)
+            if arrival is not None and arrival.at_leisure is at_leisure:
+                taken[saga_id] = None
+        return list(taken)
 
-    def _hand_over(self, saga_id: str, found: LoadedSaga | Tombstone | None) -> None:
-        self._arrived(saga_id, self._arrivals.pop(saga_id), found)
+    def _hand_over(self, page: _Page) -> None:
+        for saga_id, arrival, found in page:
+            # Not one that was read ahead, asked for since, and has come already.
+            if self._arrivals.get(saga_id) is arrival:
+                del self._arrivals[saga_id]
+                self._arrived(saga_id, arrival, found)
 
-    def _load_later(self, ids: list[str], error: StoreError) -> None:
+    async def _load(self, ids: list[str]) -> _Page:
+        """These as the store has them, but for those that cannot be read."""
+        try:
+            found = await self._store.load(ids) if ids else {}
+        except UnreadableSaga:
+            return await self._load_one_by_one(ids)
+        except StoreError as error:
+            await self._load_later(ids, error)
+            return []
+        return [(saga_id, self._arrivals[saga_id], found.get(saga_id)) for saga_id in ids]
+
+    async def _load_one_by_one(self, ids: list[str]) -> _Page:
+        """One of these is damaged; which, is told by reading each alone."""
+        page: _Page = []
+        for number, saga_id in enumerate(ids):
+            try:
+                found = await self._store.load([saga_id])
+            except UnreadableSaga as error:
+                self._unreadable(saga_id, self._arrivals.pop(saga_id), error)
+            except StoreError as error:
+                await self._load_later(ids[number:], error)
+                break
+            else:
+                page.append((saga_id, self._arrivals[saga_id], found.get(saga_id)))
+        return page
+
+    async def _load_later(self, ids: list[str], error: StoreError) -> None:
         """The store cannot be read now. Who asks is told; what is needed goes on arriving."""
         _log.warning("load_waits_for_the_store", error=str(error), sagas=len(ids))
         failure = Unavailable(f"the store cannot be read now ({error}); ask again")
@@ -189,16 +212,4 @@ class Arrivals:
                 self._at_leisure.append(saga_id)
             else:
                 self._asked.append(saga_id)
-
-    async def _load_one_by_one(self, ids: list[str]) -> None:
-        """One of these is damaged; which, is told by reading each alone."""
-        for number, saga_id in enumerate(ids):
-            try:
-                found = await self._store.load([saga_id])
-            except UnreadableSaga as error:
-                self._unreadable(saga_id, self._arrivals.pop(saga_id), error)
-            except StoreError as error:
-                self._load_later(ids[number:], error)
-                return
-            else:
-                self._hand_over(saga_id, found.get(saga_id))
+        await anyio.sleep(STORE_RETRY_S)

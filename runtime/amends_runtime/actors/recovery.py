@@ -3,7 +3,19 @@
 Recovery only names them; each is read as it is by then, so that what a page said is never taken for
 what a saga is. Those that rest are left to the horizon. First come those that compensate, because
 somebody's money is waiting, then the oldest; page by page, each page's arrivals before the next, so
-that neither memory nor participants are flooded. It is over when all are named and none is awaited.
+that memory is not flooded. It is over when all are named and none is awaited.
+
+How it is paced:
+
+1. Sagas come in while few turns wait (`arrivals`, `Supervisor._room`). So who asks the runtime for
+   anything waits some milliseconds behind them, and those that are in get on and end while others
+   still come: memory stays far below what it was before the kill.
+2. A participant never has more calls at once than its lane's limit, its own or the operator's; the
+   others wait in the lane, by the lane's order. That bounds what it has to bear, not its calls per
+   second: its usual rate is not known here, and a rate from before the kill would hold everybody up
+   who was killed after a quiet night, or because the participant was away.
+3. No lane holds up the bringing in, however long its queue: sagas that wait for a slow participant
+   stand before others that do not need it.
 """
 
 from __future__ import annotations
@@ -23,7 +35,7 @@ __all__ = ["Recovering", "Recovery"]
 
 _log = structlog.get_logger(__name__)
 
-RECOVERY_PAGE: Final = 500  # sagas named before those named earlier are waited for
+RECOVERY_PAGE: Final = 1_000  # sagas named before those named earlier are waited for
 RETRY_S: Final = 0.05  # a reopened store is back after a checkpoint
 PAUSE_S: Final = 0.01  # about one commit
 

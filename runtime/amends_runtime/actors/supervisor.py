@@ -8,15 +8,12 @@ A saga that has not ended is told so before anything else when it comes in: Revi
 parked, for nothing of it was lost; RuntimeRestarted, if it was in memory and is no more, for
 whatever it had in flight is gone. One that has ended answers its messages and leaves.
 
-A saga leaves memory when it has ended, and when a turn leaves it at rest for long. One that rests
-for less stays, and is a candidate for leaving when the bound of live sagas is reached. One that
-somebody asked for stays for `LINGER_S`, because who asks once asks again.
+When a saga leaves memory is told in `leaving`, what may come in at all in `admission`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,14 +24,17 @@ import msgspec
 import structlog
 
 from amends_runtime.actors import refusals
+from amends_runtime.actors.admission import Admission
 from amends_runtime.actors.arrivals import Arrival, Arrivals
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.horizon import MAX_NEAR, Horizon
+from amends_runtime.actors.leaving import Leaving
+from amends_runtime.actors.limits import Limits
 from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.parking import Parked, Parking
 from amends_runtime.actors.recovery import Recovering, Recovery
 from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
-from amends_runtime.actors.survey import SLICE, Survey, Tally
+from amends_runtime.actors.survey import SLICE, Survey, Tally, will_wake
 from amends_runtime.actors.timers import Timers
 from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
@@ -54,9 +54,9 @@ from amends_runtime.core.messages import (
 )
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import SagaState, Verb
-from amends_runtime.core.saga import Answer, Saga, StepStatus
+from amends_runtime.core.saga import Answer, Saga
 from amends_runtime.core.tracing import Tracing
-from amends_runtime.core.waking import NEVER_MS, rests_until_ms
+from amends_runtime.core.waking import NEVER_MS
 from amends_runtime.errors import (
     AmendsError,
     Overloaded,
@@ -71,21 +71,8 @@ __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor
 
 _log = structlog.get_logger(__name__)
 
-STARTING_BYTES = 64 * 1024 * 1024  # inputs of starts that are not durable yet
 STORE_RETRY_S = 0.05  # a reopened store is back after a checkpoint
-LINGER_S = 1.0  # a waiter comes at once after it was told how the saga stands
-RELIEF = 16  # one in so many live sagas leaves at a time, when there are too many
-ARRIVE_BACKLOG = 256  # turns that wait, up to which more may come in by themselves
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of what is held in memory."""
-
-    live_sagas: int = 100_000  # about 5 KB each
-    park_after_ms: int = 10_000  # nearer wake-ups cost less than leaving and coming back
-    mailbox: int = 1_024  # far more than a sane client sends to one saga
-    commit_batch: int = 512  # transitions in one commit: beyond it the sync is no longer what costs
-    commit_queue: int = 10_000  # about a second of work; more only makes everybody wait longer
+ARRIVE_BACKLOG = 512  # turns that wait, up to which more may come in by themselves: a commit full
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,13 +160,8 @@ class Supervisor:
             unreadable=self._cannot_be_read,
         )
         self._parking = Parking()
-        self._resting: dict[str, SagaActor] = {}  # live, and may leave when others need the room
-        self._lingering: deque[tuple[float, SagaActor]] = deque()  # until when, monotonic
-        self._someone_lingers = anyio.Event()
         self._unreadable: dict[str, str] = {}
         self._began_at_seq = store.head_seq
-        self._starting_bytes = 0
-        self._refused: dict[str, int] = {}
         self._recovery = Recovering(
             store, clock, self._recover, lambda: self._arrivals.waiting_at_leisure
         )
@@ -195,6 +177,17 @@ class Supervisor:
         self._timers = Timers(clock, self._wake, self._timers_wait_for)
         self._horizon = Horizon(
             store, clock, self._comes_near, lambda: len(self._parking) < MAX_NEAR
+        )
+        self._leaving = Leaving(
+            self._actors,
+            parking=self._parking,
+            timers=self._timers,
+            horizon=self._horizon,
+            clock=clock,
+            limits=limits,
+        )
+        self._admission = Admission(
+            limits.commit_queue, lambda: self._turns.backlog + self._arrivals.waiting
         )
         self._has_begun = anyio.Event()
         self.accepting = True
@@ -213,9 +206,9 @@ class Supervisor:
             try:
                 return _started(await begun)
             finally:
-                self._starting_bytes -= len(request.input.data)
+                self._admission.ends(len(request.input.data))
         except Overloaded as refusal:
-            self._note_refusal(refusal)
+            self._admission.note(refusal)
             raise
 
     async def start_sagas(
@@ -246,14 +239,14 @@ class Supervisor:
                     outcomes.append(self._noted(error))
             return outcomes
         finally:
-            self._starting_bytes -= taken_bytes
+            self._admission.ends(taken_bytes)
             for one in begun:  # the caller may have left: nobody hears of their errors
                 if isinstance(one, asyncio.Future) and not one.cancel() and not one.cancelled():
                     one.exception()
 
     def _begin_start(self, request: StartRequest) -> asyncio.Future[Told]:
         self._check_accepting()
-        self._check_admission(len(request.input.data))
+        self._admission.check(len(request.input.data))
         registered = self._definitions.find(request.definition_name, request.definition_hash)
         plan = self._definitions.plan(registered.content_hash)
         deadline_ms = request.deadline_ms or plan.definition.deadline_ms
@@ -266,12 +259,12 @@ class Supervisor:
             traceparent=request.traceparent,
         )
         begun = self._post(request.saga_id, message, plan)
-        self._starting_bytes += len(request.input.data)
+        self._admission.begins(len(request.input.data))
         return begun
 
     def _noted(self, error: Exception) -> Exception:
         if isinstance(error, Overloaded):
-            self._note_refusal(error)
+            self._admission.note(error)
         if isinstance(error, AmendsError):
             # Its frames hold the list that holds it: all inputs would wait for the collector.
             error.with_traceback(None)
@@ -279,13 +272,11 @@ class Supervisor:
 
     def room_for_starts(self) -> int:
         """How many starts the commit queue takes now; those beyond it are `refuse_starts`'s."""
-        return max(0, self._limits.commit_queue - self._turns.backlog - self._arrivals.waiting)
+        return self._admission.room
 
     def refuse_starts(self, count: int) -> Overloaded:
         """The refusal of so many starts for which the commit queue has no room, counted."""
-        refusal = refusals.commit_queue_full(self._limits.commit_queue)
-        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + count
-        return refusal
+        return self._admission.refuse(count)
 
     async def cancel_saga(self, saga_id: str, author: str, reason: str) -> tuple[SagaView, Answer]:
         """Asks a saga to turn back.
@@ -404,7 +395,7 @@ class Supervisor:
             began_s = self._clock.monotonic_s()
             for actor in actors[start : start + SLICE]:
                 if self._actors.get(actor.saga_id) is actor:
-                    tally.add(actor, will_wake=self._will_wake(actor))
+                    tally.add(actor, will_wake=will_wake(actor, self._outbox.holds))
             held_s += self._clock.monotonic_s() - began_s
             await anyio.lowlevel.checkpoint()
         parked = self._parking.by_state
@@ -432,7 +423,7 @@ class Supervisor:
     @property
     def refused(self) -> dict[str, int]:
         """How many requests were refused because a limit is reached, by the error's reason."""
-        return dict(self._refused)
+        return self._admission.refused
 
     def counts(self) -> Counts:
         """What is in memory, counted at one go: for tests, and for the end of a runtime."""
@@ -445,7 +436,7 @@ class Supervisor:
             timers=len(self._timers),
             unreadable=len(self._unreadable),
             without_wake_up=len(self._unreadable)
-            + sum(not self._will_wake(actor) for actor in self._actors.values()),
+            + sum(not will_wake(actor, self._outbox.holds) for actor in self._actors.values()),
         )
 
     # -- what lanes and timers tell it ---------------------------------------------------------
@@ -472,7 +463,7 @@ class Supervisor:
         Without room for arrivals they do not wait for them: a live saga that makes room may need
         its own timer for that.
         """
-        has_room = len(self._actors) < self._limits.live_sagas
+        has_room = not self._leaving.is_full
         return self._turns.backlog + (self._arrivals.waiting_at_leisure if has_room else 0)
 
     def _comes_near(self, saga_id: str, wake_at_ms: int, within_ms: int) -> None:
@@ -533,7 +524,7 @@ class Supervisor:
         await self._has_begun.wait()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._horizon.run)
-            tasks.start_soon(self._run_lingering)
+            tasks.start_soon(self._leaving.run)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -561,7 +552,7 @@ class Supervisor:
         try:
             return await self._post(saga_id, message, plan)
         except Overloaded as refusal:
-            self._note_refusal(refusal)
+            self._admission.note(refusal)
             raise
 
     def _post(
@@ -608,8 +599,8 @@ class Supervisor:
         """How many sagas may come in by themselves now."""
         if self._turns.backlog > ARRIVE_BACKLOG:
             return 0
-        if len(self._actors) >= self._limits.live_sagas:
-            self._relieve()
+        if self._leaving.is_full:
+            self._leaving.relieve()
         return self._limits.live_sagas - len(self._actors)
 
     def _arrived(
@@ -673,7 +664,7 @@ class Supervisor:
             first.append(Envelope(RuntimeRestarted()))
         self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
-            self._leave(actor)
+            self._leaving.leave(actor)
 
     def _tell_of_unknown_turn(self, before: SagaActor, loaded: LoadedSaga, saga: Saga) -> None:
         """A commit that was believed to have failed was written: observers hear of it now."""
@@ -758,9 +749,9 @@ class Supervisor:
                 # Nobody asks for it any more, not even a poll that waits for its time.
                 self._forget_calls(actor)
             if not actor.mailbox:
-                self._leave(actor)
+                self._leaving.leave(actor)
         elif not calls:
-            self._rest(actor, asked_for=turn.envelope.sender is not None)
+            self._leaving.rest(actor, asked_for=turn.envelope.sender is not None)
 
     def _poll(self, actor: SagaActor, saga: Saga, poll: PollParticipant) -> None:
         """An attempt in progress: what is asked again only much later is no lane's matter yet."""
@@ -786,72 +777,7 @@ class Supervisor:
             call = call_for(actor.plan, saga, poll, self._tracing)
             self._outbox.poll(call, saga.started_at_ms, poll)
 
-    # -- leaving memory ------------------------------------------------------------------------
-
-    def _rest(self, actor: SagaActor, *, asked_for: bool) -> None:
-        """A turn has left the saga without a call: it may leave memory, now or later."""
-        until_ms = _rests_until_ms(actor)
-        if not until_ms:
-            return
-        rests_long = until_ms - self._clock.now_ms() > self._limits.park_after_ms
-        if rests_long and not asked_for:
-            self._park(actor)
-            return
-        self._resting[actor.saga_id] = actor
-        if rests_long:
-            self._lingering.append((self._clock.monotonic_s() + LINGER_S, actor))
-            self._someone_lingers.set()
-
-    def _park(self, actor: SagaActor) -> None:
-        """The saga leaves memory, but for what its row does not say of it."""
-        assert actor.saga is not None, "what rests is durable"
-        waiters, timers = actor.take_waiters(), actor.timers
-        by_row = actor.kept_wake_ms > self._horizon.through_ms and not actor.polls
-        if by_row:
-            self._timers.forget(timers)
-        if not by_row or waiters:
-            timers = [timer for timer in timers if timer.saga_id is not None]
-            self._parking.keep(actor.saga_id, Parked(timers, actor.polls, waiters))
-        actor.timers, actor.polls = [], ()
-        self._parking.went(actor)
-        self._leave(actor)
-
-    async def _run_lingering(self) -> None:
-        """Lets those go that somebody asked for a while ago."""
-        while True:
-            while not self._lingering:
-                self._someone_lingers = anyio.Event()
-                await self._someone_lingers.wait()
-            until_s, actor = self._lingering.popleft()
-            await anyio.sleep(max(0.0, until_s - self._clock.monotonic_s()))
-            self._rest_again(actor)
-
-    def _rest_again(self, actor: SagaActor) -> None:
-        """Whether it rests is asked anew."""
-        if self._actors.get(actor.saga_id) is actor and not actor.busy:
-            self._rest(actor, asked_for=False)
-
-    def _relieve(self) -> bool:
-        """There are too many live sagas: some of those at rest leave, who rest longest first.
-
-        False: none is.
-        """
-        resting = [
-            (until_ms, number, actor)
-            for number, actor in enumerate(self._resting.values())
-            if (until_ms := _rests_until_ms(actor))
-        ]
-        self._resting = {actor.saga_id: actor for *_, actor in resting}
-        for *_, actor in heapq.nlargest(max(1, len(self._actors) // RELIEF), resting):
-            self._park(actor)
-        return len(self._actors) < self._limits.live_sagas
-
-    def _leave(self, actor: SagaActor) -> None:
-        """The saga has ended, or rests: it is a row now."""
-        if self._actors.get(actor.saga_id) is actor:
-            del self._actors[actor.saga_id]
-        self._resting.pop(actor.saga_id, None)
-        self._timers.forget(actor.timers)
+    # -- forgetting what memory has of a saga ------------------------------------------------------
 
     def _forget_calls(self, actor: SagaActor) -> None:
         """What it asked for and has not left yet is not to leave any more."""
@@ -862,7 +788,7 @@ class Supervisor:
     def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
         """These actors' state is not to be believed: forget it, and let each arrive anew."""
         for actor in actors:
-            self._leave(actor)
+            self._leaving.leave(actor)
             self._forget_calls(actor)
             arrival = self._arrivals.of(actor.saga_id, predecessor=actor)
             arrival.envelopes += actor.mailbox.drain()
@@ -911,55 +837,18 @@ class Supervisor:
         if arrival is not None and arrival.predecessor is not None:
             arrival.predecessor.remove_waiter(waiter)
 
-    def _note_refusal(self, refusal: Overloaded) -> None:
-        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
-
     def _check_accepting(self) -> None:
         if not self.accepting:
             raise refusals.stopping()
-
-    def _check_admission(self, input_bytes: int) -> None:
-        """Bounds what waits to become durable.
-
-        Asked of every start, for nobody knows yet whether it is a repeated one.
-        """
-        if not self.room_for_starts():
-            raise refusals.commit_queue_full(self._limits.commit_queue)
-        if self._starting_bytes and self._starting_bytes + input_bytes > STARTING_BYTES:
-            raise refusals.starting_bytes_full(self._starting_bytes, STARTING_BYTES)
 
     def _why_not_start(self, plan: Plan) -> Refusal | None:
         """Why a saga that does not exist yet is not to be started now, if it is not."""
         missing = self._definitions.unregistered(plan)
         if missing:
             return refusals.cannot_run(plan, missing)
-        if len(self._actors) >= self._limits.live_sagas and not self._relieve():
+        if self._leaving.is_full and not self._leaving.relieve():
             return refusals.too_many_live(len(self._actors), self._limits.live_sagas)
         return None
-
-    def _will_wake(self, actor: SagaActor) -> bool:
-        """Rule 8: what has not ended always has something that wakes it, or is visibly stuck."""
-        saga = actor.saga
-        if actor.quarantined:
-            return False  # an operator could, and there is a bug
-        if saga is None or saga.ended or actor.busy or actor.mailbox:
-            return True
-        if saga.deadline_at_ms and saga.phase is core.Phase.FORWARD and not saga.past_no_return:
-            return True
-        return any(
-            step.retry_at_ms
-            or step.status is StepStatus.STUCK
-            or (
-                step.open
-                and (
-                    any(poll.step == number for poll in actor.polls)
-                    or self._outbox.holds(
-                        actor.plan.steps[number].participant, actor.saga_id, number, step.verb
-                    )
-                )
-            )
-            for number, step in enumerate(saga.steps)
-        )
 
 
 def _started(told: Told) -> tuple[SagaView, bool]:
@@ -978,15 +867,6 @@ def _step_number(view: SagaView, name: str) -> int:
     if number is None:
         raise refusals.no_such_step(view, name)
     return number
-
-
-def _rests_until_ms(actor: SagaActor) -> int:
-    """The instant up to which nothing happens to the saga; 0: it does not rest, or has messages."""
-    if actor.saga is None or actor.busy or actor.mailbox or actor.quarantined or actor.dropped:
-        return 0
-    polls = actor.polls
-    until_ms = rests_until_ms(actor.saga, [poll.step for poll in polls] if polls else ())
-    return min([until_ms, *(poll.at_ms for poll in polls)])
 
 
 def _end_wait(waiter: asyncio.Future[SagaView | None]) -> None:

@@ -7,15 +7,16 @@ which it looked: a saga that has left meanwhile is not counted, one that came in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from amends_runtime.actors.saga_actor import SagaActor
 from amends_runtime.core.records import SagaState, Verb
-from amends_runtime.core.saga import StepState, StepStatus
+from amends_runtime.core.saga import Phase, StepState, StepStatus
 
-__all__ = ["SLICE", "Survey", "Tally", "in_doubt"]
+__all__ = ["SLICE", "Survey", "Tally", "in_doubt", "will_wake"]
 
 SLICE: Final = 200  # about a millisecond, the time of a few turns
 
@@ -99,3 +100,29 @@ def in_doubt(step: StepState) -> bool:
     if step.verb is Verb.COMPENSATE and step.failures:
         return True
     return step.unknown and not (step.executed or step.refused)
+
+
+def will_wake(actor: SagaActor, holds: Callable[[str, str, int, Verb], bool]) -> bool:
+    """Rule 8: what has not ended always has something that wakes it, or is visibly stuck.
+
+    `holds` says whether a participant's lane has an attempt of a saga, a step and a verb.
+    """
+    saga = actor.saga
+    if actor.quarantined:
+        return False  # an operator could, and there is a bug
+    if saga is None or saga.ended or actor.busy or actor.mailbox:
+        return True
+    if saga.deadline_at_ms and saga.phase is Phase.FORWARD and not saga.past_no_return:
+        return True
+    return any(
+        step.retry_at_ms
+        or step.status is StepStatus.STUCK
+        or (
+            step.open
+            and (
+                any(poll.step == number for poll in actor.polls)
+                or holds(actor.plan.steps[number].participant, actor.saga_id, number, step.verb)
+            )
+        )
+        for number, step in enumerate(saga.steps)
+    )
