@@ -47,7 +47,7 @@ def parts() -> list[Part]:
     def batch_out() -> None:
         request = participant_pb2.ExchangeRequest()
         for number, call in enumerate(calls):
-            wire.add_exchange_call(request, number, call)
+            wire.add_exchange_call(request, number, call, call.timeout_ms)
         request.SerializeToString()
 
     def batch_in() -> None:

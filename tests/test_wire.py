@@ -628,7 +628,7 @@ BAD_TYPE = types_pb2.Payload(content_type="t" * 257)
         pytest.param(
             P.Outcome(in_progress=P.InProgress(poll_after_ms=-5)),
             Verb.EXECUTE,
-            InProgress(1),
+            InProgress(1000),
             id="a poll in the past",
         ),
         pytest.param(

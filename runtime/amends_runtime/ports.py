@@ -497,7 +497,7 @@ class Transport(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for people; it may change with what the participant turns out to have."""
+        """What it is, for people, as the participant turns out to have it; empty until then."""
         ...
 
     @property
@@ -505,15 +505,25 @@ class Transport(Protocol):
         """How many calls the participant has said that it takes at once; None: it has not."""
         ...
 
-    def open(self, tasks: TaskGroup, limit_changed: Callable[[], None]) -> None:
-        """Comes first, once: its tasks live in `tasks`. Nothing is connected yet."""
+    @property
+    def room(self) -> int:
+        """How many further calls it takes now; who has more keeps them."""
         ...
 
-    def send(self, call: Call, answer: Callable[[Reply], None]) -> None:
-        """Sends one attempt, at most as many at once as there is a limit for.
+    def open(self, tasks: TaskGroup, room_changed: Callable[[], None]) -> None:
+        """Comes first, once: its tasks live in `tasks`. Nothing is connected yet.
+
+        `room_changed` is called when there may be more room, or another limit, but not after each
+        answer, which makes room, too.
+        """
+        ...
+
+    def send(self, call: Call, answer: Callable[[Reply | None], None]) -> None:
+        """Sends one attempt, if there is room for it.
 
         `answer` is called once, never from inside `send`, at most `call.timeout_ms` from now; not
-        any more once the transport was closed. Raises nothing.
+        any more once the transport was closed. None gives the call back: it was never sent. Raises
+        nothing.
         """
         ...
 

@@ -64,6 +64,7 @@ __all__ = [
     "participant_to_proto",
     "payload_from_proto",
     "payload_to_proto",
+    "put_call",
     "put_contents",
     "put_saga",
     "read_definition",
@@ -77,6 +78,8 @@ __all__ = [
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """One payload. Three of them, with all that a call says besides, fit gRPC's 4 MiB message."""
+UNSAID_POLL_MS: Final = 1000
+"""When to ask again who says InProgress and not when, or a time that has passed."""
 MAX_CONTENT_TYPE_BYTES: Final = 256
 """A content type with parameters; a payload's bytes must not hide where no limit looks."""
 MAX_OUTCOME_REASON_CHARS: Final = 128
@@ -700,48 +703,48 @@ def idempotency_key(identity: StoreIdentity, call: Call) -> str:
 def call_to_proto(
     call: Call, identity: StoreIdentity, deadline_at_ms: int, oldest_open_at_ms: int = 0
 ) -> participant_pb2.Call:
-    """One attempt, for a request of its verb or a batch.
+    """One attempt by itself; see `put_call`."""
+    message = participant_pb2.Call()
+    put_call(message, call, identity, deadline_at_ms, oldest_open_at_ms)
+    return message
+
+
+def put_call(
+    message: participant_pb2.Call,
+    call: Call,
+    identity: StoreIdentity,
+    deadline_at_ms: int,
+    oldest_open_at_ms: int = 0,
+) -> None:
+    """Writes one attempt into a new message of a request.
 
     `deadline_at_ms` is when the runtime stops waiting for this attempt's reply; `oldest_open_at_ms`
     when the oldest saga that is still open was started, 0 if unknown.
     """
-    compensation = _compensation(call) if call.verb is Verb.COMPENSATE else None
-    return participant_pb2.Call(
-        idempotency_key=idempotency_key(identity, call),
-        store_id=identity.store_id,
-        saga_id=call.saga_id,
-        definition=call.definition_name,
-        step=call.step_name,
-        action=call.action,
-        verb=_VERBS_OUT[call.verb],
-        round=call.round,
-        attempt=call.attempt,
-        epoch=identity.epoch,
-        deadline_at_ms=deadline_at_ms,
-        input=payload_to_proto(call.input),
-        results=[
-            participant_pb2.StepResult(step=name, result=payload_to_proto(result))
-            for name, result in call.results
-        ],
-        traceparent=call.traceparent,
-        compensation=compensation,
-        oldest_open_at_ms=oldest_open_at_ms,
-        incarnation=identity.incarnation,
-        poll=call.poll,
-        mode=types_pb2.MODE_SAGA,
-        participant=call.participant,
-    )
+    _put_attempt(message, call)
+    message.idempotency_key = idempotency_key(identity, call)
+    message.store_id = identity.store_id
+    message.epoch = identity.epoch
+    message.deadline_at_ms = deadline_at_ms
+    message.oldest_open_at_ms = oldest_open_at_ms
+    message.incarnation = identity.incarnation
+    message.participant = call.participant
 
 
 def add_exchange_call(
-    request: participant_pb2.ExchangeRequest, call_number: int, call: Call
+    request: participant_pb2.ExchangeRequest, call_number: int, call: Call, left_ms: int
 ) -> participant_pb2.ExchangeCall:
     """One attempt more in a batch; what the stream has said once is left out.
 
-    Field by field, which takes a third of what nested constructors take: this is a hot path.
+    `left_ms` is how long its reply is waited for from now.
     """
-    added = request.calls.add(call_number=call_number, timeout_ms=call.timeout_ms)
-    message = added.call
+    added = request.calls.add(call_number=call_number, timeout_ms=left_ms)
+    _put_attempt(added.call, call)
+    return added
+
+
+def _put_attempt(message: participant_pb2.Call, call: Call) -> None:
+    # Field by field, which takes a third of what nested constructors take: this is a hot path.
     message.saga_id = call.saga_id
     message.definition = call.definition_name
     message.step = call.step_name
@@ -763,7 +766,6 @@ def add_exchange_call(
         payload.content_type = result.content_type
     if call.verb is Verb.COMPENSATE:
         message.compensation.CopyFrom(_compensation(call))
-    return added
 
 
 def _compensation(call: Call) -> participant_pb2.Compensation:
@@ -790,7 +792,8 @@ def outcome_from_proto(
     if kind == "rejected":
         return Rejected(_reason(message.rejected.reason), _message(message.rejected.message))
     if kind == "in_progress":
-        return InProgress(min(max(1, message.in_progress.poll_after_ms), PROGRESS_LIMIT_MS))
+        after_ms = message.in_progress.poll_after_ms
+        return InProgress(min(after_ms if after_ms > 0 else UNSAID_POLL_MS, PROGRESS_LIMIT_MS))
     if kind == "broken":
         return Broken(_reason(message.broken.reason), _message(message.broken.message))
     if kind == "heuristic":

@@ -21,7 +21,7 @@ from amends.v1 import participant_pb2, participant_pb2_grpc, types_pb2
 from amends_runtime.clock import SystemClock
 from amends_runtime.core.messages import Done, InProgress, Rejected, Unknown
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import Verb
+from amends_runtime.core.records import Failure, SagaTurnedBack, TurnCause, Verb
 from amends_runtime.dispatch import exchange
 from amends_runtime.dispatch.exchange import ExchangeTransport
 from amends_runtime.dispatch.unary import UnaryTransport
@@ -158,16 +158,12 @@ class Answers:
         self.replies: dict[str, Reply] = {}
         self._news = anyio.Event()
 
-    def to(self, saga_id: str) -> Callable[[Reply], None]:
-        """Make the callback of one call."""
-
-        def take(reply: Reply) -> None:
-            assert saga_id not in self.replies, "answered twice"
-            self.replies[saga_id] = reply
-            self._news.set()
-            self._news = anyio.Event()
-
-        return take
+    def take(self, saga_id: str, reply: Reply) -> None:
+        """Keep the answer of one call."""
+        assert saga_id not in self.replies, "answered twice"
+        self.replies[saga_id] = reply
+        self._news.set()
+        self._news = anyio.Event()
 
     async def wait(self, *saga_ids: str) -> list[Reply]:
         """Wait until all of them have an answer."""
@@ -203,11 +199,22 @@ class Case:
         self.participant = participant
         self.answers = Answers()
         self.limits: list[int | None] = []
+        self.given_back: list[str] = []
 
     def send(self, *saga_ids: str, **changes: Any) -> None:
-        """Send a call for each saga."""
+        """Send a call for each saga; one that is given back is sent again, as by a lane."""
         for saga_id in saga_ids:
-            self.transport.send(call(saga_id, **changes), self.answers.to(saga_id))
+            self._hand_over(call(saga_id, **changes))
+
+    def _hand_over(self, one: Call) -> None:
+        def take(reply: Reply | None) -> None:
+            if reply is None:
+                self.given_back.append(one.saga_id)
+                asyncio.get_running_loop().call_soon(self._hand_over, one)
+            else:
+                self.answers.take(one.saga_id, reply)
+
+        self.transport.send(one, take)
 
 
 @asynccontextmanager
@@ -271,7 +278,7 @@ async def test_the_first_message_says_who_calls_and_a_call_leaves_that_out() -> 
         assert (hello.store_id, hello.epoch, hello.incarnation) == ("store-1", 7, "first")
         assert hello.participant == "payments"
         (sent,) = await line.calls()
-        assert sent.timeout_ms == 20_000
+        assert 19_000 < sent.timeout_ms <= 20_000
         one = sent.call
         assert (one.saga_id, one.step, one.action, one.round) == ("a", "charge", "charge", 1)
         assert one.verb is types_pb2.VERB_EXECUTE or one.verb == types_pb2.VERB_EXECUTE
@@ -466,16 +473,207 @@ async def test_a_reply_that_is_too_large_costs_the_others_the_stream_and_nothing
     assert (reply.outcome, case.transport.name) == (Done(), "unary")
 
 
-async def test_what_waits_when_the_stream_is_given_up_has_only_the_rest_of_its_time(
-    case: Case,
-) -> None:
-    """By the unary verbs, too, it is answered before its time is over, from when it came in."""
-    case.send("a", timeout_ms=20_000)
+async def test_what_waits_when_the_stream_is_given_up_is_given_back(case: Case) -> None:
+    """It was never sent, so its time begins anew when it leaves by the unary verbs."""
+    case.send("a", timeout_ms=5_000)
     line = await case.participant.line()
-    case.transport._waiting[0].expires_s -= 15
     line.end(grpc.StatusCode.UNIMPLEMENTED)
+    (reply,) = await case.answers.wait("a")
+    assert (reply.outcome, case.given_back) == (Done(), ["a"])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"own_result": Payload(b"x" * 100_000)},
+        {"results": (("a" * 48, Payload(b"", "t" * 250)),) * 100},
+        {"turn": SagaTurnedBack(1, TurnCause.REJECTED, 0, Failure("r" * 64, "m" * 16_000))},
+    ],
+    ids=["own result", "names and content types", "why it turned back"],
+)
+async def test_whatever_makes_calls_large_a_message_is_bounded(
+    case: Case, size: dict[str, Any]
+) -> None:
+    """Else gRPC refuses the whole message, again and again."""
+    case.send(*(f"s{number}" for number in range(200)), verb=Verb.COMPENSATE, **size)
+    line = await case.participant.line()
+    await line.hello(window=10_000)
+    seen = 0
+    while seen < 200:
+        calls = await line.calls()
+        seen += len(calls)
+        assert sum(one.ByteSize() for one in calls) <= exchange.MAX_BYTES
+        await line.answer(*(one.call_number for one in calls))
+    await case.answers.wait(*(f"s{number}" for number in range(200)))
+
+
+async def test_a_call_that_no_message_can_hold_fails_by_itself(case: Case) -> None:
+    """It goes by the unary way, where gRPC refuses it alone; its neighbours have their stream."""
+    case.send("a")
+    case.send("huge", input=Payload(b"x" * 5 * 1024 * 1024))
+    case.send("b")
+    line = await case.participant.line()
+    await line.hello()
+    sent = await line.calls()
+    assert [one.call.saga_id for one in sent] == ["a", "b"]
+    (reply,) = await case.answers.wait("huge")
+    assert isinstance(reply.outcome, Unknown)
+    await line.answer(*(one.call_number for one in sent))
+    await case.answers.wait("a", "b")
+
+
+async def test_a_call_is_told_the_time_that_is_left(case: Case) -> None:
+    """It has waited for a credit: the participant's time-out ends when the runtime's does."""
+    case.send("a")
+    line = await case.participant.line()
+    await line.hello(window=0)
+    (waiting,) = case.transport._waiting
+    waiting.expires_s -= 15
+    await line.say(credits=1)
+    (one,) = await line.calls()
+    assert 0 < one.timeout_ms <= 5_000
+
+
+async def test_a_stream_that_has_gone_silent_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    """Open, and nobody answers on it any more: calls find another way, a breaker's probes too."""
+    monkeypatch.setattr(exchange, "LATE_REPLIES_S", 0.0)
+    case.send("first")
+    line = await case.participant.line()
+    await line.hello()
+    (one,) = await line.calls()
+    await line.answer(one.call_number)
+    await case.answers.wait("first")
+    case.send("lost", timeout_ms=50)
+    await case.answers.wait("lost")
+    case.send("next", timeout_ms=10_000)
+    second = await case.participant.line()
+    await second.hello()
+    (one,) = await second.calls()
+    await second.answer(one.call_number)
+    await case.answers.wait("next")
+
+
+async def test_a_late_reply_makes_room_and_the_lane_is_told(case: Case) -> None:
+    """It has no other way to hear of it: the call has had its answer."""
+    case.send("late", timeout_ms=50)
+    line = await case.participant.line()
+    await line.hello(window=1)
+    (late,) = await line.calls()
+    await case.answers.wait("late")
+    told = len(case.limits)
+    assert case.transport.room == 0
+    await line.answer(late.call_number)
+    with anyio.fail_after(20):
+        while len(case.limits) == told:
+            await anyio.lowlevel.checkpoint()
+    assert case.transport.room == 1
+
+
+async def test_a_reply_to_nothing_gives_no_credit(case: Case) -> None:
+    """Not a number that never was, and not one that was answered: then more would leave."""
+    case.send("a")
+    line = await case.participant.line()
+    await line.hello(window=1)
+    (a,) = await line.calls()
+    await line.answer(a.call_number, a.call_number, a.call_number + 7)
     await case.answers.wait("a")
-    assert case.participant.remaining_s < 5.1
+    case.send("b")
+    await line.calls()
+    assert case.transport.room == 0
+
+
+async def test_more_credits_than_anybody_means_are_cut(case: Case) -> None:
+    """So that the limit stays a number that can be shown."""
+    case.send("a")
+    line = await case.participant.line()
+    await line.hello(window=2**31 - 1)
+    (a,) = await line.calls()
+    await line.say(credits=2**31 - 1)
+    await line.answer(a.call_number)
+    await case.answers.wait("a")
+    assert case.transport.limit == exchange.MAX_WINDOW
+
+
+async def test_what_has_no_credits_waits_and_counts_as_nothing(case: Case) -> None:
+    """A participant that grants none for a while: there is no room, so its lane keeps the calls."""
+    case.send("a", timeout_ms=100)
+    line = await case.participant.line()
+    await line.hello(window=0)
+    with anyio.fail_after(20):
+        while not case.given_back:
+            await anyio.lowlevel.checkpoint()
+    assert case.answers.replies == {}
+    await line.say(credits=1)
+    (a,) = await line.calls()
+    await line.answer(a.call_number)
+    (reply,) = await case.answers.wait("a")
+    assert reply.outcome == Done()
+
+
+async def test_a_slow_call_does_not_cost_its_neighbours_the_stream(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    """Replies came meanwhile, so the stream is alive and only the one handler is not."""
+    monkeypatch.setattr(exchange, "LATE_REPLIES_S", 0.0)
+    case.send("slow", timeout_ms=100)
+    line = await case.participant.line()
+    await line.hello()
+    await line.calls()
+    case.send("quick")
+    (quick,) = await line.calls()
+    await line.answer(quick.call_number)
+    await case.answers.wait("slow", "quick")
+    case.send("later")
+    (later,) = await line.calls()
+    await line.answer(later.call_number)
+    await case.answers.wait("later")
+
+
+async def test_streams_that_bring_nothing_are_opened_less_and_less_often() -> None:
+    """However long it goes on: a crash loop over a night ends no runtime."""
+    pauses = [exchange._pause_s(number) for number in (1, 2, 3, 5_000)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == exchange.MAX_PAUSE_S
+
+
+async def test_streams_that_drain_at_once_are_not_opened_in_a_circle(case: Case) -> None:
+    """A participant that takes streams, drains, and is slow to end them."""
+    opened = 0
+
+    async def take_all() -> None:
+        nonlocal opened
+        while True:
+            line = await case.participant.line()
+            opened += 1
+            await line.say(credits=10, draining=True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_all)
+        case.send("a", timeout_ms=500)
+        await case.answers.wait("a")
+        tasks.cancel_scope.cancel()
+    assert opened < 10
+
+
+async def test_a_transport_that_is_closed_while_it_pauses_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    """An operator has moved the participant, because its streams brought nothing."""
+    monkeypatch.setattr(exchange, "PAUSE_S", 0.02)
+    case.send("a")
+    line = await case.participant.line()
+    await line.hello()
+    await line.calls()
+    line.end(grpc.StatusCode.UNAVAILABLE, "crash")
+    await case.answers.wait("a")
+    case.send("b", timeout_ms=10)
+    await case.answers.wait("b")
+    await case.transport.close()
+    with anyio.fail_after(20):
+        while any(task.get_name().startswith("exchange") for task in asyncio.all_tasks()):
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_stream_that_cannot_be_read_is_ended(case: Case) -> None:
@@ -499,7 +697,7 @@ async def test_a_draining_stream_takes_nothing_new_and_answers_what_it_has(case:
     (a,) = await line.calls()
     await line.say(draining=True)
     with anyio.fail_after(20):
-        while case.transport.limit is not None:
+        while case.transport.room > 1:
             await anyio.lowlevel.checkpoint()
     case.send("b")
     second = await case.participant.line()
@@ -531,7 +729,7 @@ async def test_each_call_has_its_own_deadline_and_a_late_reply_does_nothing(case
 
 
 async def test_one_deadline_after_another_fires(case: Case) -> None:
-    """On a stream that stays silent; what waited for a credit until then leaves no more."""
+    """On a stream that stays silent; what never left is given back and leaves with a new time."""
     case.send("first", "second", "waits")
     line = await case.participant.line()
     await line.hello(window=2)
@@ -542,12 +740,14 @@ async def test_one_deadline_after_another_fires(case: Case) -> None:
     for number, one in enumerate([*stream.pending.values(), *transport._waiting]):
         one.expires_s = now_s + number * 0.01
     transport._expire_at(now_s)
-    for reply in await case.answers.wait("first", "second", "waits"):
+    for reply in await case.answers.wait("first", "second"):
         assert reply.status == "DEADLINE_EXCEEDED"
-    case.send("later")
+    with anyio.fail_after(20):
+        while case.given_back != ["waits"]:
+            await anyio.lowlevel.checkpoint()
     await line.answer(*sent)
-    (later,) = await line.calls()
-    assert later.call.saga_id == "later"
+    (again,) = await line.calls()
+    assert (again.call.saga_id, again.timeout_ms > 19_000) == ("waits", True)
 
 
 async def test_a_stream_whose_credits_are_never_given_back_is_replaced(

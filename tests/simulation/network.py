@@ -76,15 +76,20 @@ class Way:
         """What the participant announced."""
         return self._inner.limit
 
-    def open(self, tasks: TaskGroup, limit_changed: Callable[[], None]) -> None:
+    @property
+    def room(self) -> int:
+        """How many more it takes."""
+        return self._inner.room
+
+    def open(self, tasks: TaskGroup, room_changed: Callable[[], None]) -> None:
         """Its tasks are the process's."""
-        self._inner.open(tasks, limit_changed)
+        self._inner.open(tasks, room_changed)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._inner.close()
 
-    def send(self, call: Call, answer: Callable[[Reply], None]) -> None:
+    def send(self, call: Call, answer: Callable[[Reply | None], None]) -> None:
         """Send one attempt, and hold the transport to its contract."""
         process, world = self._process, self._world
         if process.is_dead:
@@ -96,7 +101,7 @@ class Way:
         is_probe = lane._breaker.state is BreakerState.HALF_OPEN
         is_handed_over = False
 
-        def take(reply: Reply) -> None:
+        def take(reply: Reply | None) -> None:
             if process.is_dead:
                 return
             if not is_handed_over or self._open.pop(attempt, None) is None:
@@ -104,6 +109,9 @@ class Way:
             # Who was paused notices late; the loop of a paused process is held.
             if world.now_s() > late_at_s and not world.faults.fired[Fault.PAUSE]:
                 world.violation("a call is answered before its time is over", str(attempt))
+            if reply is None:
+                answer(None)
+                return
             if world.faults.strikes(Fault.CRASH_AFTER_REPLY, _where(call)):
                 process.die()
                 return

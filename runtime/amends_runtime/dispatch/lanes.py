@@ -100,6 +100,7 @@ class _Entry:
         "generation",
         "gone",
         "held_ms",
+        "is_withdrawn",
         "key",
         "lane",
         "order",
@@ -126,13 +127,17 @@ class _Entry:
         self.polls = 0
         self.queued = False
         self.gone = False
+        self.is_withdrawn = False  # its saga does not want it to be sent any more
         self.poll_timer: asyncio.TimerHandle | None = None
         self.asked_at_us = 0  # when it was sent last, by the wall clock and
         self.began_s = 0.0  # by the monotonic one
 
-    def answer(self, reply: Reply) -> None:
-        """What its transport calls when it has ended."""
-        self.lane._answered(self, reply)  # noqa: SLF001  # the two are one
+    def answer(self, reply: Reply | None) -> None:
+        """What its transport calls when it has ended, or with None when it gives it back."""
+        if reply is None:
+            self.lane._given_back(self)  # noqa: SLF001  # the two are one
+        else:
+            self.lane._answered(self, reply)  # noqa: SLF001
 
     def __lt__(self, other: _Entry) -> bool:
         return self.order < other.order
@@ -219,6 +224,7 @@ class Lane:
         entry = self._entries.get((saga_id, step, verb))
         if entry is None or entry.call.attempt != attempt:
             return
+        entry.is_withdrawn = True
         if entry.sent_at_ms == 0 and entry.queued:
             self._remove(entry)
             call = entry.call
@@ -315,7 +321,7 @@ class Lane:
             return None
         if isinstance(transport, Caller):
             transport = OneByOne(transport)
-        transport.open(self._tasks, self._limit_changed)
+        transport.open(self._tasks, self._room_changed)
         return _Route(transport)
 
     def _note_limit(self) -> None:
@@ -324,7 +330,7 @@ class Lane:
         self._limit = max(1, min(limits, default=DEFAULT_LIMIT))
         self._forward_limit = max(1, self._limit - max(1, self._limit // COMPENSATION_SHARE))
 
-    def _limit_changed(self) -> None:
+    def _room_changed(self) -> None:
         self._note_limit()
         self._pump()
 
@@ -380,8 +386,10 @@ class Lane:
 
     def _has_room(self, route: _Route, kind: int) -> bool:
         """See rule 2."""
-        return route.calls < self._limit and (
-            kind == 0 or route.forward_calls < self._forward_limit
+        return (
+            route.calls < self._limit
+            and (kind == 0 or route.forward_calls < self._forward_limit)
+            and route.transport.room > 0
         )
 
     def _pump(self) -> None:
@@ -437,10 +445,33 @@ class Lane:
                 answered_us=answered_us,
             ),
         )
-        if not is_current and not route.calls and route in self._retired:
+        self._close_if_left(route)
+        self._pump()
+
+    def _given_back(self, entry: _Entry) -> None:
+        """It was with the transport and never left; it waits here again."""
+        call, route = entry.call, entry.route
+        assert route is not None, "it was sent by one"
+        route.calls -= 1
+        route.forward_calls -= entry.order[0]
+        entry.route = None
+        if route is self._route:
+            self._settle_breaker(healthy=None, generation=entry.generation)
+        if self._entries.get(entry.key) is entry:
+            if not call.poll:
+                entry.sent_at_ms = entry.sent_us = 0
+                entry.held_ms = self._held_ms() - entry.held_ms
+            self._enqueue(entry)
+            if entry.is_withdrawn:
+                self.withdraw(call.saga_id, call.step, call.verb, call.attempt)
+        self._close_if_left(route)
+        self._pump()
+
+    def _close_if_left(self, route: _Route) -> None:
+        """A retired way is closed after the last call on it."""
+        if route is not self._route and not route.calls and route in self._retired:
             self._retired.remove(route)
             self._tasks.start_soon(route.transport.close, name=f"close {self.address.name}")
-        self._pump()
 
     # -- breaker and timers --------------------------------------------------------------------
 

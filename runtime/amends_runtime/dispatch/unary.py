@@ -85,15 +85,17 @@ class UnaryTransport:
 
         The deadline is gRPC's own, so nothing is cancelled here but at shutdown.
         """
-        method, request = self._verbs[call.verb]
+        method, request_of = self._verbs[call.verb]
         try:
-            message = wire.call_to_proto(
+            request = request_of()
+            wire.put_call(
+                request.call,  # in its place: a message that is handed over is copied
                 call,
                 self._identity,
                 self._clock.now_ms() + call.timeout_ms,
                 self._oldest_open_ms(),
             )
-            response = await method(request(call=message), timeout=call.timeout_ms / 1000)
+            response = await method(request, timeout=call.timeout_ms / 1000)
             if response is None:  # grpc.aio's word for bytes that it cannot parse
                 return _UNREADABLE
             outcome = wire.outcome_from_proto(
