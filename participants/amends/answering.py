@@ -20,7 +20,7 @@ from amends.admission import Admission
 from amends.barrier import Barrier
 from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
 from amends.handler import Handler
-from amends.outcomes import Broken, Call, Outcome, Verb
+from amends.outcomes import Broken, Call, Outcome, Verb, legible
 from amends.tracing import CallSpan
 from amends.v1 import participant_pb2
 from amends.wire import Said, call_from_wire, faults_in_call, put_outcome
@@ -30,6 +30,16 @@ logger = logging.getLogger(__name__)
 MAX_SHOWN: Final = 48
 """Characters of a name that is not ours; a real one has no more."""
 
+MAX_ERROR: Final = 4096
+"""Bytes of an error's message, as gRPC writes them. A unary call's lie in its trailers, of which
+gRPC takes 8 KiB: with more, the caller would be told RESOURCE_EXHAUSTED and not what happened."""
+
+MAX_WRITTEN: Final = 4 * len("%00")
+"""Bytes that gRPC writes for one character at most."""
+
+CUT: Final = "…"
+"""Ends a message that was longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoOutcome:
@@ -37,8 +47,12 @@ class NoOutcome:
 
     code: grpc.StatusCode
     message: str
+    """For people. Whatever it is made of, every message can carry it; cut to `MAX_ERROR` bytes."""
     kind: str = ""
     """Type of the exception behind it, if there is one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", _fitting(self.message))
 
 
 class Answering:
@@ -76,6 +90,12 @@ class Answering:
             )
         return None
 
+    def refuse_when_interrupted(self) -> NoOutcome:
+        """Say why calls under way have no answer when something ends the process."""
+        return NoOutcome(
+            grpc.StatusCode.UNAVAILABLE, f"participant {self.name} ends: its process is interrupted"
+        )
+
     def admit(
         self,
         message: participant_pb2.Call | None,
@@ -112,7 +132,10 @@ class Answering:
         return call
 
     async def ask(self, call: Call) -> Outcome | NoOutcome:
-        """Have a call answered that holds a place. Raises nothing but its own cancellation."""
+        """Have a call answered that holds a place.
+
+        Raises nothing but its own cancellation, and what ends the process.
+        """
         handler = self._handlers.get((call.action, call.verb))
         # An action without a compensation still has a barrier, which knows whether there is
         # anything to undo.
@@ -126,7 +149,9 @@ class Answering:
         except asyncio.CancelledError:
             logger.info("%s: the caller left or its deadline passed", _ids(call))
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, the outcome is unknown
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the outcome is unknown
             return self._explain(call, error)
         if isinstance(outcome, Broken):
             logger.error("%s: broken: %s", _ids(call), outcome)
@@ -142,27 +167,28 @@ class Answering:
             return NoOutcome(grpc.StatusCode.INTERNAL, f"the outcome cannot be sent: {kind}", kind)
         return None
 
-    def _explain(self, call: Call, error: Exception) -> NoOutcome:
+    def _explain(self, call: Call, error: BaseException) -> NoOutcome:
         """Log why there is no outcome, and give the status that says so."""
         kind = type(error).__name__
+        said = _said(error)
         # At DEBUG alone: the message of an author's exception may quote a payload.
         logger.debug("%s: the traceback of what follows", _ids(call), exc_info=error)
         match error:
             case HandlerFailed():
-                logger.error("%s: outcome unknown: %s [at %s]", _ids(call), error, error.where)
-                message = f"{error}; see the log of participant {self.name}"
+                logger.error("%s: outcome unknown: %s [at %s]", _ids(call), said, error.where)
+                message = f"{said}; see the log of participant {self.name}"
                 # What gRPC makes of a handler that raises, in every language. It says nothing about
                 # the endpoint, so it opens no breaker: one action's fault is not its neighbours'.
                 return NoOutcome(grpc.StatusCode.UNKNOWN, message, error.cause_type or kind)
             case NotCompensatable():
-                logger.error("%s: %s", _ids(call), error)
-                return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, str(error), kind)
+                logger.error("%s: %s", _ids(call), said)
+                return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, said, kind)
             case BarrierError():
-                logger.error("%s: outcome unknown: %s", _ids(call), error)
-                return NoOutcome(grpc.StatusCode.UNAVAILABLE, str(error), kind)
+                logger.error("%s: outcome unknown: %s", _ids(call), said)
+                return NoOutcome(grpc.StatusCode.UNAVAILABLE, said, kind)
             case AmendsError():
-                logger.error("%s: outcome unknown: %s", _ids(call), error)
-                return NoOutcome(grpc.StatusCode.UNKNOWN, str(error), kind)
+                logger.error("%s: outcome unknown: %s", _ids(call), said)
+                return NoOutcome(grpc.StatusCode.UNKNOWN, said, kind)
             case _:
                 # A fault of our own. Its message may quote anything, so only its type is told.
                 logger.critical("%s: outcome unknown: the SDK failed: %s", _ids(call), kind)
@@ -192,6 +218,32 @@ def tell(span: CallSpan, outcome: Outcome | NoOutcome) -> None:
         span.failed(outcome.code.name, outcome.kind)
     else:
         span.decided(outcome)
+
+
+def _said(error: BaseException) -> str:
+    """Give the message of one of our errors, which an author may have made."""
+    try:
+        return _fitting(str(error))
+    except Exception:  # noqa: BLE001  # a message that cannot be had is none
+        return type(error).__name__
+
+
+def _fitting(text: str) -> str:
+    """Make a message one that gRPC takes: UTF-8, and no more than `MAX_ERROR` bytes of it."""
+    text = legible(text[: MAX_ERROR + 1])
+    if len(text) * MAX_WRITTEN <= MAX_ERROR:
+        return text
+    room = MAX_ERROR - _written(CUT)
+    for place, one in enumerate(text):
+        room -= _written(one)
+        if room < 0:
+            return text[:place] + CUT
+    return text
+
+
+def _written(text: str) -> int:
+    """Count the bytes that gRPC writes for a character: what is not plain ASCII is quoted."""
+    return 1 if " " <= text <= "~" and text != "%" else len("%00") * len(text.encode())
 
 
 def _ids(call: Call) -> str:

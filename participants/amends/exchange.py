@@ -20,6 +20,9 @@ How to think about it
    task for each call would take 2 µs more of the 10 µs that a call takes.
 7. A stream that breaks cancels its handlers, as unary calls are whose caller has left. One that
    drains says so once, takes no new calls, answers those under way, and ends.
+8. What goes wrong with one call is that call's error, and its neighbours do not notice: whatever
+   its handler raises, and an answer that cannot be written. Only what ends the process, and a fault
+   of our own outside of any call, ends a stream; then with a status, so that nobody waits for it.
 
 A call's fields are read when they are asked for: a `Call` that is kept keeps its batch in memory.
 """
@@ -58,6 +61,10 @@ MAX_REPLIES: Final = 512
 
 MAX_BYTES: Final = 1024 * 1024
 """Of the replies in one message, a single one excepted: gRPC takes 4 MiB."""
+
+MAX_REPLY_BYTES: Final = 2 * 1024 * 1024
+"""Of one reply. A result has at most half as many; an outcome that an author has changed after it
+was made may have any number."""
 
 MAX_TURN_S: Final = 0.005
 """Of a worker whose handlers compute and never wait; then others in the event loop have theirs."""
@@ -133,6 +140,10 @@ class _Batch:
         return found
 
 
+class _Interrupted(Exception):
+    """Something that ends the process has struck in one of a stream's tasks."""
+
+
 class Exchange:
     """One stream of one runtime. `serve` is its life."""
 
@@ -157,13 +168,17 @@ class Exchange:
         self._has_ended = False  # the runtime sends no more
         self._says_draining = answering.admission.is_draining  # or somebody says so later
         self._refusal: NoOutcome | None = None
+        self.interrupt: BaseException | None = None
+        """What ends the process, if it has struck here."""
         self._writer: asyncio.Future[None] | None = None  # it waits for something to write
         self._reader: asyncio.Future[None] | None = None  # it waits until more has been written
 
     async def serve(self) -> NoOutcome | None:
         """Take calls, send replies until the stream is over; give the error that ends it, or None.
 
-        If it is cancelled, because the stream has broken, the handlers under way are, too.
+        If it is cancelled, because the stream has broken, the handlers under way are, too. Nothing
+        else is raised: what ends the process is `interrupt` then, to be raised when the stream has
+        its status.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -177,14 +192,30 @@ class Exchange:
                 for one in self._under_way.values():
                     if one.task is not None:
                         one.task.cancel()
-        except* grpc.aio.BaseError as broken:
-            logger.info("a stream broke: %s", broken.exceptions[0])
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            self.interrupt = error
+        except BaseException as failure:  # noqa: BLE001  # rule 8
+            if self.interrupt is None:
+                self._refusal = _why_it_ends(failure) or self._refusal
+        if self.interrupt is not None:
+            self._refusal = self._answering.refuse_when_interrupted()
         return self._refusal
 
     def begin_draining(self) -> None:
         """Say that no new calls are wanted, answer those under way, then end."""
         self._says_draining = True
         self._wake_writer()
+
+    def _interrupted_by(self, error: BaseException) -> _Interrupted:
+        """Give what ends the stream in place of what ends the process.
+
+        That would leave the event loop from here, at once, and the stream with no status.
+        """
+        self.interrupt = error
+        self._close()
+        return _Interrupted()
 
     def _close(self) -> None:
         """Answer nothing more, and give back what calls hold whose handlers have not begun.
@@ -218,7 +249,9 @@ class Exchange:
                 await self._wait_written()
         except DecodeError as error:
             self._refusal = _invalid(f"a message cannot be read: {str(error)[:MAX_SHOWN]}")
-        except Exception:
+        except (KeyboardInterrupt, SystemExit) as error:
+            raise self._interrupted_by(error) from error
+        except BaseException:
             self._close()
             raise
         self._has_ended = True
@@ -340,6 +373,19 @@ class Exchange:
 
     async def _work(self) -> None:
         """Answer calls for as long as none has to wait; see rule 6."""
+        try:
+            waiting = await self._answer_ready()
+        except (KeyboardInterrupt, SystemExit) as error:
+            raise self._interrupted_by(error) from error
+        finally:
+            # Also if it is cancelled, by a handler of before that has kept the task.
+            self._coming -= 1
+            self._staff()
+        if waiting is not None:
+            await self._wait_for(*waiting)
+
+    async def _answer_ready(self) -> tuple[_UnderWay, Awaitable[Answer]] | None:
+        """Answer ready calls; give the one that has to wait, and the rest of its answering."""
         task = asyncio.current_task()
         assert task is not None
         ready, now_s = self._ready, self._loop.time
@@ -350,27 +396,32 @@ class Exchange:
                 self._admission.leave()
                 continue
             context = self._context.copy()
-            answering = self._ask(one, context)
+            answer: Answer
             try:
+                answering = self._ask(one, context)
                 waits_for = context.run(answering.send, None)
             except StopIteration as end:
-                self._has_waited = False
-                self._admission.leave()
-                self._answer(one, end.value)
+                answer = end.value
+            except asyncio.CancelledError:
+                answer = _CANCELLED_ITSELF
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    self._admission.leave()
+                    raise
+                answer = _lost(error)
             else:
-                self._coming -= 1
                 self._has_waited = True
-                self._staff()
                 one.task = task
-                await self._wait_for(one, _go_on(answering, context, waits_for))
-                return
+                return one, _go_on(answering, context, waits_for)
+            self._has_waited = False
+            self._admission.leave()
+            self._answer(one, answer)
             if task.cancelling():
                 break  # the handler has cancelled its own task, which is not to be the next one's
             if now_s() > until_s:
                 await asyncio.sleep(0)
                 until_s = now_s() + MAX_TURN_S
-        self._coming -= 1
-        self._staff()
+        return None
 
     async def _wait_for(self, one: _UnderWay, answer: Awaitable[Answer]) -> None:
         """See a handler to its end that had to wait."""
@@ -380,6 +431,12 @@ class Exchange:
             if not self._is_closed:  # else nobody hears it
                 self._answer(one, _CANCELLED_ITSELF)  # if it was its time-out, it has its answer
             raise
+        except GeneratorExit:
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            raise self._interrupted_by(error) from error
+        except BaseException as error:  # noqa: BLE001  # rule 8
+            self._answer(one, _lost(error))
         finally:
             self._admission.leave()
 
@@ -457,7 +514,10 @@ class Exchange:
         count = size = 0
         while replies and count < MAX_REPLIES:
             call_number, answer = replies[0]
-            size += _size(answer)
+            reply_bytes = _size(answer)
+            if reply_bytes > MAX_REPLY_BYTES:
+                answer, reply_bytes = _TOO_LARGE, REPLY_BYTES
+            size += reply_bytes
             if size > MAX_BYTES and count:
                 break
             replies.popleft()
@@ -505,17 +565,47 @@ def _go_on(
 
 def _size(answer: Answer) -> int:
     """Give the bytes of a reply, roughly and not less."""
-    if isinstance(answer, Done):
-        if answer.result is None:
+    try:
+        if isinstance(answer, Done):
+            if answer.result is None:
+                return REPLY_BYTES
+            return REPLY_BYTES + len(answer.result.data) + 4 * len(answer.result.content_type)
+        if isinstance(answer, InProgress):
             return REPLY_BYTES
-        return REPLY_BYTES + len(answer.result.data) + 4 * len(answer.result.content_type)
-    if isinstance(answer, InProgress):
+        return 2 * REPLY_BYTES + 4 * MAX_REASON + 4 * len(answer.message)
+    except Exception:  # noqa: BLE001  # what cannot be measured cannot be written either
         return REPLY_BYTES
-    return 2 * REPLY_BYTES + MAX_REASON + 4 * len(answer.message)
+
+
+def _why_it_ends(failure: BaseException) -> NoOutcome | None:
+    """Log what went wrong with a whole stream; give the status, or None if nobody is there."""
+    ours: BaseException | None = failure
+    if isinstance(failure, BaseExceptionGroup):
+        broken, ours = failure.split(grpc.aio.BaseError)
+        if broken is not None:
+            logger.info("a stream broke: %s", broken.exceptions[0])
+        if ours is not None:
+            ours = ours.exceptions[0]
+    if ours is None:
+        return None
+    logger.debug("the traceback of what follows", exc_info=ours)
+    logger.critical("a stream ends: the SDK failed: %s", type(ours).__name__)
+    return _lost(ours)
+
+
+def _lost(error: BaseException) -> NoOutcome:
+    """Stand for what `Answering.ask` does not explain. Only the type is told: see there."""
+    kind = type(error).__name__
+    return NoOutcome(grpc.StatusCode.INTERNAL, f"the SDK failed: {kind}", kind)
 
 
 _CANCELLED_ITSELF: Final = NoOutcome(
     grpc.StatusCode.CANCELLED, "the handler has cancelled its own task"
+)
+
+_TOO_LARGE: Final = NoOutcome(
+    grpc.StatusCode.INTERNAL,
+    f"the outcome cannot be sent: it has more than {MAX_REPLY_BYTES} bytes",
 )
 
 

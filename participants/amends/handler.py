@@ -22,14 +22,14 @@ FRAMES_SHOWN: Final = 6
 """Innermost frames that are logged: enough to find the line, short enough for one log line."""
 
 
-_FAILURES: Final = (Exception, SystemExit, KeyboardInterrupt)
-"""What fails one handler: its sys.exit() must end neither the thread nor the event loop, nor must
-its KeyboardInterrupt. A real Ctrl-C is the process's affair: see `signals.py`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function of the author's, bound to a verb of an action."""
+    """A function of the author's, bound to a verb of an action.
+
+    Whatever it raises fails this one call. Its sys.exit() must end neither the thread nor the event
+    loop, nor must its KeyboardInterrupt (a real Ctrl-C is the process's affair: see `signals.py`)
+    or a panic of an extension, which is no `Exception` on purpose.
+    """
 
     verb: Verb
     action: str
@@ -51,7 +51,7 @@ class Handler:
             return self._outcome(value)
         except (Rejected, Broken) as outcome:
             return self._outcome(outcome)
-        except _FAILURES as error:
+        except BaseException as error:
             raise self._failed(error) from error
 
     async def answer_async(self, call: Call, transaction: object) -> Outcome:
@@ -67,7 +67,11 @@ class Handler:
                 raise
             # Nobody cancelled us: the handler awaited something that was cancelled.
             raise self._failed(error) from error
-        except _FAILURES as error:
+        except GeneratorExit as error:
+            if _is_being_closed():
+                raise
+            raise self._failed(error) from error
+        except BaseException as error:
             raise self._failed(error) from error
 
     def _invoke(self, call: Call, transaction: object) -> object:
@@ -100,6 +104,14 @@ class Handler:
             cause_type=type(error).__name__,
             where=_frames(error) or self.where,
         )
+
+
+def _is_being_closed() -> bool:
+    """Tell whether a coroutine that meets `GeneratorExit` is thrown away, and not run by a task."""
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no event loop runs any more
+        return True
 
 
 def _frames(error: BaseException) -> str:

@@ -199,6 +199,11 @@ class Done:
         object.__setattr__(self, "result", None if result is None else encode(result))
 
 
+def legible(text: str) -> str:
+    """Give a text that every message can carry; half a character becomes a question mark."""
+    return text.encode(errors="replace").decode()
+
+
 def _is_word(value: object) -> bool:
     return isinstance(value, str) and value.isascii() and 0 < len(value) <= MAX_REASON
 
@@ -215,7 +220,7 @@ class _Refusal(Exception):
                 f"the reason of {type(self).__name__} is for programs: 1 to {MAX_REASON} ASCII "
                 "characters, for example card_declined"
             )
-        text = str(message).encode(errors="replace").decode()
+        text = legible(str(message))
         self.reason = reason
         """For programs, for example ``card_declined``."""
         self.message = text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"

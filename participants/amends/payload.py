@@ -33,6 +33,9 @@ OCTET_STREAM: Final = "application/octet-stream"
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """The runtime's limit for one payload, checked here so that the author hears of it early."""
 
+MAX_CONTENT_TYPE_BYTES: Final = 256
+"""The runtime's limit for a content type; a result with a longer one would never be an outcome."""
+
 
 @dataclass(frozen=True, slots=True)
 class Payload:
@@ -45,7 +48,7 @@ class Payload:
     data: bytes
     """The bytes; at most 1 MiB."""
     content_type: str = OCTET_STREAM
-    """What the bytes are, for example ``application/json``."""
+    """What the bytes are, for example ``application/json``; at most 256 bytes."""
 
     def __post_init__(self) -> None:
         # Found here, a wrong type names the author's line; found in the encoder it would not.
@@ -90,9 +93,11 @@ def encode(value: object) -> Payload:
     """Make a payload of `value`, by the table above.
 
     Raises `PayloadError` for values of other types and for keys that are not ``str`` (also deep
-    inside), for NaN and infinities, and for more than `MAX_PAYLOAD_BYTES`.
+    inside), for NaN and infinities, for more than `MAX_PAYLOAD_BYTES`, and for a content type that
+    is longer than `MAX_CONTENT_TYPE_BYTES` or no text.
     """
     if isinstance(value, Payload):
+        _check_content_type(value.content_type)
         payload = value
     elif isinstance(value, bytes | bytearray | memoryview):
         payload = Payload(bytes(value), OCTET_STREAM)
@@ -131,6 +136,21 @@ def from_wire(message: types_pb2.Payload) -> Payload:
 def _is_json(content_type: str) -> bool:
     media_type = content_type.partition(";")[0].strip().lower()
     return media_type == JSON or media_type.endswith("+json")
+
+
+def _check_content_type(content_type: str) -> None:
+    """Raise `PayloadError` for what no message can carry; the content type itself is not shown."""
+    if not _is_encodable(content_type):
+        raise PayloadError(
+            "the content type of a payload has half a character in it (a name of a file that is "
+            "not UTF-8?): write it in ASCII, for example application/pdf"
+        )
+    size = len(content_type.encode())
+    if size > MAX_CONTENT_TYPE_BYTES:
+        raise PayloadError(
+            f"the content type of a payload has {size} bytes, the limit is "
+            f"{MAX_CONTENT_TYPE_BYTES}: give the media type alone, for example application/pdf"
+        )
 
 
 def _to_json(value: object) -> bytes:

@@ -91,8 +91,13 @@ class ParticipantServicer(participant_pb2_grpc.ParticipantServiceServicer):
             refusal = await stream.serve()
         finally:
             self._streams.discard(stream)
-        if refusal is not None:
-            await _abort(context, refusal)
+        try:
+            if refusal is not None:
+                await _abort(context, refusal)
+        finally:
+            if stream.interrupt is not None:
+                # Only now that the status is sent: it stops the event loop.
+                raise stream.interrupt
 
     async def _answer(
         self,

@@ -186,7 +186,10 @@ def outcome_to_wire(outcome: Outcome) -> participant_pb2.Outcome:
 
 
 def put_outcome(outcome: Outcome, message: participant_pb2.Outcome) -> None:
-    """Write an outcome into an empty message; filling it in place costs half of building it."""
+    """Write an outcome into an empty message; filling it in place costs half of building it.
+
+    Whatever it raises, the outcome is one that cannot be said, and the message is not to be sent.
+    """
     match outcome:
         case Done(result=None):
             message.done.SetInParent()
@@ -202,13 +205,16 @@ def put_outcome(outcome: Outcome, message: participant_pb2.Outcome) -> None:
             rejected.message = text
             rejected.SetInParent()
         case InProgress(after_s=after_s):
-            after_ms = min(max(round(after_s * 1000), MIN_POLL_MS), MAX_POLL_MS)
+            # Bounded before it is rounded: there are floats whose thousandfold is infinite.
+            after_ms = max(round(min(after_s * 1000, MAX_POLL_MS)), MIN_POLL_MS)
             message.in_progress.poll_after_ms = after_ms
         case Broken(reason=reason, message=text):
             broken = message.broken
             broken.reason = reason
             broken.message = text
             broken.SetInParent()
+        case _:  # of an author's own kind, made without what its kind has
+            raise TypeError(f"an outcome of type {type(outcome).__name__} says nothing")
 
 
 def outcome_from_wire(message: participant_pb2.Outcome) -> Outcome:

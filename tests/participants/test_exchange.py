@@ -15,9 +15,11 @@ from opentelemetry import trace
 
 import amends
 from amends import Call, Done, InProgress, Participant, Rejected, Verb, serve
+from amends.answering import Answering
 from amends.exchange import WAITING_CREDITS
+from amends.servicer import ParticipantServicer
 from amends.v1 import participant_pb2 as pb
-from tests.participants.asking import Asker, asking, call_message, words
+from tests.participants.asking import Asker, asking, call_message, json_payload, words
 from tests.participants.ledger import Ledger, read_rows
 from tests.participants.tracing import ATTEMPT, TRACEPARENT, Spans, facts, parent, provided
 
@@ -298,7 +300,15 @@ async def test_an_error_is_that_of_the_unary_verb() -> None:
 
     @participant.execute("odd", compensatable=False)
     async def odd(call: Call) -> Any:
-        return amends.Payload(b"", "\ud800")
+        return Unfinished()
+
+    @participant.execute("tell", compensatable=False)
+    async def tell(call: Call) -> None:
+        raise amends.BarrierError(call.json()["message"])
+
+    @participant.execute("type", compensatable=False)
+    async def typed(call: Call) -> Any:
+        return amends.Payload(b"", "t" * 257)
 
     async with (
         serve(participant) as server,
@@ -311,7 +321,11 @@ async def test_an_error_is_that_of_the_unary_verb() -> None:
             call_message(action="unknown"),
             call_message(action="fail", participant="hotels"),
             call_message(Verb.COMPENSATE, action="fail"),
+            *(call_message(action="tell", saga_id=message) for message in LONG_MESSAGES),
+            call_message(action="type"),
         ]
+        for call in calls[-len(LONG_MESSAGES) - 1 : -1]:
+            call.input.CopyFrom(json_payload({"message": LONG_MESSAGES[call.saga_id]}))
         await stream.send(
             *(pb.ExchangeCall(call_number=n, call=one, timeout_ms=LONG_MS)
               for n, one in enumerate(calls, 1))
@@ -324,7 +338,147 @@ async def test_an_error_is_that_of_the_unary_verb() -> None:
             assert error.message == details
             assert "secret" not in details
             codes.append(code.name)
-    assert codes == ["UNKNOWN", "INTERNAL", *["UNIMPLEMENTED"] * 3]
+    messages = [stream.replies[number].error.message for number in range(1, len(calls) + 1)]
+    assert codes == [
+        *("UNKNOWN", "INTERNAL", *["UNIMPLEMENTED"] * 3),
+        *["UNKNOWN"] * (len(LONG_MESSAGES) + 1),
+    ]
+    assert messages[5].endswith("of participant payments")
+    assert all(message.endswith("…") for message in messages[6:-1])
+    assert "257 bytes, the limit is 256" in messages[-1]
+
+
+LONG_MESSAGES = {"short": "cannot open it", "long": "x" * 5000, "quoted": "漢" * 2000}
+"""A unary call's lie in its trailers, where gRPC takes 8 KiB and writes 9 bytes for such a sign."""
+
+
+class Unfinished(Done):
+    """A Done of an author who forgot ``super().__init__()``: it has no result, not even None."""
+
+    def __init__(self) -> None:
+        """Leave it so."""
+
+
+class PanicException(BaseException):
+    """What extensions written in Rust raise when they panic; no `Exception`, on purpose."""
+
+
+def enlarged() -> Rejected:
+    """Make a refusal whose message was set after it was made."""
+    rejected = Rejected("no")
+    rejected.message = "x" * (5 * 1024 * 1024)
+    return rejected
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "panic": (PanicException("index out of bounds"), "UNKNOWN"),
+    "generator exit": (GeneratorExit(), "UNKNOWN"),
+    "error of a name that is no text": (amends.HandlerFailed("no \udce9t\udce9.pdf"), "UNKNOWN"),
+    "error of the barrier": (amends.BarrierError("no \udce9t\udce9.pdf"), "UNKNOWN"),
+    "long error": (amends.HandlerFailed("x" * (5 * 1024 * 1024)), "UNKNOWN"),
+    "unfinished outcome": (Unfinished(), "INTERNAL"),
+    "large outcome": (enlarged(), "INTERNAL"),
+}
+"""What a handler may end with, and the error that its call is answered with."""
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "waits"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_is_wrong_with_one_call_its_neighbours_do_not_notice(
+    gate: Gate, fault: str, *, waits: bool
+) -> None:
+    """It has an error; those before, beside and after it are answered, and all have places."""
+    participant = waiting(gate)
+    ends_with, code = FAULTS[fault]
+
+    @participant.execute("fail", compensatable=False)
+    async def fail(call: Call) -> Any:
+        if waits:
+            await asyncio.sleep(0)
+        if isinstance(ends_with, BaseException) and not isinstance(ends_with, Rejected):
+            raise ends_with
+        return ends_with
+
+    async with (
+        serve(participant, max_concurrent=2) as server,
+        asking(server.address) as asker,
+        streaming(asker) as stream,
+    ):
+        await stream.send(
+            member(1, action="wait"),
+            *(member(n, action="fail") for n in (2, 3, 4)),
+            *(member(n, action="echo") for n in (5, 6)),
+        )
+        assert [await stream.say(n) for n in (2, 3, 4)] == [code] * 3
+        assert [await stream.say(n) for n in (5, 6)] == ["done"] * 2
+        await stream.send(member(7, action="echo"))
+        assert await stream.say(7) == "done"
+        gate.open_all()
+        assert await stream.say(1) == "done"
+        await stream.call.done_writing()
+        assert await stream.end() is grpc.StatusCode.OK
+
+
+async def test_a_fault_outside_of_any_call_ends_the_stream_with_a_status(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has calls on it hears it, their handlers are cancelled, and others are served."""
+
+    def look(_tracer: object) -> None:
+        raise PanicException
+
+    async with serve(waiting(gate)) as server, asking(server.address) as asker:
+        async with streaming(asker) as stream:
+            await stream.send(member(1, action="wait"))
+            await gate.came.get()
+            with monkeypatch.context() as patched:
+                patched.setattr("amends.tracing.CallTracer.look", look)
+                await stream.send(member(2, action="echo"))
+                with pytest.raises(grpc.aio.AioRpcError, match="the SDK failed: PanicException"):
+                    await stream.read()
+            assert await stream.call.code() is grpc.StatusCode.INTERNAL
+            assert await gate.left.get() == "order-1"
+        async with streaming(asker) as stream:
+            await stream.send(member(1, action="echo"))
+            assert await stream.say(1) == "done"
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "waits"])
+async def test_what_ends_the_process_ends_the_stream_with_a_status_first(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    """Then it goes on its way; it must not leave the event loop while callers wait for nothing."""
+    ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    ask, exchange = Answering.ask, ParticipantServicer.Exchange
+
+    async def interrupted(self: Answering, call: Call) -> Any:
+        if call.action == "wait":
+            return await ask(self, call)
+        if waits:
+            await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    async def seen(*arguments: Any) -> None:
+        try:
+            await exchange(*arguments)
+        except KeyboardInterrupt as error:  # or this test would end, too
+            ended.set_result(error)
+
+    monkeypatch.setattr(Answering, "ask", interrupted)
+    monkeypatch.setattr(ParticipantServicer, "Exchange", seen)
+    async with (
+        serve(waiting(gate)) as server,
+        asking(server.address) as asker,
+        streaming(asker) as stream,
+    ):
+        await stream.send(member(1, action="wait"))
+        await gate.came.get()
+        await stream.send(member(2, action="echo"), member(3, action="echo"))
+        with pytest.raises(grpc.aio.AioRpcError, match="its process is interrupted"):
+            await stream.reply(1)
+        assert await stream.call.code() is grpc.StatusCode.UNAVAILABLE
+        assert await gate.left.get() == "order-1"
+        assert isinstance(await ended, KeyboardInterrupt)
 
 
 async def test_every_outcome_arrives() -> None:
@@ -822,9 +976,9 @@ async def test_a_handler_that_waited_has_its_task_for_itself() -> None:
     assert len(set(tasks)) == 50
 
 
-@pytest.mark.parametrize("waits", [False, True], ids=["at once", "waits"])
-async def test_a_handler_that_cancels_its_own_task_harms_no_other(*, waits: bool) -> None:
-    """One that waits then has no outcome; its neighbours have theirs."""
+@pytest.mark.parametrize("then", ["returns", "raises", "waits"])
+async def test_a_handler_that_cancels_its_own_task_harms_no_other(then: str) -> None:
+    """One that waits then, or raises, has no outcome; its neighbours have theirs."""
     participant = Participant("payments", barrier=None)
 
     @participant.execute("charge", compensatable=False)
@@ -833,7 +987,9 @@ async def test_a_handler_that_cancels_its_own_task_harms_no_other(*, waits: bool
         assert task is not None
         if call.saga_id == "order-2":
             task.cancel()
-        if waits:
+            if then == "raises":
+                raise asyncio.CancelledError
+        if then == "waits":
             await asyncio.sleep(0)
 
     async with (
@@ -843,7 +999,35 @@ async def test_a_handler_that_cancels_its_own_task_harms_no_other(*, waits: bool
     ):
         await stream.send(*(member(n) for n in range(1, 5)))
         outcomes = [await stream.say(n) for n in range(1, 5)]
-    assert outcomes == ["done", "CANCELLED" if waits else "done", "done", "done"]
+        await stream.send(member(5))
+        assert await stream.say(5) == "done"
+    assert outcomes == ["done", "done" if then == "returns" else "CANCELLED", "done", "done"]
+
+
+async def test_a_task_that_a_handler_has_kept_is_not_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If it cancels it when others are answered there, they are answered all the same."""
+    monkeypatch.setattr("amends.exchange.MAX_TURN_S", -1.0)
+    participant = Participant("payments", barrier=None)
+    kept: list[asyncio.Task[Any]] = []
+
+    @participant.execute("charge", compensatable=False)
+    async def charge(call: Call) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        kept.append(task)
+        asyncio.get_running_loop().call_soon(kept[0].cancel)
+
+    async with (
+        serve(participant) as server,
+        asking(server.address) as asker,
+        streaming(asker) as stream,
+    ):
+        for first in (1, 11):
+            await stream.send(*(member(n) for n in range(first, first + 10)))
+            for number in range(first, first + 10):
+                assert await stream.say(number) == "done"
 
 
 async def test_time_outs_inside_a_handler_are_its_own() -> None:

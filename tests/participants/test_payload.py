@@ -167,6 +167,18 @@ def test_too_large_is_refused() -> None:
         encode(b"x" * (MAX_PAYLOAD_BYTES + 1))
 
 
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [("é" * 129, "258 bytes, the limit is 256"), ("4111\udce9", "half a character")],
+)
+def test_a_content_type_that_no_message_carries_is_refused(content_type: str, said: str) -> None:
+    """The runtime would not take the result; what it was is not shown."""
+    assert encode(Payload(b"", "é" * 128)).content_type == "é" * 128
+    with pytest.raises(PayloadError, match=said) as caught:
+        Done(Payload(b"x", content_type))
+    assert "4111" not in str(caught.value)
+
+
 def test_bad_json_is_told_without_showing_it() -> None:
     """The decoder's own message would quote the document."""
     payload = Payload(b"secret", "application/json")
@@ -208,7 +220,7 @@ def test_outcomes_come_back_from_the_wire() -> None:
         assert str(back) == "a: b"
 
 
-@pytest.mark.parametrize(("after_s", "after_ms"), [(0, 1), (1e9, 86_400_000)])
+@pytest.mark.parametrize(("after_s", "after_ms"), [(0, 1), (1e9, 86_400_000), (1e308, 86_400_000)])
 def test_polls_have_bounds(after_s: float, after_ms: int) -> None:
     """At least a millisecond, at most a day."""
     assert outcome_to_wire(InProgress(after_s)).in_progress.poll_after_ms == after_ms

@@ -16,6 +16,7 @@ from amends import (
     Call,
     InProgress,
     Participant,
+    Payload,
     Rejected,
     SqliteBarrier,
     Transaction,
@@ -230,6 +231,54 @@ async def test_a_statement_that_fails_takes_back_its_own_call_alone(till: Till) 
         assert await till.ask_at_once(SAGAS) == ["done"] + ["HandlerFailed"] * 4
     assert till.commits() == [SAGAS]
     assert till.effects() == {"a": 1}
+
+
+class Unfinished(Done):
+    """A Done of an author who forgot ``super().__init__()``: no row can be made of it."""
+
+    def __init__(self) -> None:
+        """Leave it so."""
+
+
+UNWRITABLE: dict[str, tuple[Behaviour, str]] = {
+    "content type": (lambda _call, _tx: Payload(b"", "text/\udce9"), "HandlerFailed"),
+    "unfinished": (lambda _call, _tx: Unfinished(), "TypeError"),
+}
+"""Outcomes that cannot be written down, and what whoever asks for one is told."""
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+async def test_an_outcome_that_cannot_be_written_leaves_no_effect(till: Till, kind: str) -> None:
+    """An effect without its row would happen again; its neighbours are done."""
+    behaves, told = UNWRITABLE[kind]
+    till.behaves = {"b": behaves}
+    async with till.barrier:
+        assert await till.ask_at_once(["a", "b", "c"]) == ["done", told, "done"]
+        assert till.commits() == [["a", "b", "c"]]
+        assert till.effects() == {"a": 1, "c": 1}
+        assert till.rows() == {"a": "done", "c": "done"}
+        till.behaves.clear()
+        assert await till.ask_at_once(["b", "d"], attempt=2) == ["done", "done"]
+    assert till.effects() == dict.fromkeys("abcd", 1)
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+@pytest.mark.parametrize("shares", [False, True], ids=["alone", "shared"])
+async def test_a_compensation_whose_outcome_cannot_be_written_leaves_nothing(
+    tmp_path: Path, kind: str, *, shares: bool
+) -> None:
+    """Neither its effect nor its fence; the next attempt undoes the step, once."""
+    till = Till(tmp_path / "till.db", share_commits=shares)
+    behaves, told = UNWRITABLE[kind]
+    async with till.barrier:
+        assert await till.ask("a") == "done"
+        before = till.everything()
+        till.behaves = {"a": behaves}
+        assert await till.ask("a", COMPENSATE) == told
+        assert till.everything() == before
+        till.behaves.clear()
+        assert await till.ask("a", COMPENSATE, attempt=2) == "done"
+    assert [entry for _, entry, _ in till.everything()[0]] == ["compensate", "execute"]
 
 
 @pytest.mark.parametrize("statement", [*FORBIDDEN, "SAVEPOINT amends_effect"])

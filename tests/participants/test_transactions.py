@@ -195,7 +195,13 @@ async def test_statements_that_are_gathered_have_all_ended(ledger: Ledger) -> No
     assert ledger.entries() == [("gather", 0), ("gather", 1), ("gather", 2)]
 
 
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+class PanicException(BaseException):
+    """What extensions written in Rust raise when they panic; no `Exception`, on purpose."""
+
+
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, PanicException, GeneratorExit, asyncio.CancelledError]
+)
 @pytest.mark.parametrize("has_barrier", [True, False], ids=["barrier", "no barrier"])
 @pytest.mark.parametrize("is_async", [True, False], ids=["async def", "def"])
 async def test_a_handler_cannot_end_the_participant(

@@ -274,13 +274,13 @@ class SqliteBarrier:
             transaction = AsyncTransaction(held)
             outcome = await self._bounded(call, handler, transaction)
             return await transaction.settle(outcome)
-        except asyncio.CancelledError:
-            writer.withdraw(held)
-            held.abandon()
-            raise
         except Exception:
             held.abandon()
             await asyncio.wrap_future(held.ended)
+            raise
+        except BaseException:  # cancelled, or the event loop ends: the thread must not be kept
+            writer.withdraw(held)
+            held.abandon()
             raise
 
     async def _bounded(self, call: Call, handler: Handler, tx: AsyncTransaction) -> Outcome:

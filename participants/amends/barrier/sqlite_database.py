@@ -183,7 +183,7 @@ class Database:
                 case Replay(reply=reply):
                     return outcome_from_wire(participant_pb2.Outcome.FromString(reply))
                 case Answer(outcome=outcome, writes=writes):
-                    self._note(call, question, writes, outcome)
+                    self._note(call, *_values_of(call, question, writes, outcome))
                     return outcome
         except sqlite3.Error as error:
             raise self._drop(error) from error
@@ -196,24 +196,33 @@ class Database:
     def settle(self, outcome: Outcome) -> Outcome:
         """End the call that was entered as its handler's outcome asks; it holds after `commit`.
 
-        Raises `BarrierError` if the database fails, `TransactionMisused` if SQLite has ended the
-        transaction by itself; then the call is left.
+        Whatever it raises, the call is left, and nothing of it is kept: `BarrierError` if the
+        database fails, `TransactionMisused` if SQLite has ended the transaction by itself, and what
+        comes from an outcome that cannot be written down.
         """
+        try:
+            self._settle(outcome)
+        except BaseException:
+            self.leave()
+            raise
+        return outcome
+
+    def _settle(self, outcome: Outcome) -> None:
         assert self._open_call is not None
         assert self._connection is not None
         call, question, rows = self._open_call
         settlement = settle(question, rows, outcome)
-        if settlement.writes:
+        # Before anything is decided: an effect must not stay whose row cannot be made.
+        values, reply_bytes = _values_of(call, question, settlement.writes, outcome)
+        if values:
             self._check_open(self._connection)
         if not settlement.keeps_effect:
             self.leave()
+            if values and not self.in_transaction:  # taking back failed
+                raise BarrierError(f"{self._name} failed; it is opened anew with the next call")
+        self._note(call, values, reply_bytes)
         self._open_call = None
         self._handler_runs = False
-        if settlement.writes:
-            if not self.in_transaction:  # taking back failed
-                raise BarrierError(f"{self._name} failed; it is opened anew with the next call")
-            self._note(call, question, settlement.writes, outcome)
-        return outcome
 
     def leave(self) -> None:
         """Take back what the handler of the entered call wrote; nothing if none is entered."""
@@ -276,27 +285,13 @@ class Database:
         connection.execute(SQL["set-savepoint"])
         self._has_savepoint = True
 
-    def _note(
-        self, call: Call, question: Question, writes: Iterable[Write], outcome: Outcome
-    ) -> None:
-        """Note rows that `commit` is to write."""
-        now_ms = time.time_ns() // 1_000_000
-        noted = False
-        for write in writes:
-            noted = True
-            own = write.verb is question.verb
-            request_hash = question.request_hash if own else None
-            reply = outcome_to_wire(outcome).SerializeToString() if own else None
-            self.reply_bytes += len(reply or b"")
-            self._to_write += (
-                *life_of(call),
-                write.verb.value,
-                write.state.value,
-                request_hash,
-                reply,
-                now_ms,
-            )
-        if noted and call.oldest_open_at_ms > 0:  # else the runtime does not know
+    def _note(self, call: Call, values: Sequence[Any], reply_bytes: int) -> None:
+        """Note the values of rows that `commit` is to write; none of them or all."""
+        if not values:
+            return
+        self._to_write += values
+        self.reply_bytes += reply_bytes
+        if call.oldest_open_at_ms > 0:  # else the runtime does not know
             self._oldest_open_at_ms[call.store_id] = call.oldest_open_at_ms
 
     def _forget(self) -> None:
@@ -397,7 +392,7 @@ class Database:
         try:
             connection = self._connect()
             self._prepare(connection)
-        except Exception as error:
+        except BaseException as error:
             if connection is not None:
                 connection.close()
             if isinstance(error, BarrierError):
@@ -585,6 +580,32 @@ def _parts(count: int) -> Iterator[tuple[int, int]]:
         while count - start >= size:
             yield size, start
             start += size
+
+
+def _values_of(
+    call: Call, question: Question, writes: Iterable[Write], outcome: Outcome
+) -> tuple[list[Any], int]:
+    """Give the values of a call's rows and the bytes of the reply in them.
+
+    Raises what an outcome raises that cannot be written down.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    values: list[Any] = []
+    reply_bytes = 0
+    for write in writes:
+        own = write.verb is question.verb
+        request_hash = question.request_hash if own else None
+        reply = outcome_to_wire(outcome).SerializeToString() if own else None
+        reply_bytes += len(reply or b"")
+        values += (
+            *life_of(call),
+            write.verb.value,
+            write.state.value,
+            request_hash,
+            reply,
+            now_ms,
+        )
+    return values, reply_bytes
 
 
 def life_of(call: Call) -> Life:
