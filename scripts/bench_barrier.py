@@ -19,7 +19,6 @@ import os
 import platform
 import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
@@ -27,9 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
+
 import amends
 from amends.handler import Handler
 from amends.outcomes import Done
+from scripts.bench_interrupt import bench_folder, interruptible
+from scripts.bench_options import MOST_AT_ONCE, MOST_ROUNDS, whole
 
 SCHEMA: Final = "CREATE TABLE IF NOT EXISTS ledger (saga_id TEXT, entry TEXT, amount INTEGER)"
 PAYLOAD: Final = b"x" * 200
@@ -130,16 +133,41 @@ async def measure(folder: Path, calls: int, rounds: int, at_once: Sequence[int])
 
 
 def main() -> int:
-    """Measure, print the table, and check the effects."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="What a call costs at the barrier.")
-    parser.add_argument("--calls", type=int, default=2000, help="calls in a round")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds, of which the best counts")
-    parser.add_argument("--at-once", default="1,10,100", help="calls at once, several by commas")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument(
+        "--calls",
+        type=whole(1, 1_000_000),
+        default=2000,
+        help="calls in a round; default %(default)s",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, MOST_ROUNDS),
+        default=7,
+        help="rounds, of which the best counts; default %(default)s",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=_at_once,
+        default="1,10,100",
+        help="calls at once, several by commas; default %(default)s",
+    )
+    parser.add_argument(
+        "--json", type=Path, help="write the figures there, too; default: only the table"
+    )
     options = parser.parse_args()
-    at_once = [int(count) for count in options.at_once.split(",")]
-    with tempfile.TemporaryDirectory(prefix="amends-bench-", dir=Path.cwd()) as folder:
-        forms = asyncio.run(measure(Path(folder), options.calls, options.rounds, at_once))
+    return interruptible(lambda: run(options))
+
+
+def _at_once(text: str) -> list[int]:
+    return [whole(1, MOST_AT_ONCE)(count) for count in text.split(",")]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print the table, and check the effects; see the command line."""
+    with bench_folder(Path.cwd()) as folder:
+        forms = asyncio.run(measure(folder, options.calls, options.rounds, options.at_once))
         faults = [fault for form in forms if (fault := form.fault())]
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, WAL,")
     print(f"synchronous=FULL, {os.cpu_count()} cores, best of {options.rounds} rounds\n")
@@ -165,6 +193,7 @@ def main() -> int:
             }
             for form in forms
         ]
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for fault in faults:
         print(f"wrong: {fault}", file=sys.stderr)

@@ -26,7 +26,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -39,6 +38,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # `scripts` is no 
 
 import amends
 from amends.v1 import saga_pb2, saga_pb2_grpc, types_pb2
+from scripts.bench_interrupt import bench_folder, child, interruptible
+from scripts.bench_options import MOST_AT_ONCE, MOST_ROUNDS, seconds, whole
 from scripts.bench_processes import (
     PAYLOAD,
     STEPS,
@@ -60,6 +61,7 @@ WARM_S: Final = 1.0
 BATCH: Final = 200
 """Starts in one request of the way in: as many as gather at 10,000 a second in 20 ms."""
 BATCHES: Final = 40
+RUN_WITHIN_S: Final = 1800.0
 HERE: Final = Path(__file__).resolve()
 
 Figures = dict[str, float]
@@ -98,14 +100,12 @@ async def load(address: str, tag: str, seconds: float, tasks: int) -> Figures:
 
 def run(root: Path, program: str, *arguments: str) -> Figures:
     """Runs a program of this file with the packages of a checkout, and gives what it prints."""
-    ended = subprocess.run(
-        [sys.executable, str(HERE), program, *arguments],
-        check=True,
-        stdout=subprocess.PIPE,
-        timeout=300,
-        env=packages_of(root),
-    )
-    figures: Figures = json.loads(ended.stdout)
+    command = [sys.executable, str(HERE), program, *arguments]
+    with child(command, stdout=subprocess.PIPE, env=packages_of(root)) as popen:
+        said, _ = popen.communicate(timeout=RUN_WITHIN_S)
+    if popen.returncode:
+        raise RuntimeError(f"{program} failed, with exit code {popen.returncode}")
+    figures: Figures = json.loads(said)
     return figures
 
 
@@ -235,9 +235,9 @@ async def best_us(part: Callable[[], Any]) -> float:
 
 def against_echo(roots: Mapping[str, Path], rounds: int, seconds: float, tasks: int) -> None:
     """The client at a pace that is its own limit."""
-    with tempfile.TemporaryDirectory() as name:
+    with bench_folder() as folder:
         command = [sys.executable, str(HERE), "echo"]
-        with process(Path(name), "echo", command) as server:
+        with process(folder, "echo", command) as server:
             found: dict[str, list[Figures]] = {which: [] for which in roots}
             for number in range(rounds):
                 for which, root in roots.items():
@@ -250,26 +250,27 @@ def against_echo(roots: Mapping[str, Path], rounds: int, seconds: float, tasks: 
 
 def against_runtime(roots: Mapping[str, Path], rounds: int, seconds: float, tasks: int) -> None:
     """The client in its usual place, and what the runtime uses meanwhile."""
-    with tempfile.TemporaryDirectory(dir=HERE.parent.parent / "build") as name:
-        folder = Path(name)
-        with process(folder, "participant", participant_command()) as participant:
-            found: dict[str, list[Figures]] = {which: [] for which in roots}
-            for which, root in roots.items():
-                command = runtime_command(folder / f"{which}.db", participant["address"])
-                with process(folder, f"runtime-{which}", command, packages_of(root)) as runtime:
-                    asyncio.run(register(runtime["address"]))
-                    for number in range(rounds):
-                        before = cpu_seconds(runtime["pid"]), thread_cpu_seconds(runtime["pid"])
-                        tag = f"{which}-{tasks}-{number}"
-                        figures = run(
-                            root, "load", runtime["address"], tag, str(seconds), str(tasks)
-                        )
-                        sagas = figures["per_s"] * (seconds + WARM_S)
-                        used = cpu_seconds(runtime["pid"]) - before[0]
-                        loop = thread_cpu_seconds(runtime["pid"])["loop"] - before[1]["loop"]
-                        figures["runtime_us"] = used / sagas * 1e6
-                        figures["runtime_loop_us"] = loop / sagas * 1e6
-                        found[which].append(figures)
+    build = HERE.parent.parent / "build"
+    build.mkdir(exist_ok=True)
+    with (
+        bench_folder(build) as folder,
+        process(folder, "participant", participant_command()) as participant,
+    ):
+        found: dict[str, list[Figures]] = {which: [] for which in roots}
+        for which, root in roots.items():
+            command = runtime_command(folder / f"{which}.db", participant["address"])
+            with process(folder, f"runtime-{which}", command, packages_of(root)) as runtime:
+                asyncio.run(register(runtime["address"]))
+                for number in range(rounds):
+                    before = cpu_seconds(runtime["pid"]), thread_cpu_seconds(runtime["pid"])
+                    tag = f"{which}-{tasks}-{number}"
+                    figures = run(root, "load", runtime["address"], tag, str(seconds), str(tasks))
+                    sagas = figures["per_s"] * (seconds + WARM_S)
+                    used = cpu_seconds(runtime["pid"]) - before[0]
+                    loop = thread_cpu_seconds(runtime["pid"])["loop"] - before[1]["loop"]
+                    figures["runtime_us"] = used / sagas * 1e6
+                    figures["runtime_loop_us"] = loop / sagas * 1e6
+                    found[which].append(figures)
     show(f"runtime, {tasks} tasks", found)
 
 
@@ -283,28 +284,50 @@ def show(title: str, found: Mapping[str, list[Figures]]) -> None:
         print(f"{title:22} {which:8} {told}", flush=True)
 
 
-def main() -> None:
+def main() -> int:
     """Runs one of the programs, or all that this file measures."""
     match sys.argv[1:]:
         case ["echo", ready_file]:
             asyncio.run(echo(Path(ready_file)))
-        case ["load", address, tag, seconds, tasks]:
-            print(json.dumps(asyncio.run(load(address, tag, float(seconds), int(tasks)))))
+        case ["load", address, tag, seconds_each, tasks]:
+            print(json.dumps(asyncio.run(load(address, tag, float(seconds_each), int(tasks)))))
         case ["way-in"]:
             print(json.dumps(asyncio.run(way_in())))
         case _:
-            everything()
+            options = _parser().parse_args()
+            return interruptible(lambda: everything(options))
+    return 0
 
 
-def everything() -> None:
-    """What the top of this file says."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="what the client and the way in cost")
-    parser.add_argument("--against", type=Path, help="the root of another checkout")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tasks", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--only", choices=("echo", "runtime", "way-in"))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--against", type=Path, help="the root of another checkout; default: this one alone"
+    )
+    parser.add_argument(
+        "--seconds", type=seconds(), default=3.0, help="of each load; default %(default)s s"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, MOST_ROUNDS),
+        default=3,
+        help="of which the best counts; default %(default)s",
+    )
+    parser.add_argument(
+        "--tasks",
+        type=whole(1, MOST_AT_ONCE),
+        nargs="+",
+        default=[100, 1000],
+        help="sagas at once; default 100 1000",
+    )
+    parser.add_argument(
+        "--only", choices=("echo", "runtime", "way-in"), help="one of the parts; default: all"
+    )
+    return parser
+
+
+def everything(options: argparse.Namespace) -> None:
+    """What the top of this file says."""
     roots = {"here": HERE.parent.parent}
     if options.against is not None:
         roots = {"against": options.against.resolve(), **roots}
@@ -322,4 +345,4 @@ def everything() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -27,6 +27,8 @@ from typing import Any, Final, NamedTuple
 import anyio.lowlevel
 import structlog
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
+
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.saga_actor import SagaActor, call_for
@@ -63,6 +65,8 @@ from amends_runtime.telemetry.metrics import Metrics
 from amends_runtime.telemetry.observers import HistoryLog, Observers
 from amends_runtime.telemetry.spans import Span
 from amends_runtime.telemetry.traces import Traces
+from scripts.bench_interrupt import interruptible
+from scripts.bench_options import MOST_ROUNDS, output_file, whole
 
 __all__ = ["Figure", "Memory", "measure", "measure_memory"]
 
@@ -477,11 +481,21 @@ def run(output: Path, rounds: int) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/bench_core.json"))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--output",
+        type=output_file,
+        default=Path("build/bench_core.json"),
+        help="where the figures go, as JSON; its folder is made; default %(default)s",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(2, MOST_ROUNDS),
+        default=ROUNDS,
+        help="whose median counts, the first left out; default %(default)s",
+    )
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    return run(arguments.output, arguments.rounds)
+    return interruptible(lambda: run(arguments.output, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,19 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, NamedTuple, cast
 
 import grpc
 import grpc.aio
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
+
 import amends
 from amends.v1 import participant_pb2 as pb
 from amends.v1 import participant_pb2_grpc, types_pb2
+from scripts.bench_interrupt import child, interruptible
+from scripts.bench_options import MOST_ROUNDS, whole
 
 BATCHES: Final = (1, 16, 64, 256)
 UNDER_WAY: Final = 2
@@ -83,11 +88,8 @@ def participate() -> None:
 class Process:
     """The participant's process."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "scripts.bench_exchange", "--participate"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, running: subprocess.Popen[str]) -> None:
+        self._process = running
         assert self._process.stdout is not None
         self._said = self._process.stdout
         self.address = self._said.readline().strip()
@@ -205,8 +207,9 @@ def measure(process: Process, action: str, size: int) -> Figures:
 def exchange_figures(rounds: int = ROUNDS) -> dict[tuple[str, int], Figures]:
     """Measure everything in turns; give the best by handler and calls in a batch (0: unary)."""
     best: dict[tuple[str, int], Figures] = {}
-    process = Process()
-    try:
+    command = [sys.executable, "-m", "scripts.bench_exchange", "--participate"]
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        process = Process(running)
         for _ in range(rounds):
             for action in HANDLERS:
                 for size in (0, *BATCHES):
@@ -217,24 +220,33 @@ def exchange_figures(rounds: int = ROUNDS) -> dict[tuple[str, int], Figures]:
                         min(figures.client_us, known.client_us),
                         min(figures.participant_us, known.participant_us),
                     )
-    finally:
         process.end()
     return best
 
 
-def main() -> None:
+def main() -> int:
     """Measure and print, or be the participant."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--participate", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often; the best counts")
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, MOST_ROUNDS),
+        default=ROUNDS,
+        help="how often all is measured, the best counts; default %(default)s",
+    )
     options = parser.parse_args()
     if options.participate:
         participate()
-        return
+        return 0
+    return interruptible(lambda: run(options.rounds))
+
+
+def run(rounds: int) -> None:
+    """Measure and print."""
     print(
         f"{'handler':8} {'calls a message':>16} {'calls/s':>9} {'client us':>10} {'server us':>10}"
     )
-    for (action, size), found in exchange_figures(options.rounds).items():
+    for (action, size), found in exchange_figures(rounds).items():
         print(
             f"{action:8} {size or 'unary':>16} {found.calls_per_s:9,.0f} {found.client_us:10.1f} "
             f"{found.participant_us:10.1f}"
@@ -242,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is 
 
 import amends
 from amends.v1 import participant_pb2, participant_pb2_grpc
+from scripts.bench_interrupt import child
 from scripts.bench_processes import CONCURRENCY, PAYLOAD, STEPS, call_of, saga_id_of
 
 Load = dict[str, Any]
@@ -46,6 +47,14 @@ the end of each second. `total` are these sagas and those before them that nobod
 
 One = Callable[[int], Awaitable[None]]
 """Does the piece of work that has this number. Raises `AmendsError` if it is refused."""
+
+
+class NothingMeasured(Exception):
+    """A load did nothing in its time, so that there is no figure to judge: its argument says which.
+
+    Give the load more seconds, or find out what holds the runtime up.
+    """
+
 
 STARTED_WITHIN_S: Final = 60.0
 ENDED_WITHIN_S: Final = 120.0
@@ -218,7 +227,8 @@ def run_load(
     """Runs a load in a process of its own, and waits for what it came to.
 
     `way` is one of `WAYS`. `options` are those of the command line: rate, count, definition, ends,
-    patience. Raises RuntimeError if a piece of work was refused, unless `may_refuse` is given.
+    patience. Raises RuntimeError if a piece of work was refused, unless `may_refuse` is given, or
+    if the load failed; NothingMeasured if no piece of work was done.
     """
     may_refuse = options.pop("may_refuse", False)
     command = [
@@ -226,26 +236,48 @@ def run_load(
         *("--seconds", str(seconds), "--concurrency", str(concurrency)),
         *(text for name, value in options.items() for text in (f"--{name}", str(value))),
     ]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=LOADED_WITHIN_S)
-    done: Load = json.loads(ended.stdout)
+    with child(command, stdout=subprocess.PIPE) as popen:
+        said, _ = popen.communicate(timeout=LOADED_WITHIN_S)
+    if popen.returncode:
+        raise RuntimeError(f"load {way} {tag} failed, with exit code {popen.returncode}")
+    done: Load = json.loads(said)
     if done["refused"] and not may_refuse:
         raise RuntimeError(f"load {way} {tag} was refused: {done['refused']}")
+    if not done["sagas"]:
+        raise NothingMeasured(f"load {way} {tag} did nothing in {done['seconds']:.2f} s")
     return done
 
 
 def main() -> None:
     """Runs the load that the arguments say."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("way", choices=WAYS)
-    parser.add_argument("address")
-    parser.add_argument("tag")
-    parser.add_argument("--seconds", type=float, default=math.inf)
-    parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
-    parser.add_argument("--rate", type=float, default=0.0)
-    parser.add_argument("--count", type=float, default=math.inf)
-    parser.add_argument("--definition", default="bench")
-    parser.add_argument("--ends", default="COMPLETED")
-    parser.add_argument("--patience", type=float, default=STARTED_WITHIN_S)
+    parser.add_argument("way", choices=WAYS, help="see the top of this file")
+    parser.add_argument("address", help="host:port of the runtime; of naive, of the participant")
+    parser.add_argument("tag", help="a part of the sagas' ids, new for each load of a runtime")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="how long work begins; default: no end"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=CONCURRENCY, help="loops at once; default %(default)s"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="pieces of work a second; default: closed loops"
+    )
+    parser.add_argument(
+        "--count", type=float, default=math.inf, help="pieces of work in all; default: no end"
+    )
+    parser.add_argument(
+        "--definition", default="bench", help="what is started; default %(default)s"
+    )
+    parser.add_argument(
+        "--ends", default="COMPLETED", help="the state to end in; default %(default)s"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=STARTED_WITHIN_S,
+        help="seconds after which a start is given up; default %(default)s",
+    )
     options = parser.parse_args()
     print(json.dumps(asyncio.run(WAYS[options.way](options))))
 

@@ -11,12 +11,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from scripts.bench_interrupt import bench_folder, child
 from scripts.bench_processes import HERE, write_figures
 
 SCRIPTS: Final = {
@@ -44,17 +44,18 @@ def _run_script(script: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PYTHONUNBUFFERED": "1"}
     printed = []
     # What a script writes goes below the folder that it is started in.
-    with tempfile.TemporaryDirectory(prefix="amends-bench-") as folder:
-        with subprocess.Popen(
+    with bench_folder() as folder:
+        with child(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         ) as running:
             assert running.stdout is not None
             for line in running.stdout:
                 print(line, end="", flush=True)
                 printed.append(line.rstrip())
+            running.wait()
         figures = {
             written.stem: json.loads(written.read_text(encoding="utf-8"))
-            for written in Path(folder).rglob("*.json")
+            for written in folder.rglob("*.json")
         }
     return {
         "status": running.returncode,

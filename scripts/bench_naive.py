@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.bench_loads import Load
+from scripts.bench_interrupt import bench_folder
+from scripts.bench_loads import Load, NothingMeasured
 from scripts.bench_processes import STEPS, process, sink_command, write_figures
 from scripts.bench_rig import (
     Rig,
@@ -69,8 +69,12 @@ def run(plan: Plan, output: Path) -> int:
         f"{', '.join(map(str, plan.levels))} at once",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="amends-bench-") as folder:
-        figures = measure(Path(folder), plan)
+    try:
+        with bench_folder() as folder:
+            figures = measure(folder, plan)
+    except NothingMeasured as nothing:
+        print(f"\nNOTHING MEASURED: {nothing}; the run fails")
+        return 1
     write_figures(output, figures)
     _print_tables(figures)
     print_verdicts(verdicts(figures))
@@ -84,7 +88,10 @@ def run(plan: Plan, output: Path) -> int:
 
 
 def measure(folder: Path, plan: Plan) -> dict[str, Any]:
-    """All figures; see `run`. `faults` in them are lost or doubled effects, in words."""
+    """All figures; see `run`. `faults` in them are lost or doubled effects, in words.
+
+    Raises NothingMeasured.
+    """
     under = conditions(
         folder,
         steps=len(STEPS),
@@ -295,12 +302,7 @@ def _print_tables(figures: Mapping[str, Any]) -> None:
     for name in PROCESSES:
         row(f"  CPU µs a saga: {name}", [str(one["cpu_us"].get(name, 0)) for one in bests])
     row("one at a time ms p50/p95/p99", [_shares(one["one_at_a_time_ms"]) for one in ways.values()])
-    for way, one in ways.items():
-        for each in one["open"]:
-            print(
-                f"open loop, {way}, {each['arrivals_per_s']:.0f} arrivals/s: "
-                f"ms p50 / p95 / p99 {_shares(each['latency_ms'])}"
-            )
+    _print_open_loops(ways)
     under = figures["conditions"]
     print(
         f"\nfdatasync of 4 KiB: {under['fdatasync_us']} µs before it, "
@@ -308,6 +310,20 @@ def _print_tables(figures: Mapping[str, Any]) -> None:
     )
     print(f"disk per saga, bytes: {_listed(figures['disk_bytes_per_saga'])}")
     print(f"memory of the runtimes at the end, MiB: {_listed(figures['memory_mib'])}")
+
+
+def _print_open_loops(ways: Mapping[str, Any]) -> None:
+    heads = ("arrivals/s", "sagas", "p50 ms", "p95 ms", "p99 ms", "CPU µs a saga")
+    print(f"\n{'open loop':12}{''.join(f'{head:>15}' for head in heads)}")
+    for way, one in ways.items():
+        for each in one["open"]:
+            texts = (
+                f"{each['arrivals_per_s']:.0f}",
+                str(each["sagas"]),
+                *(f"{each['latency_ms'][share]:g}" for share in ("p50", "p95", "p99")),
+                str(each["cpu_us"].get("all", 0)),
+            )
+            print(f"{way:12}{''.join(f'{text:>15}' for text in texts)}")
 
 
 def _against(value: float, base: Mapping[str, Any] | None, key: str) -> str:

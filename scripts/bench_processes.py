@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import grpc.aio
 
 import amends
 from amends.v1 import participant_pb2, participant_pb2_grpc, types_pb2
+from scripts.bench_interrupt import child
 
 STEPS = ("one", "two", "three")
 PAYLOAD = b"x" * 200
@@ -144,27 +144,21 @@ def process(
     clean = {
         key: value for key, value in os.environ.items() if not key.startswith(("AMENDS_", "OTEL_"))
     }
-    with log.open("wb") as output:
-        popen = subprocess.Popen(
+    with (
+        log.open("wb") as output,
+        child(
             [*command, str(ready_file)],
             stdout=output,
             stderr=output,
             env={**clean, **(environment or {})},
-        )
-        try:
-            give_up_at = time.monotonic() + READY_S
-            while not ready_file.exists():
-                if popen.poll() is not None or time.monotonic() > give_up_at:
-                    raise SystemExit(f"{name} did not come up:\n{log.read_text()[-2000:]}")
-                time.sleep(0.02)
-            yield json.loads(ready_file.read_text())
-        finally:
-            popen.terminate()
-            try:
-                popen.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                popen.kill()
-                popen.wait()
+        ) as popen,
+    ):
+        give_up_at = time.monotonic() + READY_S
+        while not ready_file.exists():
+            if popen.poll() is not None or time.monotonic() > give_up_at:
+                raise SystemExit(f"{name} did not come up:\n{log.read_text()[-2000:]}")
+            time.sleep(0.02)
+        yield json.loads(ready_file.read_text())
 
 
 def announce(ready_file: Path, address: str, **more: str) -> None:

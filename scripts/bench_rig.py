@@ -178,7 +178,8 @@ class Rig:
     ) -> Load:
         """Runs a load, see `bench_loads.run_load`, and answers what it came to.
 
-        `cpu_us` in it is the CPU of each process for one saga, and of the runtime's threads.
+        `cpu_us` in it is the CPU of each process for one saga, and of the runtime's threads. Raises
+        what `run_load` raises.
         """
         self._loads += 1
         tag = f"{self.setting.name}-{self._loads}"

@@ -10,8 +10,11 @@
     overload        twice as many starts as can be done (`bench_overload.py`)
 
 `--only` names some of them. Real processes, real syncs; a run in which an effect was lost or
-doubled, or a saga is not accounted for, fails. A target that is missed does not: it is in the
-table.
+doubled, or a saga is not accounted for, fails, and so does one in which a load did nothing. A
+target that is missed does not: it is in the table.
+
+Exit code: 0, or 1 if the run fails; 2 usage; 130 interrupted, by SIGINT or SIGTERM, and then no
+process and no folder is left behind; the parts that were over have their figures in `--output`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import argparse
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,16 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is no package
 
 from scripts import bench_naive, bench_telemetry
-from scripts.bench_loads import Load
+from scripts.bench_interrupt import bench_folder, interruptible
+from scripts.bench_loads import Load, NothingMeasured
+from scripts.bench_options import (
+    MOST_AT_ONCE,
+    MOST_ROUNDS,
+    MOST_SAGAS,
+    output_file,
+    seconds,
+    whole,
+)
 from scripts.bench_overload import overload
 from scripts.bench_parked import MILLION, park
 from scripts.bench_participant import PLANTS
@@ -44,6 +55,8 @@ FLAT: Final = 1.2
 COMPENSATION: Final = 0.6
 TRACED: Final = 0.7
 DISK_BYTES: Final = 2048
+LEAST_WINDOW_S: Final = 2.0
+"""Of the overload: its first second is left out, and its last quarter compared with its second."""
 
 
 @dataclass(frozen=True)
@@ -246,9 +259,12 @@ def run(names: Sequence[str], scale: Scale, output: Path) -> int:
         print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
         began_s = time.monotonic()
         # A folder of its own, so that nobody's database lies beside another's.
-        with tempfile.TemporaryDirectory(prefix="amends-bench-") as folder:
-            under = under or conditions(Path(folder), steps=len(STEPS), **vars(scale))
-            found, verdicts, wrong = PARTS[name](Path(folder), scale)
+        with bench_folder() as folder:
+            under = under or conditions(folder, steps=len(STEPS), **vars(scale))
+            try:
+                found, verdicts, wrong = PARTS[name](folder, scale)
+            except NothingMeasured as nothing:
+                found, verdicts, wrong = {}, [], [f"{name}: nothing was measured: {nothing}"]
         figures[name] = {**found, "took_s": round(time.monotonic() - began_s, 1)}
         table.extend(verdicts)
         faults.extend(wrong)
@@ -268,21 +284,70 @@ def run(names: Sequence[str], scale: Scale, output: Path) -> int:
     return 1 if faults else 0
 
 
-def main() -> int:
-    """The command line."""
+def _parser() -> argparse.ArgumentParser:
     usual = Scale()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[], metavar="PART")
-    parser.add_argument("--rounds", type=int, default=usual.rounds)
-    parser.add_argument("--seconds", type=float, default=usual.seconds, help="of each load")
-    parser.add_argument("--concurrency", type=int, default=usual.concurrency)
-    parser.add_argument("--window", type=float, default=usual.window_s, help="of the overload")
-    parser.add_argument("--parked", type=int, default=usual.parked)
-    parser.add_argument("--million", action="store_true", help="park a million sagas")
-    parser.add_argument("--recovering", type=int, default=usual.recovering)
-    parser.add_argument("--plant", choices=PLANTS, default="", help="a fault that must be found")
-    parser.add_argument("--output", type=Path, default=Path("build/bench-scale.json"))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(PARTS),
+        default=[],
+        metavar="PART",
+        help=f"only these of {', '.join(PARTS)}; default all",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, MOST_ROUNDS),
+        default=usual.rounds,
+        help="how often what is compared takes turns, the median counts; default %(default)s",
+    )
+    parser.add_argument(
+        "--seconds", type=seconds(), default=usual.seconds, help="of each load; default %(default)g"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=whole(1, MOST_AT_ONCE),
+        default=usual.concurrency,
+        help="sagas at once in each closed loop; default %(default)s",
+    )
+    parser.add_argument(
+        "--window",
+        type=seconds(LEAST_WINDOW_S),
+        default=usual.window_s,
+        help="seconds that the overload lasts; default %(default)g",
+    )
+    parked = parser.add_mutually_exclusive_group()
+    parked.add_argument(
+        "--parked",
+        type=whole(1, MOST_SAGAS),
+        default=usual.parked,
+        help="sagas that are parked; default %(default)s",
+    )
+    parked.add_argument("--million", action="store_true", help="park a million sagas")
+    parser.add_argument(
+        "--recovering",
+        type=whole(1, MOST_SAGAS // 2),  # twice as many is the limit that the runtime is given
+        default=usual.recovering,
+        help="sagas in flight at the kill; default %(default)s",
+    )
+    parser.add_argument(
+        "--plant",
+        choices=PLANTS,
+        default="",
+        help="a fault of the participant, which the run must find; default: none",
+    )
+    parser.add_argument(
+        "--output",
+        type=output_file,
+        default=Path("build/bench-scale.json"),
+        help="where the figures go, as JSON; its folder is made; default %(default)s",
+    )
+    return parser
+
+
+def main() -> int:
+    """The command line."""
+    options = _parser().parse_args()
     scale = Scale(
         rounds=options.rounds,
         seconds=options.seconds,
@@ -292,7 +357,7 @@ def main() -> int:
         recovering=options.recovering,
         plant=options.plant,
     )
-    return run(options.only, scale, options.output)
+    return interruptible(lambda: run(options.only, scale, options.output))
 
 
 if __name__ == "__main__":

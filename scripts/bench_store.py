@@ -1,4 +1,4 @@
-"""`make bench ARGS=--store`: what a durable turn costs in the store, by itself, in one process.
+"""What a durable turn costs in the store, by itself, in one process: `bench_store.py`.
 
 The work is sagas of three steps as the core decides them: four turns each, 200-byte payloads, a row
 of the read model at the start and at the end only. Many are under way at once and go on in no
@@ -16,11 +16,11 @@ and the least of them is what the code costs. Quote ratios within one run.
 
 from __future__ import annotations
 
+import argparse
 import random
 import sqlite3
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -42,6 +42,8 @@ from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Record, SagaStarted
 from amends_runtime.ports import SagaSummary, Transition, summarise
 from amends_runtime.storage import SqliteStore, open_sqlite_store
+from scripts.bench_interrupt import bench_folder, interruptible
+from scripts.bench_options import output_file
 from scripts.bench_processes import write_figures
 
 BATCHES: Final = (1, 10, 50, 100, 200)  # turns in a commit
@@ -240,8 +242,8 @@ def _figures(quiet: Sequence[Round], busy: Sequence[Round]) -> dict[str, float]:
 def run(output: Path) -> int:
     """Measures, prints a table, writes `output`."""
     print(f"what a turn costs in the store; {ROUNDS} rounds, every commit synced\n", flush=True)
-    with tempfile.TemporaryDirectory(prefix="amends-bench-") as folder:
-        figures = anyio.run(measure, Path(folder, "amends.db"))
+    with bench_folder() as folder:
+        figures = anyio.run(measure, folder / "amends.db")
     columns = list(figures["batches"][BATCHES[0]])
     print(f"{'turns a commit':>16}{''.join(f'{name:>20}' for name in columns)}")
     for size, row in figures["batches"].items():
@@ -257,5 +259,18 @@ def run(output: Path) -> int:
     return 0
 
 
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--output",
+        type=output_file,
+        default=Path("build/bench-store.json"),
+        help="where the figures go, as JSON; its folder is made; default %(default)s",
+    )
+    options = parser.parse_args()
+    return interruptible(lambda: run(options.output))
+
+
 if __name__ == "__main__":
-    raise SystemExit(run(Path("build/bench-store.json")))
+    raise SystemExit(main())

@@ -32,7 +32,6 @@ import asyncio
 import contextlib
 import os
 import statistics
-import tempfile
 import threading
 import time
 import urllib.request
@@ -46,7 +45,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import amends
 from amends_runtime.core.tracing import Tracing
-from scripts.bench_loads import Load, run_load
+from scripts.bench_interrupt import bench_folder
+from scripts.bench_loads import Load, NothingMeasured, run_load
 from scripts.bench_processes import (
     CONCURRENCY,
     STEPS,
@@ -319,12 +319,14 @@ def run(
         f"amends bench: what telemetry costs; {len(ways)} x {rounds} pairs of {seconds:g} s",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="amends-bench-") as name:
-        folder = Path(name)
+    with bench_folder() as folder:
         try:
             figures = measure(folder, ways, rounds, seconds, profile=profile)
         except SpansMissing as missing:
             print(*(f"WRONG: {fault}" for fault in missing.args), *_logs(folder), sep="\n")
+            return 1
+        except NothingMeasured as nothing:
+            print(f"\nNOTHING MEASURED: {nothing}; the run fails", *_logs(folder), sep="\n")
             return 1
         logs = _logs(folder)
     write_figures(output, figures)

@@ -23,6 +23,8 @@ from amends_runtime.core.messages import Done
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.ports import Call, StoreIdentity
+from scripts.bench_interrupt import interruptible
+from scripts.bench_options import MOST_ROUNDS, output_file, whole
 from scripts.bench_parts import Part, measured, print_parts
 from scripts.bench_processes import PAYLOAD, write_figures
 
@@ -118,10 +120,20 @@ def run(output: Path, rounds: int = ROUNDS) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path, default=Path("build/bench-wire.json"))
+    parser.add_argument(
+        "--rounds",
+        type=whole(1, MOST_ROUNDS),
+        default=ROUNDS,
+        help="whose median counts; default %(default)s",
+    )
+    parser.add_argument(
+        "--output",
+        type=output_file,
+        default=Path("build/bench-wire.json"),
+        help="where the figures go, as JSON; its folder is made; default %(default)s",
+    )
     options = parser.parse_args()
-    return run(options.output, options.rounds)
+    return interruptible(lambda: run(options.output, options.rounds))
 
 
 if __name__ == "__main__":

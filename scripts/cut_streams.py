@@ -31,6 +31,7 @@ import structlog
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts.bench_options import whole  # noqa: E402  # the path comes first
 from tests.network.proxy import Cut  # noqa: E402  # the path comes first
 from tests.network.stream_cuts import (  # noqa: E402
     REPLIES,
@@ -44,17 +45,29 @@ from tests.network.stream_cuts import (  # noqa: E402
 TARGETS: Final = (REPLIES, UNDOINGS, REQUESTS)
 CRUMBS: Final = (None, (1, 7))
 MOST_SHOWN: Final = 10
+MOST_BATCH: Final = 16
+MOST_LANES: Final = 16
+"""All of a batch wait in the participant until the last has its outcome, in each lane; these are as
+many at once as a participant has places for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Cut as the arguments say; give the exit code."""
     parser = argparse.ArgumentParser(description="Cut streams at every byte of a batch.")
-    parser.add_argument("--batch", type=int, default=4, help="sagas that share a message")
-    parser.add_argument("--lanes", type=int, default=4, help="streams that are cut side by side")
+    parser.add_argument(
+        "--batch",
+        type=whole(1, MOST_BATCH),
+        default=4,
+        help="sagas that share a message; default %(default)s",
+    )
+    parser.add_argument(
+        "--lanes",
+        type=whole(1, MOST_LANES),
+        default=4,
+        help="streams that are cut side by side; default %(default)s",
+    )
     parser.add_argument("--seed", type=int, help="of the crumbs; default: by chance")
     given = parser.parse_args(arguments)
-    if given.batch < 1 or given.lanes < 1:
-        parser.error("--batch and --lanes must be at least 1")
     seed = secrets.randbelow(2**32) if given.seed is None else given.seed
     print(f"seed {seed}", file=sys.stderr, flush=True)
     # A runtime logs each connection that breaks; here that is what is asked for.

@@ -48,8 +48,8 @@ def test_json_escapes_what_a_terminal_might_take_for_a_command() -> None:
     assert "\x9b" not in text
 
 
-def test_an_open_call_is_not_said_to_be_on_the_wire(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is sent, or held in its lane: the saga knows only that it was decided."""
+def test_an_open_call_is_said_to_wait_for_its_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sent, held, or to be asked again after InProgress: what is said is true of all three."""
     step = Step(name="charge", state=StepState.EXECUTING, verb=Verb.EXECUTE, call_open=True)
     saga = Saga(
         saga_id="s-1",
@@ -63,7 +63,7 @@ def test_an_open_call_is_not_said_to_be_on_the_wire(capsys: pytest.CaptureFixtur
     )
     print_saga(saga, Common(), payloads=False)
     *_, row = capsys.readouterr().out.splitlines()
-    assert row.split(maxsplit=2)[2] == "its call, sent or held"
+    assert row.split(maxsplit=2)[2] == "its participant's answer"
 
 
 def test_rows_in_a_pipe_are_one_line_however_long(capsys: pytest.CaptureFixture[str]) -> None:

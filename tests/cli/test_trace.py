@@ -109,7 +109,7 @@ def test_a_call_without_an_answer_is_not_said_to_be_on_the_wire(
     span.attributes.add(key="amends.open").value.bool_value = True
     print_trace(a_trace(data), Common())
     *_, row = capsys.readouterr().out.splitlines()
-    told = "not answered yet: on the wire, or held (amends breakers)"
+    told = "not answered yet: on the wire, in progress, or held (amends breakers)"
     assert row.split(maxsplit=2) == ["+0", "s", f"Execute shop, attempt 7: {told}"]
 
 

@@ -159,7 +159,9 @@ class Proxy:
         return f"proxy to {self._target}, seed {self.seed}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        # Bound here: where no socket is left, asyncio's own binding says nothing and has none.
+        listening = socket.create_server(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._accept, sock=listening)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 

@@ -66,7 +66,8 @@ async def breakers(*, common: Common = COMMON) -> None:
     """List circuit breakers.
 
     Calls of a participant whose breaker is open wait; nothing is compensated
-    because of it.
+    because of it. HELD is about the breaker and not about calls: it says that an
+    operator keeps it in its state, which no command of this version does.
 
     For example:
 

@@ -185,7 +185,9 @@ def _next(step: Step) -> str:
         return f"an operator (stuck since {short_instant(step.stuck_since_ms)})"
     if step.next_attempt_at_ms:
         return short_instant(step.next_attempt_at_ms)
-    return "its call, sent or held" if step.call_open else ""
+    # A call that is on its way, one that the runtime holds, and one that the participant has said
+    # InProgress to look the same in the API; what is waited for is the same, too.
+    return "its participant's answer" if step.call_open else ""
 
 
 def _instant_or_nothing(at_ms: int | None) -> str:

@@ -128,8 +128,11 @@ async def start(
 async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = COMMON) -> None:
     """Show one saga: where it stands, step by step.
 
-    NEXT is what a step waits for. A call is sent, or held by the runtime, mostly
-    because its participant's breaker is open: amends breakers tells.
+    NEXT is what a step waits for. Where that is its participant's answer, the call
+    has been sent; or the participant works on it, has said InProgress, and is asked
+    again by itself; or the runtime holds the call, mostly because the participant's
+    breaker is open: amends breakers tells, and amends participants shows how many
+    calls are in flight and how many wait.
 
     For example:
 

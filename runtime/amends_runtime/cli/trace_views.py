@@ -17,7 +17,7 @@ from amends_runtime.cli.tables import Columns, print_facts, print_line
 __all__ = ["print_trace"]
 
 OPEN = "amends.open"
-NOT_ANSWERED = "not answered yet: on the wire, or held (amends breakers)"
+NOT_ANSWERED = "not answered yet: on the wire, in progress, or held (amends breakers)"
 
 
 def print_trace(trace: Trace, common: Common) -> None:

@@ -35,10 +35,11 @@ async def show(saga_id: SagaId, /, *, common: Common = COMMON) -> None:
     """Show a saga's trace as a tree: what happened when, and how long it took.
 
     AT counts from the saga's start. What has not ended says so. A call without an
-    answer is on the wire or held by the runtime, mostly because its participant's
-    breaker is open: amends breakers tells. With -o json each span has its ids,
-    its instants in nanoseconds, attributes, events and links; what has not ended
-    ends there at the saga's last record.
+    answer is on the wire; or its participant has said InProgress and is asked again
+    by itself; or the runtime holds it, mostly because the participant's breaker is
+    open: amends breakers tells. With -o json each span has its ids, its instants
+    in nanoseconds, attributes, events and links; what has not ended ends there at
+    the saga's last record.
 
     For example:
 

@@ -206,7 +206,8 @@ LANE_LIMIT: Final = Metric(
     "amends.lane.limit",
     Kind.GAUGE,
     "{call}",
-    "How many calls a participant gets at the same time: `concurrency` of its section.",
+    "How many calls a participant gets at the same time: what it announces on its stream, or"
+    " `concurrency` of its section, the smaller one.",
     ("participant",),
 )
 COMMIT_DURATION: Final = Metric(
