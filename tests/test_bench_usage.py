@@ -28,14 +28,15 @@ def told(script: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a script as far as its command line takes it, in this process: a start takes a second."""
     command = [script, *options]
     said, erred = io.StringIO(), io.StringIO()
+    main = importlib.import_module(f"scripts.{script}").main
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(erred),
-        pytest.raises(SystemExit) as ended,
     ):
         patch.setattr(sys, "argv", command)
-        importlib.import_module(f"scripts.{script}").main()
+        with pytest.raises(SystemExit) as ended:
+            main()
     code = ended.value.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(command, code, said.getvalue(), erred.getvalue())
