@@ -225,7 +225,8 @@ class Limits(_Section):
     """Sagas under way at the same time: with a call that is made or waits for its participant.
     Further starts are refused with RESOURCE_EXHAUSTED and a time to retry after. A live saga costs
     a few kilobytes and its payloads; one that only waits for an instant or a person leaves memory
-    and does not count."""
+    and does not count. Sagas that exist still come in when they are due, up to a quarter above it,
+    those that compensate first: one participant's outage must not hold up all others."""
 
     park_after_s: Seconds = Field(default=10.0, ge=0, le=86_400)
     """A saga that has nothing to do for at least so long leaves memory, and is read again when its

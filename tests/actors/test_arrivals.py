@@ -35,15 +35,17 @@ class Came:
 
     def __init__(self) -> None:
         self.sagas: list[tuple[str, int]] = []
+        self.when_came: Callable[[], object] = lambda: None
 
     def note(self, saga_id: str, _: Arrival, found: LoadedSaga | Tombstone | None) -> None:
         """One has come."""
         assert isinstance(found, Tombstone)
         self.sagas.append((saga_id, found.ended_at_ms))
+        self.when_came()
 
 
 @asynccontextmanager
-async def arriving(came: Came, room: Callable[[], int]) -> AsyncIterator[Arrivals]:
+async def arriving(came: Came, room: Callable[[bool], int]) -> AsyncIterator[Arrivals]:
     """Arrivals that are read for the length of the block, while there is room."""
 
     def unreadable(*_: object) -> None:
@@ -61,7 +63,9 @@ def test_what_comes_by_itself_is_read_before_there_is_room() -> None:
     came, room = Came(), [0, 0, 2, 0, 1]
 
     async def main() -> None:
-        async with arriving(came, lambda: room.pop(0) if room else 0) as arrivals:
+        async with arriving(
+            came, lambda compensates: 0 if compensates or not room else room.pop(0)
+        ) as arrivals:
             for saga_id in ("a", "b", "c", "d"):
                 arrivals.of(saga_id, at_leisure=True)
             await anyio.sleep(60)
@@ -78,7 +82,7 @@ def test_who_is_asked_for_comes_at_once_and_once() -> None:
     came, room = Came(), [0]
 
     async def main() -> None:
-        async with arriving(came, lambda: room[0]) as arrivals:
+        async with arriving(came, lambda _: room[0]) as arrivals:
             for saga_id in ("a", "b"):
                 arrivals.of(saga_id, at_leisure=True)
             await anyio.sleep(1)
@@ -98,7 +102,7 @@ def test_nobody_comes_as_it_was_before_it_came_last() -> None:
     came, room = Came(), [0]
 
     async def main() -> None:
-        async with arriving(came, lambda: room[0]) as arrivals:
+        async with arriving(came, lambda _: room[0]) as arrivals:
             arrivals.of("a", at_leisure=True)
             await anyio.sleep(1)
             arrivals.of("a")
@@ -108,5 +112,42 @@ def test_nobody_comes_as_it_was_before_it_came_last() -> None:
             room[0] = 10
             await anyio.sleep(1)
             assert came.sagas == [("a", 2), ("a", 3)]
+
+    in_virtual_time(main)
+
+
+def test_what_is_asked_for_never_keeps_out_what_comes_by_itself() -> None:
+    """Somebody asks for one more each time that one has come; the others come all the same."""
+    came = Came()
+
+    async def main() -> None:
+        async with arriving(came, lambda _: 1) as arrivals:
+            came.when_came = lambda: arrivals.of(f"asked-{len(came.sagas)}")
+            for saga_id in ("a", "b", "c"):
+                arrivals.of(saga_id, at_leisure=True)
+            arrivals.of("asked")
+            with anyio.fail_after(60):
+                while not {"a", "b", "c"} <= {saga_id for saga_id, _ in came.sagas}:
+                    await anyio.lowlevel.checkpoint()
+            assert len(came.sagas) < 40
+
+    in_virtual_time(main)
+
+
+def test_those_that_compensate_stand_in_a_line_of_their_own() -> None:
+    """They come before others that came earlier, and have room where those have none."""
+    came, room = Came(), {True: 1, False: 0}
+
+    async def main() -> None:
+        async with arriving(came, lambda compensates: room[compensates]) as arrivals:
+            for saga_id in ("a", "b"):
+                arrivals.of(saga_id, at_leisure=True)
+            for saga_id in ("c", "d"):
+                arrivals.of(saga_id, at_leisure=True, compensates=True)
+            await anyio.sleep(1)
+            assert [saga_id for saga_id, _ in came.sagas] == ["c", "d"]
+            room[False] = 1
+            await anyio.sleep(1)
+            assert [saga_id for saga_id, _ in came.sagas] == ["c", "d", "a", "b"]
 
     in_virtual_time(main)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 
-from amends_runtime.actors.timers import MIN_DEAD, PACE, Timer, Timers
+from amends_runtime.actors.timers import MIN_DEAD, PACE, SHARE, Timer, Timers
+from amends_runtime.testing.virtual_time import VirtualClock, VirtualLoop
+from tests.actors.virtual import in_virtual_time
 
 
 class HandClock:
@@ -60,6 +64,26 @@ def test_what_falls_due_at_once_is_paced() -> None:
     clock.pass_ms(24 * 3600 * 1000)
     assert [timers.fire() for _ in range(4)] == [PACE, PACE, 1, 0]
     assert len(woken) == PACE * 2 + 1
+
+
+def test_turns_that_do_not_keep_up_slow_timers_down_and_do_not_stop_them() -> None:
+    """A backlog that never ends: all wake, a share for about each commit."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        woken: list[float] = []
+        timers = Timers(VirtualClock(loop), lambda *_: woken.append(loop.time()), lambda: PACE + 1)
+        for number in range(SHARE * 3):
+            timers.set(f"s{number}", 0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(timers.run)
+            await anyio.sleep(60)
+            tasks.cancel_scope.cancel()
+        at_once = [woken.count(instant) for instant in sorted(set(woken))]
+        assert at_once == [SHARE, SHARE, SHARE]
+
+    in_virtual_time(main)
 
 
 def test_a_wall_clock_that_is_set_forward_wakes_nobody_early() -> None:

@@ -23,8 +23,8 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 import amends
 from amends_runtime.config import Config, Participant, Server, Telemetry
-from amends_runtime.core.definition import Definition, Plan, Step, normalise
-from amends_runtime.core.messages import Answered, Done, Message, StartSaga
+from amends_runtime.core.definition import Definition, Plan, RetryPolicy, Step, normalise
+from amends_runtime.core.messages import Answered, Done, Message, StartSaga, Unknown, Wake
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.core.saga import Saga, decide
@@ -643,6 +643,62 @@ async def test_what_was_looked_at_while_it_lived_is_let_go_of_when_it_has_ended(
         export.goes.set()
         await traces.close()
         assert traces.counts() == (7, 0, 0)
+
+
+SLOW = RetryPolicy(first_ms=3_600_000, max_ms=3_600_000, give_up_after_ms=86_400_000)
+RESTING = Plan(
+    normalise(
+        Definition(name="slow", steps=(Step(name="a", participant="p", action="do", retry=SLOW),))
+    )
+)
+
+
+def tell(traces: Traces, before: Saga | None, message: Message) -> Saga:
+    """Tell of one turn; the state after it."""
+    decision = decide(RESTING, before, message, 1_000, 1)
+    traces.turn_committed(RESTING, before, decision.saga, decision.records)
+    return decision.saga
+
+
+async def test_of_a_saga_at_rest_no_payload_is_kept() -> None:
+    """Once what has closed was handed over: it has left memory, and may never come back."""
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        start, answer = messages_of("s-1", RESTING, bytes(500_000))
+        assert isinstance(answer, Answered)
+        failed = msgspec.structs.replace(answer, outcome=Unknown("UNAVAILABLE", "it is away"))
+        saga = tell(traces, tell(traces, None, start), failed)
+        assert saga.steps[0].retry_at_ms
+        for _ in range(2):
+            await traces._look()
+        [live] = traces._live.values()
+        assert (live.saga, live.records, traces._kept) == (None, None, 0)
+        # It comes back as another object that says the same, and ends.
+        again = tell(traces, msgspec.structs.replace(saga), Wake(saga.steps[0].retry_at_ms))
+        assert traces._at_rest == {}
+        tell(traces, again, msgspec.structs.replace(answer, attempt=2))
+        assert (traces._live, traces._kept) == ({}, 0)
+        export.goes.set()
+        await traces.close()
+
+
+async def test_of_a_saga_that_has_been_quiet_for_a_minute_no_payload_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its attempt may be one that is asked again in hours; and of such there may be any number."""
+    monkeypatch.setattr(traces_module, "AT_REST", 3)
+    export = Stopped()
+    async with open_memory_store() as store:
+        traces = Traces(Tracing("store"), store, export, where="nowhere")
+        for number in range(10):
+            tell(traces, None, messages_of(f"s-{number}", RESTING, bytes(500_000))[0])
+        for _ in range(traces_module.QUIET_LOOKS * 2):
+            await traces._look()
+        assert [live.saga for live in traces._live.values()] == [None] * 3
+        assert traces._kept == 0
+        export.goes.set()
+        await traces.close()
 
 
 async def test_nothing_is_kept_of_sagas_that_are_not_sampled() -> None:

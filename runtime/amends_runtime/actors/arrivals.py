@@ -5,10 +5,13 @@ it, and arrivals are read from the store together, so a thousand starts cost one
 id is here from the question to the answer, no two actors of one saga can come to be in this
 process; between processes the store's compare-and-set sees to it.
 
-There are two queues. What somebody asks for comes at once. What comes by itself, at a restart or
-because its time has come, comes at leisure: while there is `room`, and behind all that is asked
-for. So a hundred thousand that come together hold up nobody, and neither memory nor participants
-are flooded. A page of them is read ahead, so that no turn waits for the disk once there is room.
+What somebody asks for comes at once. What comes by itself, at a restart or because its time has
+come, comes at leisure: while there is `room`, and behind what is asked for. So a hundred thousand
+that come together hold up nobody, and neither memory nor participants are flooded. A page of them
+is read ahead, so that no turn waits for the disk once there is room.
+
+Behind does not mean never: after `ASKED_IN_A_ROW` readings of what is asked for it is their turn.
+Those that compensate have a line of their own, before the others, because somebody's money waits.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ _log = structlog.get_logger(__name__)
 LOAD_TOGETHER: Final = 128  # histories read by one query: at 3 MiB each, below 400 MiB
 STORE_RETRY_S: Final = 0.05  # a reopened store is back after a checkpoint
 PACE_S: Final = 0.002  # until it is asked again whether there is room: a commit takes as long
-MAX_PACE_S: Final = 0.05  # where there is none for long: live sagas are at their bound
+MAX_PACE_S: Final = 0.2  # where there is none for long: live sagas are at their bound
+ASKED_IN_A_ROW: Final = 4  # so a fifth of the readings, at least, is for what comes by itself
 
 
 class Arrival:
@@ -44,13 +48,16 @@ class Arrival:
     asked for.
     """
 
-    __slots__ = ("at_leisure", "envelopes", "needed", "predecessor", "recovering")
+    __slots__ = ("at_leisure", "compensates", "envelopes", "needed", "predecessor", "recovering")
 
-    def __init__(self, predecessor: SagaActor | None, *, at_leisure: bool) -> None:
+    def __init__(
+        self, predecessor: SagaActor | None, *, at_leisure: bool, compensates: bool
+    ) -> None:
         self.envelopes: list[Envelope] = []
         self.predecessor = predecessor
         self.needed = at_leisure or predecessor is not None
         self.at_leisure = at_leisure
+        self.compensates = compensates  # as far as is known, and only of one at leisure
         self.recovering = False  # recovery has named it, and counts it when it is here
 
     def fail(self, error: Exception) -> None:
@@ -65,18 +72,32 @@ _Page = list[tuple[str, Arrival, LoadedSaga | Tombstone | None]]
 """Arrivals that were read, with what the store has of each."""
 
 
+class _Line:
+    """Those that come at leisure, in order; `ahead` are read, and wait for room."""
+
+    __slots__ = ("ahead", "queue")
+
+    def __init__(self) -> None:
+        self.queue: deque[str] = deque()
+        self.ahead: _Page = []
+
+    def __len__(self) -> int:
+        return len(self.queue) + len(self.ahead)
+
+
 class Arrivals:
     """Those on their way, and the task that reads them.
 
     `arrived` is handed each with what was found, after it was taken out; `unreadable` one whose
-    history is damaged. `room` says how many of those at leisure may come now.
+    history is damaged. `room` says how many of those at leisure may come now: it is asked once for
+    those that compensate (True), and once for the others.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        room: Callable[[], int],
+        room: Callable[[bool], int],
         arrived: Callable[[str, Arrival, LoadedSaga | Tombstone | None], None],
         unreadable: Callable[[str, Arrival, UnreadableSaga], None],
     ) -> None:
@@ -86,16 +107,20 @@ class Arrivals:
         self._unreadable = unreadable
         self._arrivals: dict[str, Arrival] = {}
         self._asked: deque[str] = deque()
-        self._at_leisure: deque[str] = deque()
+        self._lines = {True: _Line(), False: _Line()}  # those that compensate first
         self._something_to_load = anyio.Event()
-        self._ahead: _Page = []  # at leisure, and read before there was room
 
     def find(self, saga_id: str) -> Arrival | None:
         """The saga's arrival, if it is on its way."""
         return self._arrivals.get(saga_id)
 
     def of(
-        self, saga_id: str, predecessor: SagaActor | None = None, *, at_leisure: bool = False
+        self,
+        saga_id: str,
+        predecessor: SagaActor | None = None,
+        *,
+        at_leisure: bool = False,
+        compensates: bool = False,
     ) -> Arrival:
         """The saga's arrival, which begins now unless it is on its way.
 
@@ -103,7 +128,9 @@ class Arrivals:
         """
         arrival = self._arrivals.get(saga_id)
         if arrival is None:
-            arrival = self._arrivals[saga_id] = Arrival(predecessor, at_leisure=at_leisure)
+            arrival = self._arrivals[saga_id] = Arrival(
+                predecessor, at_leisure=at_leisure, compensates=compensates
+            )
         elif at_leisure:
             arrival.needed = True
             return arrival
@@ -111,7 +138,7 @@ class Arrivals:
             arrival.at_leisure = False
         else:
             return arrival
-        (self._at_leisure if at_leisure else self._asked).append(saga_id)
+        self._queue_up(saga_id, arrival)
         self._something_to_load.set()
         return arrival
 
@@ -123,7 +150,7 @@ class Arrivals:
     @property
     def waiting_at_leisure(self) -> int:
         """How many others have not come."""
-        return len(self._at_leisure) + len(self._ahead)
+        return sum(map(len, self._lines.values()))
 
     def __len__(self) -> int:
         return len(self._arrivals)
@@ -136,22 +163,39 @@ class Arrivals:
         A store that cannot be read for a moment, as while it is reopened after a failed commit,
         holds arrivals up and loses none of them.
         """
-        pause_s = PACE_S
+        pause_s, in_a_row = PACE_S, 0
         while True:
-            if self._asked:
+            if self._asked and in_a_row < ASKED_IN_A_ROW:
+                in_a_row += 1
                 self._hand_over(await self._load(self._take(self._asked, at_leisure=False)))
-            elif self._at_leisure and not self._ahead:
-                self._ahead = await self._load(self._take(self._at_leisure, at_leisure=True))
-            elif self._ahead and (room := self._room()) > 0:
-                page, self._ahead = self._ahead[:room], self._ahead[room:]
-                self._hand_over(page)
+                continue
+            in_a_row = 0
+            if await self._go_on_at_leisure():
                 pause_s = PACE_S
-                await anyio.lowlevel.checkpoint()
-            else:
+            elif not self._asked:
                 self._something_to_load = anyio.Event()
-                with anyio.move_on_after(pause_s if self._ahead else None):
+                with anyio.move_on_after(pause_s if self.waiting_at_leisure else None):
                     await self._something_to_load.wait()
                 pause_s = min(2 * pause_s, MAX_PACE_S)
+
+    async def _go_on_at_leisure(self) -> bool:
+        """Lets some come for whom there is room, or reads some ahead; False: neither."""
+        for compensates, line in self._lines.items():
+            if line.ahead and (room := self._room(compensates)) > 0:
+                page, line.ahead = line.ahead[:room], line.ahead[room:]
+                self._hand_over(page)
+                await anyio.lowlevel.checkpoint()
+                return True
+            if line.queue and not line.ahead:
+                line.ahead = await self._load(self._take(line.queue, at_leisure=True))
+                return True
+        return False
+
+    def _queue_up(self, saga_id: str, arrival: Arrival) -> None:
+        if arrival.at_leisure:
+            self._lines[arrival.compensates].queue.append(saga_id)
+        else:
+            self._asked.append(saga_id)
 
     def _take(self, queue: deque[str], *, at_leisure: bool) -> list[str]:
         """The next of a queue that are still on their way by it, each once."""
@@ -208,8 +252,6 @@ class Arrivals:
             arrival.envelopes = kept
             if not arrival.needed:
                 del self._arrivals[saga_id]
-            elif arrival.at_leisure:
-                self._at_leisure.append(saga_id)
             else:
-                self._asked.append(saga_id)
+                self._queue_up(saga_id, arrival)
         await anyio.sleep(STORE_RETRY_S)

@@ -6,11 +6,15 @@ by page, up to `AHEAD_MS` from now, which is longer than a look away: so no inst
 1. `through_ms` moves on before the pages up to it are read. A saga that is parked meanwhile and is
    due before it keeps its own timers; one that is due after it is found by a later look, because
    its row is durable by then.
-2. At most `MAX_NEAR` are kept at once. More than that fall due together only after a long stop, or
-   when the wall clock jumps ahead: they follow as the first of them leave.
+2. At most `MAX_NEAR` of those that it brought near are kept at once; what memory keeps of other
+   sagas, for a poll or for somebody who waits, does not count. More than that fall due together
+   only after a long stop, or when the wall clock jumps ahead: they follow as the first of them
+   leave.
 3. A row that was written at an instant which is still to come was written before the wall clock
    was set back. Its wake-up is reckoned by the time that it was written in, which goes on here as
    if nobody had touched the clock: a retry is not held up for as long as the clock was wrong.
+   One that was written before, at an instant which has passed by the new time, too, cannot be told
+   from one that was written since. It is late by as much as the clock was set back, at most.
 """
 
 from __future__ import annotations
@@ -39,15 +43,15 @@ PAUSE_S: Final = 0.1  # until there is room for more, or the store is back
 class Horizon:
     """Reads what comes near, and hands each saga to `near`.
 
-    `near(saga_id, wake_at_ms, within_ms)` is told of an instant that is at most `within_ms` away;
-    it may be told again of one that it has. `room` says whether it takes more.
+    `near(saga, within_ms)` is told of one whose instant is at most `within_ms` away; it may be told
+    again of one that it has. `room` says whether it takes more.
     """
 
     def __init__(
         self,
         store: Store,
         clock: Clock,
-        near: Callable[[str, int, int], None],
+        near: Callable[[RestingSaga, int], None],
         room: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -91,7 +95,7 @@ class Horizon:
             page = await self._store.resting_sagas(self._last, self.through_ms, PAGE)
             for saga in page:
                 self._last = saga
-                self._near(saga.saga_id, saga.wake_at_ms, max(0, saga.wake_at_ms - now_ms))
+                self._near(saga, max(0, saga.wake_at_ms - now_ms))
             if len(page) < PAGE:
                 return
 
@@ -103,7 +107,7 @@ class Horizon:
             page = await self._store.resting_sagas(last, until_ms, PAGE, now_ms)
             for last in page:
                 within_ms = max(0, last.wake_at_ms - ahead_ms - now_ms)
-                self._near(last.saga_id, last.wake_at_ms, within_ms)
+                self._near(last, within_ms)
             if len(page) < PAGE:
                 return
 

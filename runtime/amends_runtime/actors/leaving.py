@@ -3,6 +3,10 @@
 A saga leaves when it has ended, and when a turn leaves it at rest for long. One that rests for less
 stays, and is a candidate for leaving when the bound of live sagas is reached. One that somebody
 asked for stays for `LINGER_S`, because who asks once asks again.
+
+The bound refuses starts. What exists has a reserve above it, and what compensates twice as much of
+it: else sagas that wait for a participant which is away, and so cannot leave, would keep out those
+that have nothing to do with it, somebody's refund among them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from amends_runtime.actors.limits import Limits
 from amends_runtime.actors.parking import Parked, Parking
 from amends_runtime.actors.saga_actor import SagaActor
 from amends_runtime.actors.timers import Timers
+from amends_runtime.core.saga import Phase
 from amends_runtime.core.waking import rests_until_ms
 from amends_runtime.ports import Clock
 
@@ -25,6 +30,7 @@ __all__ = ["Leaving"]
 
 LINGER_S: Final = 1.0  # a waiter comes at once after it was told how the saga stands
 RELIEF: Final = 16  # one in so many live sagas leaves at a time, when there are too many
+RESERVE: Final = 8  # one in so many places more than the bound for what exists
 
 
 class Leaving:
@@ -76,6 +82,12 @@ class Leaving:
         """Whether there are as many live sagas as there may be."""
         return len(self._actors) >= self._limits.live_sagas
 
+    def room(self, *, compensates: bool) -> int:
+        """How many more that exist may be live, the reserve included. It may be below 0."""
+        bound = self._limits.live_sagas
+        reserve = max(1, bound // RESERVE)
+        return bound + reserve * (2 if compensates else 1) - len(self._actors)
+
     def relieve(self) -> bool:
         """There are too many live sagas: some of those at rest leave, who rest longest first.
 
@@ -111,7 +123,9 @@ class Leaving:
             self._timers.forget(timers)
         if not by_row or waiters:
             timers = [timer for timer in timers if timer.saga_id is not None]
-            self._parking.keep(actor.saga_id, Parked(timers, actor.polls, waiters))
+            compensates = actor.saga.phase is Phase.BACKWARD
+            parked = Parked(timers, actor.polls, waiters, compensates=compensates)
+            self._parking.keep(actor.saga_id, parked)
         actor.timers, actor.polls = [], ()
         self._parking.went(actor)
         self.leave(actor)

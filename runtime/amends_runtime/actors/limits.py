@@ -10,7 +10,7 @@ __all__ = ["Limits"]
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of what is held in memory."""
 
-    live_sagas: int = 100_000  # about 5 KB each
+    live_sagas: int = 100_000  # about 5 KB each; what exists may be a quarter more: see `leaving`
     park_after_ms: int = 10_000  # nearer wake-ups cost less than leaving and coming back
     mailbox: int = 1_024  # far more than a sane client sends to one saga
     commit_batch: int = 512  # transitions in one commit: beyond it the sync is no longer what costs

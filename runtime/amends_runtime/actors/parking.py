@@ -26,16 +26,32 @@ __all__ = ["Parked", "Parking"]
 
 
 class Parked:
-    """What memory keeps of a parked saga."""
+    """What memory keeps of a parked saga.
 
-    __slots__ = ("polls", "timers", "waiters")
+    `compensates`: it goes backward, and comes in before others. `is_near`: it is kept because the
+    horizon has come to its instant.
+    """
+
+    __slots__ = ("compensates", "is_near", "polls", "timers", "waiters")
 
     def __init__(
-        self, timers: list[Timer], polls: tuple[PollParticipant, ...], waiters: list[Waiter]
+        self,
+        timers: list[Timer],
+        polls: tuple[PollParticipant, ...],
+        waiters: list[Waiter],
+        *,
+        compensates: bool,
     ) -> None:
+        self.compensates = compensates
+        self.is_near = False
         self.timers = timers
         self.polls = polls
         self.waiters = waiters or None  # most have none, and an empty list is a tenth of the entry
+
+    @property
+    def has_timer(self) -> bool:
+        """Whether one of its timers is still to fire."""
+        return any(timer.saga_id is not None for timer in self.timers)
 
     def remove_waiter(self, waiter: object) -> None:
         """The other side has left."""
@@ -58,6 +74,8 @@ class Parking:
         self._by_state: Counter[SagaState] = Counter()
         self.in_doubt = 0
         """Steps in doubt of sagas that rest outside memory."""
+        self.near = 0
+        """Entries that are kept because the horizon has come to them."""
 
     def begin(self, by_state: dict[SagaState, int]) -> None:
         """So many rested when the store was opened."""
@@ -74,7 +92,31 @@ class Parking:
 
     def take(self, saga_id: str) -> Parked | None:
         """The same, and it is the caller's from now on."""
-        return self._entries.pop(saga_id, None)
+        parked = self._entries.pop(saga_id, None)
+        if parked is not None and parked.is_near:
+            self.near -= 1
+        return parked
+
+    def bring_near(self, saga_id: str, *, compensates: bool) -> Parked | None:
+        """The entry of a saga to whose instant the horizon has come, which is to get its timer.
+
+        None: it has one.
+        """
+        parked = self._entries.get(saga_id)
+        if parked is None:
+            parked = self._entries[saga_id] = Parked([], (), [], compensates=compensates)
+        elif parked.has_timer:
+            return None
+        if not parked.is_near:
+            parked.is_near = True
+            self.near += 1
+        return parked
+
+    def drop_idle(self, saga_id: str) -> None:
+        """Forgets an entry that nobody waits at, and that brings nothing back."""
+        parked = self._entries.get(saga_id)
+        if parked is not None and not (parked.waiters or parked.polls or parked.has_timer):
+            self.take(saga_id)
 
     def went(self, actor: SagaActor) -> None:
         """One more rests outside memory."""

@@ -7,9 +7,10 @@ that memory is not flooded. It is over when all are named and none is awaited.
 
 How it is paced:
 
-1. Sagas come in while few turns wait (`arrivals`, `Supervisor._room`). So who asks the runtime for
-   anything waits some milliseconds behind them, and those that are in get on and end while others
-   still come: memory stays far below what it was before the kill.
+1. Sagas come in while few turns wait, and a few with each commit where many do (`arrivals`,
+   `Supervisor._room`). So who asks the runtime for anything waits some milliseconds behind them,
+   and those that are in get on and end while others still come: memory stays far below what it was
+   before the kill. And no load, however long it lasts, keeps them out.
 2. A participant never has more calls at once than its lane's limit, its own or the operator's; the
    others wait in the lane, by the lane's order. That bounds what it has to bear, not its calls per
    second: its usual rate is not known here, and a rate from before the kill would hold everybody up
@@ -57,12 +58,16 @@ class Recovery(msgspec.Struct, frozen=True):
 class Recovering:
     """Names what is to be brought in, and knows what of it is still awaited, and since when.
 
-    `name` is told a saga's id and says whether it has to arrive; then `arrived` is called once it
-    has. `waiting` is how many have been named and not yet read.
+    `name` is told a saga's id and state, and says whether it has to arrive; then `arrived` is
+    called once it has. `waiting` is how many have been named and not yet read.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, name: Callable[[str], bool], waiting: Callable[[], int]
+        self,
+        store: Store,
+        clock: Clock,
+        name: Callable[[str, SagaState], bool],
+        waiting: Callable[[], int],
     ) -> None:
         self._store = store
         self._clock = clock
@@ -84,7 +89,7 @@ class Recovering:
                 page = await self._page(state, after_no)
                 for named in page:
                     after_no = named.saga_no
-                    if after_no < boundary and self._name(named.saga_id):
+                    if after_no < boundary and self._name(named.saga_id, state):
                         self._awaited += 1
                 while self._waiting() > RECOVERY_PAGE // 2:  # noqa: ASYNC110  # a pace
                     await anyio.sleep(PAUSE_S)

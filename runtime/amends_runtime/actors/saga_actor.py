@@ -149,6 +149,11 @@ class SagaActor:
         assert self.saga is not None, "an actor is viewed only after its start is durable"
         return SagaView(self.plan, self.saga, self.version, self.quarantined)
 
+    def keep_timer(self, timer: Timer) -> None:
+        """Looks after one more wake-up. Those that have fired are of no use to anybody."""
+        self.timers = [one for one in self.timers if one.saga_id is not None]
+        self.timers.append(timer)
+
     # -- waiting -------------------------------------------------------------------------------
 
     def add_waiter(self, until: Callable[[Saga], bool]) -> asyncio.Future[SagaView | None]:

@@ -14,6 +14,7 @@ When a saga leaves memory is told in `leaving`, what may come in at all in `admi
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,7 +66,15 @@ from amends_runtime.errors import (
     Unavailable,
     UnreadableSaga,
 )
-from amends_runtime.ports import Call, Clock, LoadedSaga, Observer, Store, Tombstone
+from amends_runtime.ports import (
+    Call,
+    Clock,
+    LoadedSaga,
+    Observer,
+    RestingSaga,
+    Store,
+    Tombstone,
+)
 
 __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor"]
 
@@ -73,6 +82,7 @@ _log = structlog.get_logger(__name__)
 
 STORE_RETRY_S = 0.05  # a reopened store is back after a checkpoint
 ARRIVE_BACKLOG = 512  # turns that wait, up to which more may come in by themselves: a commit full
+ARRIVE_SHARE = 32  # where more wait, so many of either line come in all the same with each commit
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,8 +186,9 @@ class Supervisor:
         )
         self._timers = Timers(clock, self._wake, self._timers_wait_for)
         self._horizon = Horizon(
-            store, clock, self._comes_near, lambda: len(self._parking) < MAX_NEAR
+            store, clock, self._comes_near, lambda: self._parking.near < MAX_NEAR
         )
+        self._share_taken = {True: -1, False: -1}  # with which commit, by line; see `_room`
         self._leaving = Leaving(
             self._actors,
             parking=self._parking,
@@ -452,8 +463,10 @@ class Supervisor:
         actor = self._actors.get(saga_id)
         if actor is not None and actor.polls:
             self._ask_again(actor, due_at_ms)
-        if self._parking.find(saga_id) is not None:
-            self._arrivals.of(saga_id, at_leisure=True).envelopes.append(Envelope(Wake(due_at_ms)))
+        parked = self._parking.find(saga_id)
+        if parked is not None:
+            arrival = self._arrivals.of(saga_id, at_leisure=True, compensates=parked.compensates)
+            arrival.envelopes.append(Envelope(Wake(due_at_ms)))
         else:
             self._post_live(saga_id, Wake(due_at_ms))
 
@@ -466,16 +479,21 @@ class Supervisor:
         has_room = not self._leaving.is_full
         return self._turns.backlog + (self._arrivals.waiting_at_leisure if has_room else 0)
 
-    def _comes_near(self, saga_id: str, wake_at_ms: int, within_ms: int) -> None:
+    def _comes_near(self, near: RestingSaga, within_ms: int) -> None:
         """The horizon has come to a parked saga's instant."""
-        if saga_id in self._actors or self._arrivals.find(saga_id) is not None:
+        saga_id = near.saga_id
+        if saga_id in self._actors:
             return
-        parked = self._parking.find(saga_id)
-        if parked is None:
-            parked = Parked([], (), [])
-            self._parking.keep(saga_id, parked)
-        if not parked.timers:
-            parked.timers.append(self._timers.set(saga_id, wake_at_ms, within_ms))
+        arrival = self._arrivals.find(saga_id)
+        if arrival is not None:
+            # Whoever asked for it may be told that it cannot be read now, and leave. The horizon
+            # has seen its instant, and does not look at it again.
+            arrival.needed = True
+            return
+        compensates = near.state is SagaState.COMPENSATING
+        parked = self._parking.bring_near(saga_id, compensates=compensates)
+        if parked is not None:
+            parked.timers.append(self._timers.set(saga_id, near.wake_at_ms, within_ms))
 
     def _post_live(self, saga_id: str, message: Answered | NotSent | Wake) -> None:
         actor = self._actors.get(saga_id)
@@ -587,21 +605,31 @@ class Supervisor:
         self._read_again([actor], Unavailable("this saga is read again; ask again"))
         return True
 
-    def _recover(self, saga_id: str) -> bool:
+    def _recover(self, saga_id: str, state: SagaState) -> bool:
         """Recovery names a saga; whether it is awaited from now on."""
         if saga_id in self._actors or self._parking.find(saga_id) is not None:
             return False  # it has come in meanwhile
-        arrival = self._arrivals.of(saga_id, at_leisure=True)
+        arrival = self._arrivals.of(
+            saga_id, at_leisure=True, compensates=state is SagaState.COMPENSATING
+        )
         named_before, arrival.recovering = arrival.recovering, True
         return not named_before
 
-    def _room(self) -> int:
-        """How many sagas may come in by themselves now."""
-        if self._turns.backlog > ARRIVE_BACKLOG:
-            return 0
+    def _room(self, compensates: bool) -> int:  # noqa: FBT001  # which of the lines asks
+        """How many sagas of a line may come in by themselves now, and do.
+
+        As many as there is memory for, while the turns keep up; else a share with each commit: a
+        load that does not end must not keep out what it has no part in.
+        """
         if self._leaving.is_full:
             self._leaving.relieve()
-        return self._limits.live_sagas - len(self._actors)
+        room = self._leaving.room(compensates=compensates)
+        if self._turns.backlog <= ARRIVE_BACKLOG or room <= 0:
+            return room
+        if self._share_taken[compensates] == self._turns.commits:
+            return 0
+        self._share_taken[compensates] = self._turns.commits
+        return min(room, ARRIVE_SHARE)
 
     def _arrived(
         self, saga_id: str, arrival: Arrival, found: LoadedSaga | Tombstone | None
@@ -612,6 +640,7 @@ class Supervisor:
             if isinstance(found, LoadedSaga):
                 self._bring_in(found, arrival)
             elif isinstance(found, Tombstone):
+                self._forget_parked(saga_id, refusals.purged(found))
                 arrival.fail(refusals.purged(found))
             else:
                 self._bring_in_new(saga_id, arrival)
@@ -636,10 +665,14 @@ class Supervisor:
         self._unreadable[saga_id] = str(error) if isinstance(error, StoreError) else "see the log"
         refusal = refusals.unreadable(saga_id, self._unreadable[saga_id])
         arrival.fail(refusal)
+        self._forget_parked(saga_id, refusal)
+
+    def _forget_parked(self, saga_id: str, error: Exception) -> None:
+        """Nothing brings this saga back, and who waits for it is told so."""
         parked = self._parking.take(saga_id)
         if parked is not None:
             self._timers.forget(parked.timers)
-            parked.fail_waiters(refusal)
+            parked.fail_waiters(error)
 
     def _bring_in(self, loaded: LoadedSaga, arrival: Arrival) -> None:
         plan = self._definitions.plan(loaded.definition_hash)
@@ -651,13 +684,13 @@ class Supervisor:
         parked = self._parking.take(loaded.saga_id)
         if arrival.predecessor is not None:
             self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
-        elif parked is not None or loaded.wake_at_ms:
-            self._parking.came(actor)
+        elif not saga.ended and (parked is not None or loaded.wake_at_ms):
+            self._parking.came(actor)  # one that has ended went as a live one: its entry is old
         # To be abandoned must not depend on whether the saga can go on.
         first = [one for one in arrival.envelopes if isinstance(one.message, AbandonSaga)]
         rest = [one for one in arrival.envelopes if not isinstance(one.message, AbandonSaga)]
         if parked is not None:
-            first.append(Envelope(Revived(self._due_polls(parked, arrival))))
+            first.append(Envelope(Revived(self._polls_by_now(parked))))
             self._timers.forget(parked.timers)
             actor.give_waiters(parked.waiters or [])
         elif not saga.ended:
@@ -677,15 +710,18 @@ class Supervisor:
         if records:
             self._observer.turn_committed(before.plan, before.saga, saga, records)
 
-    def _due_polls(self, parked: Parked, arrival: Arrival) -> tuple[PollParticipant, ...]:
-        """A parked saga's polls; one whose time has come is due now, whatever the clock says."""
-        wakes = [one.message for one in arrival.envelopes if isinstance(one.message, Wake)]
-        due_at_ms = max((wake.due_at_ms for wake in wakes), default=0)
-        now_ms = self._clock.now_ms()
-        return tuple(
-            msgspec.structs.replace(poll, at_ms=now_ms) if poll.at_ms <= due_at_ms else poll
-            for poll in parked.polls
-        )
+    def _polls_by_now(self, parked: Parked) -> tuple[PollParticipant, ...]:
+        """A parked saga's polls, each as far ahead as its timer is, whatever the clock says.
+
+        Their instants are by the clock as it was when they were asked for.
+        """
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
+        due_s = {timer.at_ms: timer.due_s for timer in parked.timers}
+        polls = []
+        for poll in parked.polls:
+            ahead_ms = math.ceil(max(0.0, due_s[poll.at_ms] - now_s) * 1000)
+            polls.append(msgspec.structs.replace(poll, at_ms=now_ms + ahead_ms))
+        return tuple(polls)
 
     def _bring_in_new(self, saga_id: str, arrival: Arrival) -> None:
         """Nobody knows this id.
@@ -736,7 +772,7 @@ class Supervisor:
             elif isinstance(effect, WakeAt):
                 is_deadline = effect.at_ms == saga.deadline_at_ms
                 within_ms = None if is_deadline else actor.plan.longest_wait_ms
-                actor.timers.append(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
+                actor.keep_timer(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
             elif isinstance(effect, PollParticipant):
                 self._poll(actor, saga, effect)
             else:
@@ -758,7 +794,7 @@ class Supervisor:
         withdrawn = saga.phase is core.Phase.BACKWARD and poll.verb is Verb.EXECUTE
         if not withdrawn and poll.at_ms - self._clock.now_ms() > self._limits.park_after_ms:
             actor.polls = (*(one for one in actor.polls if one.step != poll.step), poll)
-            actor.timers.append(self._timers.set(actor.saga_id, poll.at_ms))
+            actor.keep_timer(self._timers.set(actor.saga_id, poll.at_ms))
             return
         call = call_for(actor.plan, saga, poll, self._tracing)
         self._outbox.poll(call, saga.started_at_ms, poll)
@@ -831,9 +867,11 @@ class Supervisor:
         actor, parked = self._actors.get(saga_id), self._parking.find(saga_id)
         if actor is not None:
             actor.remove_waiter(waiter)
+        arrival = self._arrivals.find(saga_id)
         if parked is not None:
             parked.remove_waiter(waiter)
-        arrival = self._arrivals.find(saga_id)
+            if arrival is None:
+                self._parking.drop_idle(saga_id)
         if arrival is not None and arrival.predecessor is not None:
             arrival.predecessor.remove_waiter(waiter)
 

@@ -2,9 +2,12 @@
 
 Instants are wall-clock milliseconds, for they come from records. The wait itself is monotonic: how
 far an instant lies ahead is asked once, when its timer is set, and a wall clock that jumps
-afterwards, in whichever direction, neither fires a timer early nor holds one up. What falls due at
-once is fired `PACE` at a time and only while the turns keep up, so that a thousand timers are paced
-like a recovery.
+afterwards, in whichever direction, neither fires a timer early nor holds one up.
+
+What falls due at once is fired `PACE` at a time, so that a thousand timers are paced like a
+recovery. While the turns do not keep up it is `SHARE` for about each commit, and never none: under
+a load that does not end a retry or a deadline is late by its place among those that are due, and
+not by the load.
 
 A saga that ended leaves dead timers behind; the heap is rebuilt when they are the greater part.
 """
@@ -15,7 +18,6 @@ import heapq
 from collections.abc import Callable
 
 import anyio
-import anyio.lowlevel
 
 from amends_runtime.ports import Clock
 
@@ -24,6 +26,7 @@ __all__ = ["Timer", "Timers"]
 RECHECK_S = 5.0  # the event loop's own clock may stand still while the machine sleeps
 PAUSE_S = 0.01  # about one commit
 PACE = 256  # as many wake-ups as one batch of turns takes in its stride
+SHARE = 32  # a small part of one, where the turns do not keep up
 MIN_DEAD = 10_000  # rebuilding a smaller heap saves nothing worth the while
 
 
@@ -98,10 +101,9 @@ class Timers:
         """Fires what is due, for as long as the runtime lives."""
         while True:
             self._changed = anyio.Event()
-            if self.fire():
-                await anyio.lowlevel.checkpoint()
-                while self._backlog() > PACE:  # noqa: ASYNC110  # a pace, not a condition
-                    await anyio.sleep(PAUSE_S)
+            keeps_up = self._backlog() <= PACE
+            if self.fire(PACE if keeps_up else SHARE):
+                await anyio.sleep(0 if keeps_up else PAUSE_S)
                 continue
             wait_s = RECHECK_S
             if self._heap:
@@ -110,11 +112,11 @@ class Timers:
             with anyio.move_on_after(wait_s):
                 await self._changed.wait()
 
-    def fire(self) -> int:
-        """Wakes whom it is time to wake, at most `PACE`; answers how many timers it took up."""
+    def fire(self, at_most: int = PACE) -> int:
+        """Wakes whom it is time to wake, at most so many; answers how many timers it took up."""
         now_s = self._clock.monotonic_s()
         fired = 0
-        while self._heap and self._heap[0].due_s <= now_s and fired < PACE:
+        while self._heap and self._heap[0].due_s <= now_s and fired < at_most:
             timer = heapq.heappop(self._heap)
             fired += 1
             if timer.saga_id is None:

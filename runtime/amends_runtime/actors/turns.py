@@ -72,6 +72,8 @@ class Turns:
         self._room = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
+        self.commits = 0
+        """Batches that were taken up to be committed, so far."""
 
     def ready(self, actor: SagaActor) -> None:
         """The actor has a message. It decides as soon as its turn in flight, if any, is durable."""
@@ -179,6 +181,7 @@ class Turns:
                 await self._something_decided.wait()
             self._in_flight, self._slot, self._slot_bytes = self._slot, [], 0
             self._room.set()
+            self.commits += 1
             try:
                 await self._commit(self._in_flight)
             except AmendsError:

@@ -11,7 +11,10 @@ them to the thread that makes spans of them and sends these (see `sending`).
    seconds, if it had turns, and what has left before does not leave again.
 3. A saga whose turns were not all seen here is read from the store when its spans are due, a few at
    a time: one that was recovered, one that was read again after a failed commit, one for whose
-   records there is no room. What was read is kept as if it had been seen, if there is room.
+   records there is no room, one that has come back from a rest. What was read is kept as if it had
+   been seen, if there is room. Of a saga that rests, or has had no turn for a minute, neither
+   records nor state are kept: its payloads must not stay in memory when it has left it. What is
+   left of it is how much has left.
 4. Nobody knows which spans had left when the runtime before this one ended: if it was killed, those
    in its queue had not. So a recovered saga's spans leave once more, all that are closed, and so do
    those of sagas that ended in the last seconds before the last commit. They have the same ids and
@@ -51,6 +54,7 @@ from amends_runtime.core.records import (
 )
 from amends_runtime.core.saga import Saga, fold
 from amends_runtime.core.tracing import Tracing
+from amends_runtime.core.waking import kept_wake_ms
 from amends_runtime.errors import AmendsError, UnreadableSaga
 from amends_runtime.ports import (
     ENDED_STATES,
@@ -72,6 +76,8 @@ CLOSE_S: Final = 2.0  # a collector that is well takes what waits in a fraction 
 KEPT_RECORDS: Final = 100_000  # some ten thousand sagas under way, about 50 MB; others are read
 RECORDS_PER_SAGA: Final = 2_000  # one that is retried for days is not worth more memory than others
 UNSAMPLED: Final = 200_000  # about 20 MB; one that is forgotten costs a hash once more
+AT_REST: Final = 200_000  # about 60 MB; the spans of one that is forgotten leave once more
+QUIET_LOOKS: Final = 24  # a minute: longer than most calls, so that few live sagas are read again
 WAITING: Final = 100_000  # sagas that wait to be read: as many as are live at once, by default
 
 READ_AT_ONCE: Final = 16  # histories in memory together, each with 3 MiB of payloads at most
@@ -110,12 +116,14 @@ class _Live:
     """A sampled saga. `records` are None if not all of them were seen here.
 
     `is_past`: it ended before this runtime began, and whether it is sampled is still to be seen.
-    `saga` is its state after its last turn, None once it has ended: it may be large, and what waits
-    must not be. `left` is the thread's: how many records the spans are of that have left.
-    `length` is how many records the saga had when somebody looked; 0: nobody has.
+    `saga` is its state after its last turn, None once it has ended or rests: it may be large, and
+    what waits must not be. `turned_at` is by which look it had that turn. `left` is the thread's:
+    how many records the spans are of that have left. `length` is how many records the saga had when
+    somebody looked; 0: nobody has.
     """
 
     __slots__ = (
+        "has_ended",
         "is_past",
         "is_pending",
         "left",
@@ -126,6 +134,7 @@ class _Live:
         "rest_until_s",
         "saga",
         "saga_id",
+        "turned_at",
     )
 
     def __init__(
@@ -138,7 +147,8 @@ class _Live:
         self.records = records
         self.left = 0
         self.length = 0
-        self.is_past = saga is None
+        self.turned_at = 0
+        self.has_ended = self.is_past = saga is None
         self.is_pending = False
         self.rest_until_s = 0.0
 
@@ -166,8 +176,8 @@ class Traces:
 
     To be made before anything is committed. `run` must run for as long as sagas do; call `close`
     after the last commit, while `insights` can still be read. Its memory is bounded:
-    `KEPT_RECORDS`, `WAITING`, `UNSAMPLED` and the queue's `queue_bytes`, and a few words for each
-    sampled saga of those that are live at the same time.
+    `KEPT_RECORDS`, `WAITING`, `UNSAMPLED`, `AT_REST` and the queue's `queue_bytes`, and a few words
+    for each sampled saga of those that are live at the same time.
     """
 
     def __init__(
@@ -192,7 +202,9 @@ class Traces:
         )
         self._live: dict[str, _Live] = {}
         self._unsampled: dict[str, None] = {}  # a set whose oldest can be found
+        self._at_rest: dict[str, None] = {}  # of the live above; a set whose oldest can be found
         self._kept = 0
+        self._looks = 0
         self._young: list[_Live] = []  # has had turns since the last look
         self._old: list[_Live] = []  # has had turns before it
         self._to_read: dict[str, _Live] = {}
@@ -219,17 +231,19 @@ class Traces:
             if live is None:
                 return
         elif live.saga is not before:
-            # Read again after a failed commit: it goes on from a state that is not the one we have
-            # followed, so whether anything lies between them is for the store to say.
+            # Read again, after a failed commit or a rest: it goes on from a state that is not the
+            # one we have followed, so whether anything lies between them is for the store to say.
             self._forget_records(live)
+            self._at_rest.pop(saga_id, None)
         live.saga = saga
+        live.turned_at = self._looks
         live.payload_bytes = saga.payload_bytes
         if live.records is not None:
             live.records.extend(records)
             self._kept += len(records)
         if saga.end is not None:
             del self._live[saga_id]
-            live.saga = None
+            live.saga, live.has_ended = None, True
             self._hand_over(live)
             self._forget_records(live)
             return
@@ -275,6 +289,18 @@ class Traces:
             self._kept -= len(live.records)
             live.records = None
 
+    def _let_rest(self, live: _Live) -> None:
+        """Keeps no more of a saga that goes on than how much of it has left."""
+        if self._live.get(live.saga_id) is not live or live.saga is None:
+            return
+        live.length = live.expected
+        live.saga = None
+        self._forget_records(live)
+        if len(self._at_rest) >= AT_REST:
+            oldest = next(iter(self._at_rest))
+            del self._at_rest[oldest], self._live[oldest]
+        self._at_rest[live.saga_id] = None
+
     # -- handing over --------------------------------------------------------------------------
 
     def _hand_over(self, live: _Live) -> None:
@@ -296,7 +322,7 @@ class Traces:
 
     def _give_up(self, live: _Live, records: Sequence[Record]) -> None:
         """There is no room: what goes on is handed over later, what has ended is dropped."""
-        if live.saga is not None:
+        if not live.has_ended:
             self._wait_for_next_look(live)
         else:
             # About: what has left before it was full is not known on this side.
@@ -306,7 +332,7 @@ class Traces:
         """The saga's history is read before long."""
         if live.saga_id in self._to_read or len(self._to_read) < WAITING:
             self._to_read[live.saga_id] = live
-        elif live.saga is not None:
+        elif not live.has_ended:
             self._wait_for_next_look(live)
         else:
             self._sender.drop(2 * len(live.plan.steps) + 1)  # of a saga in which nothing goes wrong
@@ -384,13 +410,26 @@ class Traces:
         """Hands over the sagas that had turns before the last look and go on."""
         due, self._old, self._young = self._old, self._young, []
         now_s = time.monotonic()
+        self._looks += 1
         for number, live in enumerate(due, 1):
             live.is_pending = False
-            if live.saga is not None:
+            if not live.has_ended:
                 if live.rest_until_s > now_s:
                     self._wait_for_next_look(live)
                 else:
                     self._hand_over(live)
+                    if not live.is_pending and live.saga is not None and kept_wake_ms(live.saga):
+                        self._let_rest(live)
+            if number % OFFER_SLICE == 0:
+                await anyio.lowlevel.checkpoint()
+        if self._looks % QUIET_LOOKS == 0:
+            await self._let_quiet_ones_rest()
+
+    async def _let_quiet_ones_rest(self) -> None:
+        """An attempt that is asked again much later stands in no history: only its quiet shows."""
+        for number, live in enumerate(list(self._live.values()), 1):
+            if live.turned_at < self._looks - QUIET_LOOKS and not live.is_pending:
+                self._let_rest(live)
             if number % OFFER_SLICE == 0:
                 await anyio.lowlevel.checkpoint()
 
