@@ -612,6 +612,41 @@ async def test_what_has_no_credits_waits_and_counts_as_nothing(case: Case) -> No
     assert reply.outcome == Done()
 
 
+class Lost:
+    """A stream that was refused while its hello was written: gRPC does not say with what."""
+
+    async def write(self, _: bytes) -> None:
+        """Fail as gRPC does."""
+        nothing = grpc.aio.Metadata()
+        details = "Internal error from Core"
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, details)
+
+    def cancel(self) -> bool:
+        """It is over."""
+        return False
+
+
+@pytest.mark.parametrize("lost", [2, 10])
+async def test_a_refusal_that_was_lost_is_asked_for_again(case: Case, lost: int) -> None:
+    """A few times; then it is what the call has ended with."""
+    really, opened = case.transport._exchange, 0
+
+    def open_stream() -> Any:
+        nonlocal opened
+        opened += 1
+        return Lost() if opened <= lost else really()
+
+    case.transport._exchange = open_stream  # type: ignore[assignment]
+    case.send("a")
+    if lost > exchange.MAX_UNSAID:
+        (reply,) = await case.answers.wait("a")
+        assert (reply.status, opened) == ("INTERNAL", exchange.MAX_UNSAID + 1)
+        return
+    (await case.participant.line()).end(grpc.StatusCode.UNIMPLEMENTED)
+    (reply,) = await case.answers.wait("a")
+    assert reply.outcome == Done()
+
+
 async def test_a_slow_call_does_not_cost_its_neighbours_the_stream(
     monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:

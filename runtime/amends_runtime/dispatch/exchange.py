@@ -40,6 +40,7 @@ from anyio.abc import TaskGroup
 
 from amends.v1 import participant_pb2, participant_pb2_grpc
 from amends_runtime import wire
+from amends_runtime.core.messages import Unknown
 from amends_runtime.dispatch.one_by_one import OneByOne
 from amends_runtime.dispatch.status import is_too_large, reply_of
 from amends_runtime.dispatch.unary import UnaryTransport, failed_inside
@@ -61,6 +62,8 @@ LATE_REPLIES_S: Final = 5.0
 """How long after its time a call may be answered, until its credit is believed to be lost."""
 MAX_WINDOW: Final = 100_000
 """Calls at once that are believed to be meant: as many as an operator may allow."""
+MAX_UNSAID: Final = 3
+"""How often a stream is opened again at once whose refusal was lost."""
 PAUSE_S: Final = 0.025
 MAX_PAUSE_S: Final = 1.0
 MAX_DOUBLED: Final = 10
@@ -70,6 +73,7 @@ TRY_AGAIN_S: Final = 300.0
 """Between two attempts at a stream with a participant that had none."""
 
 _STATUS: Final = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+_LOST_STATUS: Final = "Internal error from Core"
 _NOT_SERVED: Final = "Method not implemented"  # of every language's generated code
 
 _Answer = Callable[[Reply | None], None]
@@ -152,6 +156,7 @@ class ExchangeTransport:
         self._last_number = 0
         self._is_unary = False
         self._window = 0  # the latest that was announced; 0: none yet
+        self._unsaid = 0  # openings in a row whose end gRPC did not tell
         self._fruitless = 0  # streams that were opened and left without a reply, in a row
         self._closed = False
         self._writer: asyncio.Future[None] | None = None  # it waits for something to do
@@ -291,7 +296,10 @@ class ExchangeTransport:
             self._streams.pop(stream, None)
             self._leave(stream)
         left, stream.pending = stream.pending, {}
-        if not stream.is_open and not self._is_unary:
+        if not stream.is_open and self._is_unsaid(reply):
+            self._unsaid += 1
+        elif not stream.is_open and not self._is_unary:
+            self._unsaid = 0
             # Nobody is there: those who wait are told, as if each had tried to connect.
             while self._waiting:
                 self._answer(self._waiting.popleft(), reply)
@@ -380,6 +388,7 @@ class ExchangeTransport:
             )
         if response.credits or not stream.is_open:
             stream.is_open = True
+            self._unsaid = 0
             granted = max(-MAX_WINDOW, min(response.credits, MAX_WINDOW - stream.window))
             stream.window += granted
             stream.credits += granted
@@ -409,6 +418,19 @@ class ExchangeTransport:
             self._room_changed()
         if not stream.pending and not stream.is_over:
             stream.call.cancel()
+
+    def _is_unsaid(self, reply: Reply) -> bool:
+        """Whether gRPC lost what a stream has ended with that was never opened.
+
+        A hello that is written while the stream is being refused fails like this: it is worth
+        asking once more.
+        """
+        outcome = reply.outcome
+        return (
+            isinstance(outcome, Unknown)
+            and _LOST_STATUS in outcome.message
+            and self._unsaid < MAX_UNSAID
+        )
 
     def _give_opening_up(self, stream: _Stream) -> None:
         if not stream.is_open:
