@@ -545,7 +545,7 @@ async def test_a_stream_that_has_gone_silent_is_replaced(
     (one,) = await line.calls()
     await line.answer(one.call_number)
     await case.answers.wait("first")
-    case.send("lost", timeout_ms=50)
+    case.send("lost", timeout_ms=400)
     await case.answers.wait("lost")
     case.send("next", timeout_ms=10_000)
     second = await case.participant.line()
@@ -557,7 +557,7 @@ async def test_a_stream_that_has_gone_silent_is_replaced(
 
 async def test_a_late_reply_makes_room_and_the_lane_is_told(case: Case) -> None:
     """It has no other way to hear of it: the call has had its answer."""
-    case.send("late", timeout_ms=50)
+    case.send("late", timeout_ms=400)
     line = await case.participant.line()
     await line.hello(window=1)
     (late,) = await line.calls()
@@ -747,7 +747,7 @@ async def test_a_draining_stream_takes_nothing_new_and_answers_what_it_has(case:
 
 async def test_each_call_has_its_own_deadline_and_a_late_reply_does_nothing(case: Case) -> None:
     """The time of one is over: it is unknown, the others wait on, and its credit comes back."""
-    case.send("short", timeout_ms=50)
+    case.send("short", timeout_ms=400)
     case.send("long")
     line = await case.participant.line()
     await line.hello(window=2)
@@ -790,8 +790,8 @@ async def test_a_stream_whose_credits_are_never_given_back_is_replaced(
 ) -> None:
     """A participant that keeps calls to itself for ever does not keep its lane with them."""
     monkeypatch.setattr(exchange, "LATE_REPLIES_S", 0.0)
-    case.send("a", timeout_ms=50)
-    case.send("b", timeout_ms=60)
+    case.send("a", timeout_ms=400)
+    case.send("b", timeout_ms=450)
     line = await case.participant.line()
     await line.hello(window=1)
     await line.calls()
@@ -808,7 +808,7 @@ async def test_a_stream_whose_credits_are_never_given_back_is_replaced(
 
 async def test_a_call_that_never_leaves_has_its_deadline_too(case: Case) -> None:
     """A participant that takes the connection and grants nothing holds nobody for ever."""
-    case.send("a", timeout_ms=50)
+    case.send("a", timeout_ms=400)
     await case.participant.line()
     (reply,) = await case.answers.wait("a")
     assert reply.status == "DEADLINE_EXCEEDED"
