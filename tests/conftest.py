@@ -1,6 +1,9 @@
-"""What every test shares: the event loop's backend and the property tests' seed and depth."""
+"""What every test shares: the event loops, and the property tests' seed and depth."""
 
+import asyncio
 import random
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Verbosity, settings
@@ -49,3 +52,25 @@ def how_to_repeat(config: pytest.Config) -> str:
 def anyio_backend() -> str:
     """Run on asyncio only: grpc.aio knows no other loop."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ends_for_loops_that_have_ended() -> Iterator[None]:
+    """Drop the ends of gRPC calls whose event loop is closed.
+
+    gRPC has one poller for all loops of a process: it hands the end of a call to whichever runs,
+    and that one hands it on to the call's own. If that is closed, as a test's is that did not wait
+    for a call which it cancelled, the error would be the next test's.
+    """
+    hand_on = asyncio.BaseEventLoop.call_soon_threadsafe
+
+    def unless_it_is_closed(
+        self: asyncio.BaseEventLoop, callback: Callable[..., object], *args: Any, **options: Any
+    ) -> asyncio.Handle | None:
+        if self.is_closed() and getattr(callback, "__name__", "") == "_handle_callback_wrapper":
+            return None
+        return hand_on(self, callback, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.BaseEventLoop, "call_soon_threadsafe", unless_it_is_closed)
+        yield
