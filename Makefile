@@ -63,7 +63,7 @@ endef
 
 $(READY): pyproject.toml constraints.txt
 	$(call make_venv,$(VENV))
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[runtime]' --group dev
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[runtime,postgres,psycopg]' --group dev
 	@touch $@
 
 # The group pins its members, so the constraints (made for another protobuf) are left out; only
@@ -160,7 +160,7 @@ protos: $(READY_PROTOS) ## generate participants/amends/v1 from protos/
 
 constraints: ## write constraints.txt anew: the newest versions that pyproject.toml allows
 	$(call make_venv,build/venv-constraints)
-	@build/venv-constraints/bin/python -m pip install --quiet --editable '.[runtime]' --group dev
+	@build/venv-constraints/bin/python -m pip install --quiet --editable '.[runtime,postgres,psycopg]' --group dev
 	@{ echo "# The versions that the Makefile installs. Made by 'make constraints'."; \
 	   build/venv-constraints/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	@mv build/constraints.txt constraints.txt
