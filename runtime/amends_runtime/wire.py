@@ -19,7 +19,15 @@ from amends.v1 import operator_pb2, participant_pb2, types_pb2
 from amends_runtime.core import definition as core_definition
 from amends_runtime.core.breaker import Breaker, BreakerState
 from amends_runtime.core.definition import Definition, Kind, Mode, Plan, RetryPolicy, Step
-from amends_runtime.core.messages import Broken, Done, InProgress, Outcome, Rejected, Unknown
+from amends_runtime.core.messages import (
+    Broken,
+    Done,
+    Heuristic,
+    InProgress,
+    Outcome,
+    Rejected,
+    Unknown,
+)
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
@@ -797,12 +805,8 @@ def outcome_from_proto(
     if kind == "broken":
         return Broken(_reason(message.broken.reason), _message(message.broken.message))
     if kind == "heuristic":
-        return Unknown(
-            "HEURISTIC_IN_SAGA_MODE",
-            "the participant answered Heuristic, which has a meaning only in two-phase commit;"
-            f" its reason was {_reason(message.heuristic.reason)}",
-            misconfigured=True,
-        )
+        alone = message.heuristic
+        return Heuristic(alone.committed, _reason(alone.reason), _message(alone.message))
     return Unknown(
         "NO_OUTCOME",
         "the participant answered OK without an outcome: it must set done, rejected, in_progress"

@@ -1217,6 +1217,7 @@ class GetRuntimeResponse(_message.Message):
     STARTED_AT_MS_FIELD_NUMBER: _builtins.int
     SAGAS_FIELD_NUMBER: _builtins.int
     WITHOUT_WAKE_UP_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its version."""
     store_id: _builtins.str
@@ -1232,6 +1233,8 @@ class GetRuntimeResponse(_message.Message):
     about them failed again and again, or their history cannot be read. The runtime's log names them,
     and GetSaga shows the first kind as STUCK.
     """
+    restored: _builtins.bool
+    """The store was restored from a backup, and nobody has confirmed it yet."""
     @_builtins.property
     def sagas(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Sagas by state."""
@@ -1246,11 +1249,62 @@ class GetRuntimeResponse(_message.Message):
         started_at_ms: _builtins.int = ...,
         sagas: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         without_wake_up: _builtins.int = ...,
+        restored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "sagas", b"sagas", "started_at_ms", b"started_at_ms", "store_id", b"store_id", "version", b"version", "without_wake_up", b"without_wake_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "restored", b"restored", "sagas", b"sagas", "started_at_ms", b"started_at_ms", "store_id", b"store_id", "version", b"version", "without_wake_up", b"without_wake_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRuntimeResponse: _TypeAlias = GetRuntimeResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmRestoreRequest(_message.Message):
+    """A restored store to confirm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    """Its incarnation, as GetRuntime shows it: what was confirmed is then what was looked at."""
+    @_builtins.property
+    def audit(self) -> Global___Audit:
+        """Who and why."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        audit: Global___Audit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmRestoreRequest: _TypeAlias = ConfirmRestoreRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmRestoreResponse(_message.Message):
+    """The store is confirmed, durably."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    confirmed: _builtins.bool
+    """False: there was nothing to confirm."""
+    def __init__(
+        self,
+        *,
+        confirmed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmRestoreResponse: _TypeAlias = ConfirmRestoreResponse  # noqa: Y015

@@ -125,6 +125,11 @@ class OperatorServiceStub(object):
                 request_serializer=amends_dot_v1_dot_operator__pb2.GetRuntimeRequest.SerializeToString,
                 response_deserializer=amends_dot_v1_dot_operator__pb2.GetRuntimeResponse.FromString,
                 _registered_method=True)
+        self.ConfirmRestore = channel.unary_unary(
+                '/amends.v1.OperatorService/ConfirmRestore',
+                request_serializer=amends_dot_v1_dot_operator__pb2.ConfirmRestoreRequest.SerializeToString,
+                response_deserializer=amends_dot_v1_dot_operator__pb2.ConfirmRestoreResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer(object):
@@ -260,6 +265,14 @@ class OperatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfirmRestore(self, request, context):
+        """Says that a store which was restored from a backup is to be believed as it is: from then on
+        participants that were prepared before the restore are told what it knows of their decisions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -352,6 +365,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetRuntime,
                     request_deserializer=amends_dot_v1_dot_operator__pb2.GetRuntimeRequest.FromString,
                     response_serializer=amends_dot_v1_dot_operator__pb2.GetRuntimeResponse.SerializeToString,
+            ),
+            'ConfirmRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmRestore,
+                    request_deserializer=amends_dot_v1_dot_operator__pb2.ConfirmRestoreRequest.FromString,
+                    response_serializer=amends_dot_v1_dot_operator__pb2.ConfirmRestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -841,6 +859,33 @@ class OperatorService(object):
             '/amends.v1.OperatorService/GetRuntime',
             amends_dot_v1_dot_operator__pb2.GetRuntimeRequest.SerializeToString,
             amends_dot_v1_dot_operator__pb2.GetRuntimeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amends.v1.OperatorService/ConfirmRestore',
+            amends_dot_v1_dot_operator__pb2.ConfirmRestoreRequest.SerializeToString,
+            amends_dot_v1_dot_operator__pb2.ConfirmRestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,10 @@ class OperatorServiceStub:
     """One of the verbs for all sagas that match, at a rate, with progress; first as a dry run."""
     GetRuntime: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRuntimeRequest, _operator_pb2.GetRuntimeResponse]
     """What this runtime is: versions, store, epoch, counts."""
+    ConfirmRestore: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ConfirmRestoreRequest, _operator_pb2.ConfirmRestoreResponse]
+    """Says that a store which was restored from a backup is to be believed as it is: from then on
+    participants that were prepared before the restore are told what it knows of their decisions.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -123,6 +127,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """One of the verbs for all sagas that match, at a rate, with progress; first as a dry run."""
     GetRuntime: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRuntimeRequest, _operator_pb2.GetRuntimeResponse]  # type: ignore[assignment]
     """What this runtime is: versions, store, epoch, counts."""
+    ConfirmRestore: _aio.UnaryUnaryMultiCallable[_operator_pb2.ConfirmRestoreRequest, _operator_pb2.ConfirmRestoreResponse]  # type: ignore[assignment]
+    """Says that a store which was restored from a backup is to be believed as it is: from then on
+    participants that were prepared before the restore are told what it knows of their decisions.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """The runtime, from the inside. Every verb answers after it is durable and names its author and reason."""
@@ -276,5 +284,15 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.GetRuntimeResponse, _abc.Awaitable[_operator_pb2.GetRuntimeResponse]]:
         """What this runtime is: versions, store, epoch, counts."""
+
+    @_abc_1.abstractmethod
+    def ConfirmRestore(
+        self,
+        request: _operator_pb2.ConfirmRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ConfirmRestoreResponse, _abc.Awaitable[_operator_pb2.ConfirmRestoreResponse]]:
+        """Says that a store which was restored from a backup is to be believed as it is: from then on
+        participants that were prepared before the restore are told what it knows of their decisions.
+        """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

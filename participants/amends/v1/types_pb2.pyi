@@ -179,6 +179,8 @@ class _StepStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepState.V
     """An attempt of Prepare is under way or due (two-phase commit)."""
     STEP_STATE_PREPARED: _StepState.ValueType  # 10
     """Voted yes (two-phase commit)."""
+    STEP_STATE_BROKEN: _StepState.ValueType  # 11
+    """Broke its vote, or decided alone against the decision (two-phase commit). Nothing follows."""
 
 class StepState(_StepState, metaclass=_StepStateEnumTypeWrapper):
     """Where a step stands."""
@@ -205,6 +207,8 @@ STEP_STATE_PREPARING: StepState.ValueType  # 9
 """An attempt of Prepare is under way or due (two-phase commit)."""
 STEP_STATE_PREPARED: StepState.ValueType  # 10
 """Voted yes (two-phase commit)."""
+STEP_STATE_BROKEN: StepState.ValueType  # 11
+"""Broke its vote, or decided alone against the decision (two-phase commit). Nothing follows."""
 Global___StepState: _TypeAlias = StepState  # noqa: Y015
 
 class _CommitDecision:
@@ -730,6 +734,7 @@ class StepStatus(_message.Message):
     STUCK_SINCE_MS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     CALL_OPEN_FIELD_NUMBER: _builtins.int
+    PREPARED_AT_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The step's name."""
     state: Global___StepState.ValueType
@@ -746,6 +751,10 @@ class StepStatus(_message.Message):
     """Since when the step is stuck; 0 if it is not."""
     call_open: _builtins.bool
     """A call of this step lies in its participant's lane or is on the wire."""
+    prepared_at_ms: _builtins.int
+    """Two-phase commit: since when the participant has been holding what it voted yes for, by the
+    record of its vote; 0 if it has not voted yes, or was told the decision and acknowledged it.
+    """
     @_builtins.property
     def last_error(self) -> Global___Error:
         """The last failed attempt's error, if any."""
@@ -767,10 +776,11 @@ class StepStatus(_message.Message):
         stuck_since_ms: _builtins.int = ...,
         result: Global___Payload | None = ...,
         call_open: _builtins.bool = ...,
+        prepared_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_open", b"call_open", "last_error", b"last_error", "name", b"name", "next_attempt_at_ms", b"next_attempt_at_ms", "result", b"result", "round", b"round", "state", b"state", "stuck_since_ms", b"stuck_since_ms", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_open", b"call_open", "last_error", b"last_error", "name", b"name", "next_attempt_at_ms", b"next_attempt_at_ms", "prepared_at_ms", b"prepared_at_ms", "result", b"result", "round", b"round", "state", b"state", "stuck_since_ms", b"stuck_since_ms", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -855,6 +865,7 @@ class Saga(_message.Message):
     PAST_NO_RETURN_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     PARENT_SAGA_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """Its id."""
     definition: _builtins.str
@@ -878,9 +889,11 @@ class Saga(_message.Message):
     past_no_return: _builtins.bool
     """The pivot's (without one: a retriable step's) first attempt has begun."""
     decision: Global___CommitDecision.ValueType
-    """Two-phase commit only."""
+    """Two-phase commit only: the running round's."""
     parent_saga_id: _builtins.str
     """Id of the parent saga, for a child."""
+    round: _builtins.int
+    """Two-phase commit only: the running round, from 1."""
     @_builtins.property
     def turn(self) -> Global___Turn:
         """Set once it turned back."""
@@ -917,10 +930,11 @@ class Saga(_message.Message):
         past_no_return: _builtins.bool = ...,
         decision: Global___CommitDecision.ValueType = ...,
         parent_saga_id: _builtins.str = ...,
+        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_at_ms", b"deadline_at_ms", "decision", b"decision", "definition", b"definition", "definition_hash", b"definition_hash", "ended_at_ms", b"ended_at_ms", "input", b"input", "labels", b"labels", "parent_saga_id", b"parent_saga_id", "past_no_return", b"past_no_return", "paused", b"paused", "saga_id", b"saga_id", "started_at_ms", b"started_at_ms", "state", b"state", "steps", b"steps", "turn", b"turn", "updated_at_ms", b"updated_at_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_at_ms", b"deadline_at_ms", "decision", b"decision", "definition", b"definition", "definition_hash", b"definition_hash", "ended_at_ms", b"ended_at_ms", "input", b"input", "labels", b"labels", "parent_saga_id", b"parent_saga_id", "past_no_return", b"past_no_return", "paused", b"paused", "round", b"round", "saga_id", b"saga_id", "started_at_ms", b"started_at_ms", "state", b"state", "steps", b"steps", "turn", b"turn", "updated_at_ms", b"updated_at_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -955,6 +969,7 @@ class Record(_message.Message):
     SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
     OPERATOR_ACTED_FIELD_NUMBER: _builtins.int
     CHILD_CHANGED_FIELD_NUMBER: _builtins.int
+    ROUND_PLANNED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Position in the store's history; grows over all sagas. Records of one turn share it."""
     version: _builtins.int
@@ -1041,6 +1056,10 @@ class Record(_message.Message):
     def child_changed(self) -> Global___ChildChanged:
         """A child saga was recorded, or ended."""
 
+    @_builtins.property
+    def round_planned(self) -> Global___RoundPlanned:
+        """The whole is to be tried again, in a new round (two-phase commit)."""
+
     def __init__(
         self,
         *,
@@ -1067,12 +1086,13 @@ class Record(_message.Message):
         signal_received: Global___SignalReceived | None = ...,
         operator_acted: Global___OperatorActed | None = ...,
         child_changed: Global___ChildChanged | None = ...,
+        round_planned: Global___RoundPlanned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_started", b"attempt_started", "attempt_withdrawn", b"attempt_withdrawn", "cancel_requested", b"cancel_requested", "child_changed", b"child_changed", "decision_made", b"decision_made", "fact", b"fact", "heuristic_reported", b"heuristic_reported", "operator_acted", b"operator_acted", "saga_ended", b"saga_ended", "saga_started", b"saga_started", "saga_turned_back", b"saga_turned_back", "signal_received", b"signal_received", "step_compensated", b"step_compensated", "step_executed", b"step_executed", "step_given_up", b"step_given_up", "step_prepared", b"step_prepared", "step_rejected", b"step_rejected", "step_stuck", b"step_stuck", "timer_changed", b"timer_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_started", b"attempt_started", "attempt_withdrawn", b"attempt_withdrawn", "cancel_requested", b"cancel_requested", "child_changed", b"child_changed", "decision_made", b"decision_made", "fact", b"fact", "heuristic_reported", b"heuristic_reported", "operator_acted", b"operator_acted", "round_planned", b"round_planned", "saga_ended", b"saga_ended", "saga_started", b"saga_started", "saga_turned_back", b"saga_turned_back", "signal_received", b"signal_received", "step_compensated", b"step_compensated", "step_executed", b"step_executed", "step_given_up", b"step_given_up", "step_prepared", b"step_prepared", "step_rejected", b"step_rejected", "step_stuck", b"step_stuck", "timer_changed", b"timer_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_started", b"attempt_started", "attempt_withdrawn", b"attempt_withdrawn", "cancel_requested", b"cancel_requested", "child_changed", b"child_changed", "decision_made", b"decision_made", "fact", b"fact", "heuristic_reported", b"heuristic_reported", "operator_acted", b"operator_acted", "saga_ended", b"saga_ended", "saga_started", b"saga_started", "saga_turned_back", b"saga_turned_back", "seq", b"seq", "signal_received", b"signal_received", "step_compensated", b"step_compensated", "step_executed", b"step_executed", "step_given_up", b"step_given_up", "step_prepared", b"step_prepared", "step_rejected", b"step_rejected", "step_stuck", b"step_stuck", "timer_changed", b"timer_changed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_started", b"attempt_started", "attempt_withdrawn", b"attempt_withdrawn", "cancel_requested", b"cancel_requested", "child_changed", b"child_changed", "decision_made", b"decision_made", "fact", b"fact", "heuristic_reported", b"heuristic_reported", "operator_acted", b"operator_acted", "round_planned", b"round_planned", "saga_ended", b"saga_ended", "saga_started", b"saga_started", "saga_turned_back", b"saga_turned_back", "seq", b"seq", "signal_received", b"signal_received", "step_compensated", b"step_compensated", "step_executed", b"step_executed", "step_given_up", b"step_given_up", "step_prepared", b"step_prepared", "step_rejected", b"step_rejected", "step_stuck", b"step_stuck", "timer_changed", b"timer_changed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["saga_started", "attempt_started", "step_executed", "step_rejected", "step_compensated", "attempt_failed", "attempt_lost", "attempt_withdrawn", "step_given_up", "step_stuck", "cancel_requested", "saga_turned_back", "saga_ended", "step_prepared", "decision_made", "heuristic_reported", "timer_changed", "signal_received", "operator_acted", "child_changed"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["saga_started", "attempt_started", "step_executed", "step_rejected", "step_compensated", "attempt_failed", "attempt_lost", "attempt_withdrawn", "step_given_up", "step_stuck", "cancel_requested", "saga_turned_back", "saga_ended", "step_prepared", "decision_made", "heuristic_reported", "timer_changed", "signal_received", "operator_acted", "child_changed", "round_planned"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -1651,7 +1671,7 @@ class HeuristicReported(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     committed: _builtins.bool
-    """True if it committed, false if it rolled back."""
+    """True if it committed, false if it rolled back; absent if nobody knows."""
     @_builtins.property
     def key(self) -> Global___AttemptKey:
         """Which attempt brought it."""
@@ -1669,16 +1689,44 @@ class HeuristicReported(_message.Message):
         *,
         key: Global___AttemptKey | None = ...,
         timing: Global___AttemptTiming | None = ...,
-        committed: _builtins.bool = ...,
+        committed: _builtins.bool | None = ...,
         error: Global___Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_committed", b"_committed", "committed", b"committed", "error", b"error", "key", b"key", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "error", b"error", "key", b"key", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed", b"_committed", "committed", b"committed", "error", b"error", "key", b"key", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__committed: _TypeAlias = _typing.Literal["committed"]  # noqa: Y015
+    _WhichOneofArgType__committed: _TypeAlias = _typing.Literal["_committed", b"_committed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__committed) -> _WhichOneofReturnType__committed | None: ...
+
+Global___HeuristicReported: _TypeAlias = HeuristicReported  # noqa: Y015
+
+@_typing.final
+class RoundPlanned(_message.Message):
+    """All branches of a round are rolled back, and the whole is to be tried again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    STARTS_AT_MS_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """The round that begins, from 2."""
+    starts_at_ms: _builtins.int
+    """When it begins."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        starts_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "starts_at_ms", b"starts_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HeuristicReported: _TypeAlias = HeuristicReported  # noqa: Y015
+Global___RoundPlanned: _TypeAlias = RoundPlanned  # noqa: Y015
 
 @_typing.final
 class TimerChanged(_message.Message):

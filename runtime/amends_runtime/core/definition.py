@@ -37,6 +37,7 @@ __all__ = [
     "Plan",
     "RetryPolicy",
     "Step",
+    "TwoPhase",
     "Violation",
     "content_hash",
     "normalise",
@@ -84,6 +85,8 @@ HOURS_24_MS = 24 * 3600 * 1000
 FORWARD_RETRY = RetryPolicy()
 MUST_SUCCEED_RETRY = RetryPolicy(give_up_after_ms=HOURS_24_MS)
 COMPENSATION_RETRY = RetryPolicy(give_up_after_ms=HOURS_24_MS)
+PREPARE_DEADLINE_MS = 30_000  # of a two-phase commit that names none: its participants hold locks
+MAX_LOCKED_RETRIES = 100  # the prepare deadline ends them long before
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,14 +106,29 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     compensation_retry: RetryPolicy | None = None
 
 
+class TwoPhase(msgspec.Struct, frozen=True, kw_only=True):
+    """What only a two-phase commit has.
+
+    ordered         votes are asked for in the order of the list, and not all at once
+    locked_retries  how often the whole is tried again after a vote of LOCKED
+    """
+
+    ordered: bool = False
+    locked_retries: int = 0
+
+
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable description of a saga. `deadline_ms` and `retention_ms` of 0 mean none."""
+    """An immutable description of a saga. `deadline_ms` and `retention_ms` of 0 mean none.
+
+    `two_phase` is there in mode TWO_PHASE_COMMIT, once it is normalised, and in no other.
+    """
 
     name: str
     steps: tuple[Step, ...]
     mode: Mode = Mode.SAGA
     deadline_ms: int = 0
     retention_ms: int = 0
+    two_phase: TwoPhase | None = None
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -127,6 +145,8 @@ class Violation(msgspec.Struct, frozen=True):
 
 def normalise(definition: Definition) -> Definition:
     """The same definition with every default written out. Total: works on refused ones too."""
+    if definition.mode is Mode.TWO_PHASE_COMMIT:
+        return _normalise_two_phase(definition)
     order = {step.name: number for number, step in enumerate(definition.steps)}
 
     def in_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -153,6 +173,29 @@ def normalise(definition: Definition) -> Definition:
         for step in steps
     ]
     return msgspec.structs.replace(definition, steps=tuple(steps))
+
+
+def _normalise_two_phase(definition: Definition) -> Definition:
+    """The order of the list, or none at all, is drawn as `after`: one graph for both modes."""
+    two_phase = definition.two_phase or TwoPhase()
+    names = tuple(step.name for step in definition.steps)
+    steps = [
+        msgspec.structs.replace(
+            step,
+            after=names[max(0, number - 1) : number] if two_phase.ordered else (),
+            uses=names[:number] if two_phase.ordered else (),
+            retry=_policy(step.retry, FORWARD_RETRY),
+            # Locks are held meanwhile: a day, as for a saga's compensation, would be no warning.
+            compensation_retry=_policy(step.compensation_retry, FORWARD_RETRY),
+        )
+        for number, step in enumerate(definition.steps)
+    ]
+    return msgspec.structs.replace(
+        definition,
+        steps=tuple(steps),
+        two_phase=two_phase,
+        deadline_ms=definition.deadline_ms or PREPARE_DEADLINE_MS,
+    )
 
 
 def _policy(policy: RetryPolicy | None, default: RetryPolicy) -> RetryPolicy:
@@ -206,11 +249,12 @@ def _field_violations(definition: Definition) -> Iterator[Violation]:
             " use a lower-case letter, then up to 63 of a-z 0-9 _ -",
         )
     if definition.mode is Mode.TWO_PHASE_COMMIT:
+        yield from _two_phase_violations(definition)
+    elif definition.two_phase is not None:
         yield Violation(
-            "mode",
+            "two_phase",
             "",
-            "TWO_PHASE_COMMIT is not available in this version:"
-            " use SAGA, with a pivot if one step decides",
+            "it has a meaning only with mode TWO_PHASE_COMMIT: leave it out, or say that mode",
         )
     for field in ("deadline_ms", "retention_ms"):
         value = getattr(definition, field)
@@ -228,6 +272,35 @@ def _field_violations(definition: Definition) -> Iterator[Violation]:
     names = [step.name for step in definition.steps]
     for number, step in enumerate(definition.steps):
         yield from _step_violations(f"steps[{number}]", step, names, names[:number])
+
+
+def _two_phase_violations(definition: Definition) -> Iterator[Violation]:
+    """What a two-phase commit does not have: it has no graph, and nothing of it stays behind."""
+    normal = normalise(definition)
+    assert normal.two_phase is not None, "normalised"
+    if not 0 <= normal.two_phase.locked_retries <= MAX_LOCKED_RETRIES:
+        yield Violation(
+            "two_phase.locked_retries",
+            "",
+            f"{normal.two_phase.locked_retries} is out of range: 0 to {MAX_LOCKED_RETRIES}",
+        )
+    for number, (step, drawn) in enumerate(zip(definition.steps, normal.steps, strict=True)):
+        if step.kind is not Kind.COMPENSATABLE:
+            yield Violation(
+                f"steps[{number}].kind",
+                step.name,
+                f"in a two-phase commit every step votes and can be rolled back; {step.kind.value}"
+                " has a meaning only in mode SAGA: leave it out",
+            )
+        # A normalised definition has them, and may be registered again as it is.
+        for field, order in (("after", step.after), ("uses", step.uses)):
+            if order not in (None, getattr(drawn, field)):
+                yield Violation(
+                    f"steps[{number}].{field}",
+                    step.name,
+                    "a two-phase commit asks all participants at once, or with two_phase.ordered"
+                    f" in the order of the list: leave `{field}` out",
+                )
 
 
 def _step_violations(
@@ -514,6 +587,7 @@ class Plan:
     uses[n]                    steps whose results n is handed
     roots                      steps that wait for nothing
     pivot                      number of the pivot, or None
+    two_phase                  the settings of a two-phase commit; None: the mode is SAGA
     longest_wait_ms            what a step may have to wait for its next attempt: a backoff, or the
                                time-out of one that was lost
     """
@@ -530,6 +604,7 @@ class Plan:
         "roots",
         "step_names",
         "steps",
+        "two_phase",
         "uses",
         "waits_for",
     )
@@ -538,6 +613,7 @@ class Plan:
         definition = normalise(definition)
         steps = definition.steps
         self.definition = definition
+        self.two_phase = definition.two_phase
         self.content_hash = content_hash(definition)
         self.steps = steps
         self.step_names = tuple(step.name for step in steps)

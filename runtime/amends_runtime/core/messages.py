@@ -18,6 +18,7 @@ __all__ = [
     "Broken",
     "CancelSaga",
     "Done",
+    "Heuristic",
     "InProgress",
     "Message",
     "NotSent",
@@ -58,6 +59,14 @@ class Broken(msgspec.Struct, frozen=True, gc=False):
     message: str = ""
 
 
+class Heuristic(msgspec.Struct, frozen=True, gc=False):
+    """The participant of a two-phase commit decided alone, whatever it had voted."""
+
+    committed: bool
+    reason: str
+    message: str = ""
+
+
 class Unknown(msgspec.Struct, frozen=True, gc=False):
     """No outcome: an error status, a time-out, or a reply that cannot be read.
 
@@ -69,7 +78,7 @@ class Unknown(msgspec.Struct, frozen=True, gc=False):
     misconfigured: bool = False
 
 
-Outcome = Done | Rejected | InProgress | Broken | Unknown
+Outcome = Done | Rejected | InProgress | Broken | Heuristic | Unknown
 
 
 class StartSaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -107,12 +116,16 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NotSent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An attempt was taken out of its lane before it was sent."""
+    """An attempt was taken out of its lane before it was sent.
+
+    `reason` says why, where it was not withdrawn: BREAKER_OPEN for a vote that is not to wait.
+    """
 
     step: int
     verb: Verb
     round: int
     attempt: int
+    reason: str = ""
 
 
 class Wake(msgspec.Struct, frozen=True, gc=False):

@@ -26,10 +26,14 @@ __all__ = [
     "AttemptStarted",
     "AttemptWithdrawn",
     "CancelRequested",
+    "CommitDecision",
+    "DecisionMade",
     "Failure",
+    "HeuristicReported",
     "OperatorActed",
     "OperatorAction",
     "Record",
+    "RoundPlanned",
     "SagaEnded",
     "SagaStarted",
     "SagaState",
@@ -37,11 +41,13 @@ __all__ = [
     "StepCompensated",
     "StepExecuted",
     "StepGivenUp",
+    "StepPrepared",
     "StepRejected",
     "StepStuck",
     "Timing",
     "TurnCause",
     "Verb",
+    "VoteRefused",
 ]
 
 
@@ -72,6 +78,15 @@ class TurnCause(enum.IntEnum):
     GAVE_UP = 2
     DEADLINE = 3
     CANCELLED = 4
+
+
+class CommitDecision(enum.IntEnum):
+    """How a two-phase commit goes on, or what is known of it."""
+
+    PENDING = 1
+    COMMIT = 2
+    ABORT = 3
+    UNKNOWN = 4
 
 
 class OperatorAction(enum.IntEnum):
@@ -210,7 +225,10 @@ class StepGivenUp(_Record, frozen=True, array_like=True, gc=False, tag=9):
 
 
 class StepStuck(_Record, frozen=True, array_like=True, gc=False, tag=10):
-    """Nothing more is tried for this step until an operator says so."""
+    """Nothing more is tried for this step until an operator says so.
+
+    In the second phase of a two-phase commit: an operator should look, and attempts go on.
+    """
 
     step: int
     verb: Verb
@@ -233,7 +251,7 @@ class SagaTurnedBack(_Record, frozen=True, array_like=True, gc=False, tag=12):
 
 
 class SagaEnded(_Record, frozen=True, array_like=True, gc=False, tag=13):
-    """The end: COMPLETED, COMPENSATED or ABANDONED. Nothing follows it."""
+    """The end: COMPLETED, COMPENSATED, ABANDONED or MIXED. Nothing follows it."""
 
     state: SagaState
 
@@ -253,6 +271,62 @@ class OperatorActed(_Record, frozen=True, array_like=True, gc=False, tag=14):
     request_id: str = ""
 
 
+class StepPrepared(_Record, frozen=True, array_like=True, gc=False, tag=15):
+    """Done to Prepare: the branch voted yes, and may not decide alone any more."""
+
+    verb: ClassVar[Verb] = Verb.PREPARE
+
+    step: int
+    round: int
+    attempt: int
+    timing: Timing
+    result: Payload
+
+
+class VoteRefused(_Record, frozen=True, array_like=True, gc=False, tag=16):
+    """Rejected to Prepare: the branch voted no and holds nothing."""
+
+    verb: ClassVar[Verb] = Verb.PREPARE
+
+    step: int
+    round: int
+    attempt: int
+    timing: Timing
+    failure: Failure
+
+
+class DecisionMade(_Record, frozen=True, array_like=True, gc=False, tag=17):
+    """The decision of a round, COMMIT or ABORT. Durable before any call of the second phase.
+
+    An ABORT says why, as `SagaTurnedBack` does.
+    """
+
+    decision: CommitDecision
+    round: int
+    cause: TurnCause | None = None
+    step: int | None = None
+    failure: Failure = Failure("")
+
+
+class HeuristicReported(_Record, frozen=True, array_like=True, gc=False, tag=18):
+    """A branch decided alone, or broke its vote. `committed` is what it did; None: nobody knows."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+    timing: Timing
+    committed: bool | None
+    failure: Failure
+
+
+class RoundPlanned(_Record, frozen=True, array_like=True, gc=False, tag=19):
+    """All branches of a round are rolled back, and the whole is tried again from `starts_at_ms`."""
+
+    round: int
+    starts_at_ms: int
+
+
 Record = (
     SagaStarted
     | AttemptStarted
@@ -268,4 +342,9 @@ Record = (
     | SagaTurnedBack
     | SagaEnded
     | OperatorActed
+    | StepPrepared
+    | VoteRefused
+    | DecisionMade
+    | HeuristicReported
+    | RoundPlanned
 )

@@ -48,18 +48,40 @@ The rules:
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from amends_runtime.core import two_phase
+from amends_runtime.core.attempts import (
+    IN_PROGRESS,
+    MAX_SAGA_PAYLOAD_BYTES,
+    MISCONFIGURED_ATTEMPTS,
+    MISCONFIGURED_FOR_MS,
+    PROGRESS_LIMIT_MS,
+    exhausted,
+    failed,
+    illegal,
+    is_misconfigured,
+    is_open,
+    policy_of,
+    poll_of,
+    rejected_compensation,
+    step_ending,
+    step_of,
+    step_without_attempt,
+    steps_with,
+    timing_of,
+    too_large,
+    took_ms,
+    with_step,
+)
 from amends_runtime.core.backoff import backoff_ms
 from amends_runtime.core.definition import Kind, Plan, RetryPolicy
 from amends_runtime.core.effects import (
     CallParticipant,
     Effect,
-    PollParticipant,
     WakeAt,
     WithdrawCall,
 )
@@ -69,6 +91,7 @@ from amends_runtime.core.messages import (
     Broken,
     CancelSaga,
     Done,
+    Heuristic,
     InProgress,
     Message,
     NotSent,
@@ -80,7 +103,6 @@ from amends_runtime.core.messages import (
     Unknown,
     Wake,
 )
-from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
     AttemptLost,
@@ -100,10 +122,10 @@ from amends_runtime.core.records import (
     StepGivenUp,
     StepRejected,
     StepStuck,
-    Timing,
     TurnCause,
     Verb,
 )
+from amends_runtime.core.state import Answer, Decision, Phase, Saga, StepState, StepStatus
 from amends_runtime.errors import IllegalMessage, IllegalRecord
 
 __all__ = [
@@ -126,36 +148,6 @@ __all__ = [
     "remaining_steps",
 ]
 
-PROGRESS_LIMIT_MS = 24 * 3600 * 1000  # a business step that takes longer is better a signal wait
-IN_PROGRESS = "IN_PROGRESS"  # the reason of an attempt that was in progress for too long
-MISCONFIGURED_ATTEMPTS = 3  # one may be a rolling deployment,
-MISCONFIGURED_FOR_MS = 60_000  # and so may three within a minute
-MAX_SAGA_PAYLOAD_BYTES = 3 * 1024 * 1024  # a call with all of them fits gRPC's 4 MiB message
-
-
-# -- state -----------------------------------------------------------------------------------------
-
-
-class Phase(enum.IntEnum):
-    """Which way a saga goes."""
-
-    FORWARD = 1
-    BACKWARD = 2
-    ENDED = 3
-
-
-class StepStatus(enum.IntEnum):
-    """Where a step stands in its round."""
-
-    PENDING = 1
-    EXECUTING = 2
-    EXECUTED = 3
-    REJECTED = 4
-    UNKNOWN = 5
-    COMPENSATING = 6
-    COMPENSATED = 7
-    STUCK = 8
-
 
 # Reading a member of an enumeration costs CPython 3.11 a fifth of what `evolve` costs for a record,
 # and a turn reads dozens: those that usual turns read are bound here once.
@@ -174,116 +166,6 @@ _COMPENSATABLE: Final = Kind.COMPENSATABLE
 _RETRIABLE: Final = Kind.RETRIABLE
 _RUNNING: Final = SagaState.RUNNING
 _COMPLETED: Final = SagaState.COMPLETED
-
-
-class StepState(msgspec.Struct, frozen=True, gc=False):
-    """A step in its round. `round`, `attempt`, `failures`, `spent_ms` are those of `verb`.
-
-    open              an attempt lies in a lane or is on the wire
-    unknown           an attempt to execute ended, or was lost, without a definite outcome
-    refused           a definite refusal ended the round
-    retry_at_ms       when the next attempt is due; 0: none is planned
-    began_at_ms       when the first attempt began, of this verb, round and operator's retry
-    running_until_ms  until when a lost attempt to execute may still be running; 0: none may
-    """
-
-    status: StepStatus = StepStatus.PENDING
-    verb: Verb = Verb.EXECUTE
-    round: int = 0
-    attempt: int = 0
-    open: bool = False
-    unknown: bool = False
-    refused: bool = False
-    executed: bool = False
-    result: Payload | None = None
-    failures: int = 0
-    spent_ms: int = 0
-    retry_at_ms: int = 0
-    running_until_ms: int = 0
-    misconfigured: int = 0
-    misconfigured_since_ms: int = 0
-    failure: Failure | None = None
-    stuck_since_ms: int = 0
-    began_at_ms: int = 0
-
-
-class Saga(msgspec.Struct, frozen=True, gc=False):
-    """A saga's state: the fold of its records."""
-
-    saga_id: str
-    definition_name: str
-    definition_hash: str
-    content_hash: str
-    input: Payload
-    started_at_ms: int
-    updated_at_ms: int
-    deadline_at_ms: int
-    labels: dict[str, str]
-    traceparent: str
-    steps: tuple[StepState, ...]
-    phase: Phase = Phase.FORWARD
-    past_no_return: bool = False
-    cancel_requested: bool = False
-    abandoned: bool = False
-    operator_request: str = ""
-    turn: SagaTurnedBack | None = None
-    payload_bytes: int = 0
-    ended_at_ms: int = 0
-    end: SagaState | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing follows any more."""
-        return self.phase is _ENDED
-
-    @property
-    def state(self) -> SagaState:
-        """Where the saga stands, as everybody outside sees it.
-
-        STUCK shows when a step is and nothing else can move; a waiting deadline is no movement.
-        """
-        if self.end is not None:
-            return self.end
-        for step in self.steps:
-            if step.open:
-                break
-            if step.status is _STUCK and not self._is_moving():
-                return SagaState.STUCK
-        return _RUNNING if self.phase is _FORWARD else SagaState.COMPENSATING
-
-    def _is_moving(self) -> bool:
-        return any(step.open or step.retry_at_ms > 0 for step in self.steps)
-
-
-class Answer(enum.Enum):
-    """What the sender of a request is told once the turn is durable."""
-
-    STARTED = "STARTED"
-    EXISTED = "EXISTED"
-    OTHER_CONTENT = "OTHER_CONTENT"
-    TURNED_BACK = "TURNED_BACK"
-    ALREADY_TURNED_BACK = "ALREADY_TURNED_BACK"
-    WAITS_FOR_PIVOT = "WAITS_FOR_PIVOT"
-    PAST_NO_RETURN = "PAST_NO_RETURN"
-    COMPLETED = "COMPLETED"
-    RETRIED = "RETRIED"
-    NOTHING_STUCK = "NOTHING_STUCK"
-    ABANDONED = "ABANDONED"
-    ALREADY_ABANDONED = "ALREADY_ABANDONED"
-    NOT_STUCK = "NOT_STUCK"
-    ENDED = "ENDED"
-
-
-class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What one message comes to: records to persist, the state after them, effects for *then*.
-
-    The caller must have `records` durable before it performs any of `effects` or gives `answer`.
-    """
-
-    records: tuple[Record, ...]
-    saga: Saga
-    effects: tuple[Effect, ...]
-    answer: Answer | None = None
 
 
 # The state machine as a table: what may follow what. `evolve` refuses any other turn or end, and
@@ -311,6 +193,8 @@ def decide(plan: Plan, saga: Saga | None, message: Message, now_ms: int, epoch: 
 
     Raises IllegalMessage for a message that no correct runtime can send in this state.
     """
+    if plan.two_phase is not None:
+        return two_phase.decide(plan, saga, message, now_ms, epoch)
     if saga is None:
         return _start(plan, message, now_ms, epoch)
     turn = _Turn(plan, saga, saga, now_ms, epoch)
@@ -406,7 +290,7 @@ def _on_restart(turn: _Turn, _: RuntimeRestarted) -> None:
 def _on_revived(turn: _Turn, message: Revived) -> None:
     """Nothing was lost, but for an attempt that nobody looked after meanwhile."""
     for number, step in enumerate(turn.saga.steps):
-        polls = [one for one in message.polls if one.step == number and _is_open(step, one)]
+        polls = [one for one in message.polls if one.step == number and is_open(step, one)]
         turn.extra += polls
         if step.open and not polls:
             lost = (number, step.verb, step.round, step.attempt)
@@ -496,24 +380,28 @@ def _operated(
 
 
 def _on_not_sent(turn: _Turn, message: NotSent) -> None:
-    step = _step_of(turn, message)
-    if not _is_open(step, message):
+    step = step_of(turn.saga, message)
+    if not is_open(step, message):
         return  # an echo, see rule 2
     turn.record(AttemptWithdrawn(turn.now_ms, message.step, step.verb, step.round, step.attempt))
     _advance(turn)
 
 
 def _on_answered(turn: _Turn, message: Answered) -> None:
-    step = _step_of(turn, message)
-    if not _is_open(step, message):
+    step = step_of(turn.saga, message)
+    if not is_open(step, message):
         return  # an echo, see rule 2
     outcome = message.outcome
     # Done is told from the others first: it comes most often, and costs a third of them to tell.
-    if not isinstance(outcome, Done) and isinstance(outcome, InProgress):
+    if isinstance(outcome, Done):
+        pass
+    elif isinstance(outcome, InProgress):
         given_up = _in_progress(turn, message, outcome)
         if given_up is None:
             return
         outcome = given_up
+    elif isinstance(outcome, Heuristic):
+        outcome = _heuristic_in_saga(outcome)
     if step.verb is _EXECUTE:
         _executed(turn, message, outcome)
     elif step.verb is _COMPENSATE:
@@ -524,17 +412,26 @@ def _on_answered(turn: _Turn, message: Answered) -> None:
         )
 
 
+def _heuristic_in_saga(outcome: Heuristic) -> Unknown:
+    return Unknown(
+        "HEURISTIC_IN_SAGA_MODE",
+        "the participant answered Heuristic, which has a meaning only in two-phase commit;"
+        f" its reason was {outcome.reason}",
+        misconfigured=True,
+    )
+
+
 def _executed(turn: _Turn, message: Answered, outcome: Done | Rejected | Broken | Unknown) -> None:
-    number, now_ms, timing = message.step, turn.now_ms, _timing(message)
+    number, now_ms, timing = message.step, turn.now_ms, timing_of(message)
     if isinstance(outcome, Done):
-        too_large = _too_large(turn.saga, outcome.result)
-        if too_large is None:
+        oversize = too_large(turn.saga, outcome.result)
+        if oversize is None:
             turn.record(
                 StepExecuted(now_ms, number, message.round, message.attempt, timing, outcome.result)
             )
             _advance(turn, turn.plan.dependents[number])
             return
-        outcome = too_large
+        outcome = oversize
     if isinstance(outcome, Rejected):
         failure = Failure(outcome.reason, outcome.message)
         turn.record(StepRejected(now_ms, number, message.round, message.attempt, timing, failure))
@@ -551,7 +448,7 @@ def _executed(turn: _Turn, message: Answered, outcome: Done | Rejected | Broken 
         turn.record(
             StepStuck(now_ms, number, Verb.EXECUTE, Failure(outcome.reason, outcome.message))
         )
-    elif not _retried(turn, message, outcome, _policy(turn.plan, number)):
+    elif not _retried(turn, message, outcome, policy_of(turn.plan, number)):
         _given_up_forward(turn, number, outcome)
     _advance(turn)
 
@@ -574,14 +471,10 @@ def _compensated(
 ) -> None:
     number, now_ms = message.step, turn.now_ms
     if isinstance(outcome, Rejected):
-        outcome = Unknown(
-            "COMPENSATION_REJECTED",
-            "a compensation must not be rejected; the participant said"
-            f" {outcome.reason}: {outcome.message}",
-        )
+        outcome = rejected_compensation(outcome)
     if isinstance(outcome, Done):
         turn.record(
-            StepCompensated(now_ms, number, message.round, message.attempt, _timing(message))
+            StepCompensated(now_ms, number, message.round, message.attempt, timing_of(message))
         )
     elif isinstance(outcome, Broken):
         _attempt_failed(turn, message, outcome, retry_at_ms=0)
@@ -612,39 +505,27 @@ def _retried(turn: _Turn, message: Answered, outcome: Unknown, policy: RetryPoli
     wait_ms = backoff_ms(
         policy, step.failures + 1, turn.saga.saga_id, number, step.verb, step.round, step.attempt
     )
-    misconfigured = (
-        outcome.misconfigured
-        and step.misconfigured + 1 >= MISCONFIGURED_ATTEMPTS
-        and message.answered_at_ms - step.misconfigured_since_ms >= MISCONFIGURED_FOR_MS
+    misconfigured = is_misconfigured(step, message, outcome)
+    used_up = exhausted(
+        turn.plan, step, message, outcome, wait_ms=wait_ms, budget_ms=policy.give_up_after_ms
     )
-    spent_ms = step.spent_ms + _took_ms(turn.plan, number, _timing(message), outcome.reason)
-    exhausted = spent_ms + wait_ms > policy.give_up_after_ms
-    last = misconfigured or exhausted
+    last = misconfigured or used_up
     _attempt_failed(turn, message, outcome, retry_at_ms=0 if last else turn.now_ms + wait_ms)
     if misconfigured:
         turn.record(
             StepStuck(turn.now_ms, number, step.verb, Failure(outcome.reason, outcome.message))
         )
         return True
-    return not exhausted
+    return not used_up
 
 
 def _attempt_failed(
     turn: _Turn, message: Answered, outcome: Broken | Unknown, retry_at_ms: int
 ) -> None:
+    misconfigured = isinstance(outcome, Unknown) and outcome.misconfigured
+    failure = Failure(outcome.reason, outcome.message)
     turn.record(
-        AttemptFailed(
-            turn.now_ms,
-            message.step,
-            message.verb,
-            message.round,
-            message.attempt,
-            _timing(message),
-            Failure(outcome.reason, outcome.message),
-            isinstance(outcome, Unknown) and outcome.misconfigured,
-            retry_at_ms,
-            message.probe,
-        )
+        failed(turn.now_ms, message, failure, misconfigured=misconfigured, retry_at_ms=retry_at_ms)
     )
 
 
@@ -657,19 +538,7 @@ def _in_progress(turn: _Turn, message: Answered, outcome: InProgress) -> Unknown
         return Unknown(
             IN_PROGRESS, "the participant is still at it; nothing is known of the outcome"
         )
-    turn.extra.append(
-        PollParticipant(
-            step=message.step,
-            verb=message.verb,
-            round=message.round,
-            attempt=message.attempt,
-            at_ms=min(turn.now_ms + max(1, outcome.poll_after_ms), limit_at_ms),
-            sent_at_ms=message.sent_at_ms,
-            polls=message.polls + 1,
-            held_ms=message.held_ms,
-            sent_us=message.sent_us,
-        )
-    )
+    turn.extra.append(poll_of(message, outcome, turn.now_ms, limit_at_ms))
     return None
 
 
@@ -801,6 +670,8 @@ def remaining_steps(plan: Plan, saga: Saga) -> list[int]:
 
 def owed(plan: Plan, saga: Saga) -> list[Effect]:
     """Everything that this state owes the world, in the order of the steps."""
+    if plan.two_phase is not None:
+        return two_phase.owed(plan, saga)
     effects: list[Effect] = []
     for number, step in enumerate(saga.steps):
         effects += _owed_by_step(saga, number, step)
@@ -833,18 +704,16 @@ def fold(plan: Plan, records: Iterable[Record]) -> Saga | None:
 
 def evolve(plan: Plan, saga: Saga | None, record: Record) -> Saga:
     """The state after one more record. Raises IllegalRecord for one that cannot follow."""
+    if plan.two_phase is not None:
+        return two_phase.evolve(plan, saga, record)
     if saga is None:
         if type(record) is not SagaStarted:
             raise IllegalRecord("(none)", "(not started)", type(record).__name__)
         return _evolve_started(plan, record)
     rule = _EVOLVE_RULES.get(type(record))
     if rule is None or saga.phase is _ENDED:
-        raise _illegal(saga, record)
+        raise illegal(saga, record)
     return rule(plan, saga, record)
-
-
-def _illegal(saga: Saga, record: Record) -> IllegalRecord:
-    return IllegalRecord(saga.saga_id, saga.state.name, type(record).__name__)
 
 
 def _evolve_started(plan: Plan, record: SagaStarted) -> Saga:
@@ -870,7 +739,7 @@ _NEW_STEP = StepState()
 def _evolve_turned_back(plan: Plan, saga: Saga, record: SagaTurnedBack) -> Saga:
     by_pivot = record.step is not None and record.step == plan.pivot
     if saga.phase is not _FORWARD or (saga.past_no_return and not by_pivot):
-        raise _illegal(saga, record)
+        raise illegal(saga, record)
     return _replace(
         saga,
         phase=Phase.BACKWARD,
@@ -991,7 +860,7 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
         or (goes_on and record.attempt <= step.attempt)
         or (executing and saga.phase is _BACKWARD)
     ):
-        raise _illegal(saga, record)
+        raise illegal(saga, record)
     if step.verb is not record.verb:
         step = _replace(step, failures=0, spent_ms=0, misconfigured=0)
     step = _replace(
@@ -1005,10 +874,10 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
         began_at_ms=step.began_at_ms if goes_on and step.began_at_ms else record.at_ms,
     )
     if not executing:
-        return _with_step(saga, record, step)
+        return with_step(saga, record, step)
     return _replace(
         saga,
-        steps=_steps_with(saga, record.step, step),
+        steps=steps_with(saga, record.step, step),
         updated_at_ms=record.at_ms,
         past_no_return=saga.past_no_return or _is_no_return(plan, record.step),
     )
@@ -1016,7 +885,7 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
 
 def _evolve_step_executed(_: Plan, saga: Saga, record: StepExecuted) -> Saga:
     step = _replace(
-        _step_ending(saga, record),
+        step_ending(saga, record),
         status=_EXECUTED,
         open=False,
         executed=True,
@@ -1025,7 +894,7 @@ def _evolve_step_executed(_: Plan, saga: Saga, record: StepExecuted) -> Saga:
     )
     return _replace(
         saga,
-        steps=_steps_with(saga, record.step, step),
+        steps=steps_with(saga, record.step, step),
         updated_at_ms=record.at_ms,
         payload_bytes=saga.payload_bytes + len(record.result.data),
     )
@@ -1033,34 +902,34 @@ def _evolve_step_executed(_: Plan, saga: Saga, record: StepExecuted) -> Saga:
 
 def _evolve_step_rejected(_: Plan, saga: Saga, record: StepRejected) -> Saga:
     step = _replace(
-        _step_ending(saga, record),
+        step_ending(saga, record),
         status=_REJECTED,
         open=False,
         refused=True,
         failure=record.failure,
         running_until_ms=0,
     )
-    return _with_step(saga, record, step)
+    return with_step(saga, record, step)
 
 
 def _evolve_step_compensated(_: Plan, saga: Saga, record: StepCompensated) -> Saga:
-    step = _replace(_step_ending(saga, record), status=StepStatus.COMPENSATED, open=False)
-    return _with_step(saga, record, step)
+    step = _replace(step_ending(saga, record), status=StepStatus.COMPENSATED, open=False)
+    return with_step(saga, record, step)
 
 
 def _evolve_attempt_failed(plan: Plan, saga: Saga, record: AttemptFailed) -> Saga:
-    step = _step_ending(saga, record)
+    step = step_ending(saga, record)
     executing = record.verb is _EXECUTE
     timing = record.timing
     wait_ms = max(0, record.retry_at_ms - record.at_ms) if record.retry_at_ms else 0
     since_ms = step.misconfigured_since_ms if step.misconfigured else timing.answered_at_ms
-    took_ms = _took_ms(plan, record.step, timing, record.failure.reason)
+    took = took_ms(plan, record.step, timing, record.failure.reason)
     step = _replace(
         step,
         open=False,
         unknown=step.unknown or executing,
         failures=step.failures + (not record.probe),
-        spent_ms=step.spent_ms + (0 if record.probe else took_ms + wait_ms),
+        spent_ms=step.spent_ms + (0 if record.probe else took + wait_ms),
         retry_at_ms=record.retry_at_ms,
         misconfigured=step.misconfigured + 1 if record.misconfigured else 0,
         misconfigured_since_ms=since_ms,
@@ -1068,13 +937,13 @@ def _evolve_attempt_failed(plan: Plan, saga: Saga, record: AttemptFailed) -> Sag
     )
     if executing and saga.phase is _BACKWARD:
         step = _forward_over(step)
-    return _with_step(saga, record, step)
+    return with_step(saga, record, step)
 
 
 def _evolve_attempt_lost(plan: Plan, saga: Saga, record: AttemptLost) -> Saga:
-    step = _step_ending(saga, record)
+    step = step_ending(saga, record)
     if record.verb is _COMPENSATE:
-        return _with_step(saga, record, _replace(step, open=False, retry_at_ms=record.at_ms))
+        return with_step(saga, record, _replace(step, open=False, retry_at_ms=record.at_ms))
     running_until_ms = step.running_until_ms
     if plan.steps[record.step].kind is _COMPENSATABLE:
         # It was sent before the runtime died, if it was; nobody knows when.
@@ -1088,70 +957,32 @@ def _evolve_attempt_lost(plan: Plan, saga: Saga, record: AttemptLost) -> Saga:
     )
     if saga.phase is _BACKWARD:
         step = _forward_over(step)
-    return _with_step(saga, record, step)
+    return with_step(saga, record, step)
 
 
 def _evolve_attempt_withdrawn(_: Plan, saga: Saga, record: AttemptWithdrawn) -> Saga:
-    step = _step_ending(saga, record)
+    step = step_ending(saga, record)
     if record.verb is _EXECUTE and saga.phase is _BACKWARD:
         step = _forward_over(step)
     else:
         step = _replace(step, open=False, retry_at_ms=record.at_ms)
-    return _with_step(saga, record, step)
+    return with_step(saga, record, step)
 
 
 def _evolve_step_given_up(_: Plan, saga: Saga, record: StepGivenUp) -> Saga:
-    step = _replace(_step_without_attempt(saga, record), status=StepStatus.UNKNOWN, retry_at_ms=0)
-    return _with_step(saga, record, step)
+    step = _replace(step_without_attempt(saga, record), status=StepStatus.UNKNOWN, retry_at_ms=0)
+    return with_step(saga, record, step)
 
 
 def _evolve_step_stuck(_: Plan, saga: Saga, record: StepStuck) -> Saga:
     step = _replace(
-        _step_without_attempt(saga, record),
+        step_without_attempt(saga, record),
         status=_STUCK,
         failure=record.failure,
         retry_at_ms=0,
         stuck_since_ms=record.at_ms,
     )
-    return _with_step(saga, record, step)
-
-
-_EndOfAttempt = (
-    StepExecuted | StepRejected | StepCompensated | AttemptFailed | AttemptLost | AttemptWithdrawn
-)
-
-
-def _step_ending(saga: Saga, record: _EndOfAttempt) -> StepState:
-    """The step whose open attempt the record ends. Raises IllegalRecord for any other one's."""
-    step = saga.steps[record.step]
-    if (
-        step.open
-        and step.attempt == record.attempt
-        and step.verb is record.verb
-        and step.round == record.round
-    ):
-        return step
-    raise _illegal(saga, record)
-
-
-def _step_without_attempt(saga: Saga, record: StepGivenUp | StepStuck) -> StepState:
-    step = saga.steps[record.step]
-    if step.open:
-        raise _illegal(saga, record)
-    return step
-
-
-def _with_step(
-    saga: Saga, record: AttemptStarted | _EndOfAttempt | StepGivenUp | StepStuck, step: StepState
-) -> Saga:
-    steps = _steps_with(saga, record.step, step)
-    return _replace(saga, steps=steps, updated_at_ms=record.at_ms)
-
-
-def _steps_with(saga: Saga, number: int, step: StepState) -> tuple[StepState, ...]:
-    steps = [*saga.steps]
-    steps[number] = step
-    return tuple(steps)
+    return with_step(saga, record, step)
 
 
 _EVOLVE_RULES: dict[type[Any], Callable[[Plan, Saga, Any], Saga]] = {
@@ -1177,63 +1008,7 @@ _EVOLVE_RULES: dict[type[Any], Callable[[Plan, Saga, Any], Saga]] = {
 _replace = msgspec.structs.replace
 
 
-def _step_of(turn: _Turn, message: Answered | NotSent) -> StepState:
-    if 0 <= message.step < len(turn.saga.steps):
-        return turn.saga.steps[message.step]
-    name = f"{type(message).__name__} of step {message.step}"
-    raise IllegalMessage(turn.saga.saga_id, turn.saga.state.name, name)
-
-
-def _is_open(step: StepState, message: Answered | NotSent | PollParticipant) -> bool:
-    return (
-        step.open
-        and step.attempt == message.attempt
-        and step.verb is message.verb
-        and step.round == message.round
-    )
-
-
 def _is_no_return(plan: Plan, number: int) -> bool:
     if plan.pivot is not None:
         return number == plan.pivot
     return plan.steps[number].kind is _RETRIABLE
-
-
-def _policy(plan: Plan, number: int) -> RetryPolicy:
-    policy = plan.steps[number].retry
-    assert policy is not None, "a plan is normalised"
-    return policy
-
-
-def _took_ms(plan: Plan, number: int, timing: Timing, reason: str) -> int:
-    """What an attempt counts for on the give-up clock: no more than its own time-out.
-
-    One that was in progress for an hour cost no retry until its last poll was lost. Only one that
-    was in progress for too long counts in full, or it would be tried for weeks.
-    """
-    took_ms = max(0, timing.answered_at_ms - timing.sent_at_ms)
-    return took_ms if reason == IN_PROGRESS else min(took_ms, plan.steps[number].timeout_ms)
-
-
-def _timing(message: Answered) -> Timing:
-    return Timing(
-        message.sent_at_ms,
-        message.answered_at_ms,
-        message.status,
-        message.polls,
-        message.held_ms,
-        message.sent_us,
-        message.answered_us,
-    )
-
-
-def _too_large(saga: Saga, result: Payload) -> Unknown | None:
-    total = saga.payload_bytes + len(result.data)
-    if total <= MAX_SAGA_PAYLOAD_BYTES:
-        return None
-    return Unknown(
-        "PAYLOADS_TOO_LARGE",
-        f"with this result the saga's payloads would be {total} bytes, and {MAX_SAGA_PAYLOAD_BYTES}"
-        " are the most: return a reference instead of the content",
-        misconfigured=True,
-    )
