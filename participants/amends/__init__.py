@@ -1,6 +1,9 @@
 """The amends SDK: write participants, define sagas, start them and follow them."""
 
 from amends.barrier import Barrier
+from amends.barrier.holds import Hold
+from amends.barrier.postgres import PostgresBarrier
+from amends.barrier.prepared import PreparedTransactions
 from amends.barrier.sqlite import AsyncTransaction, SqliteBarrier, Transaction
 from amends.barrier.sqlite_database import Rows
 from amends.client import Client, SagaHandle, StartedSaga
@@ -18,6 +21,7 @@ from amends.errors import (
     InvalidOutcome,
     InvalidParticipant,
     InvalidRequest,
+    InvalidReservation,
     InvalidTls,
     ListenError,
     NotCompensatable,
@@ -28,13 +32,17 @@ from amends.errors import (
     TransactionMisused,
     Unavailable,
     Violation,
+    VoteNotSettled,
     WaitTimeout,
     WrongState,
 )
 from amends.ids import new_saga_id
-from amends.outcomes import Broken, Call, Cause, Done, InProgress, Reason, Rejected, Verb
+from amends.in_doubt import Decision, InDoubt, InDoubtSource
+from amends.outcomes import Broken, Call, Cause, Done, Heuristic, InProgress, Reason, Rejected, Verb
 from amends.participant import Participant
 from amends.payload import Payload
+from amends.reservations import Reservations
+from amends.resolver import InDoubtResolver, ResolverStatistics
 from amends.sagas import (
     Abandoned,
     BreakerInfo,
@@ -79,17 +87,24 @@ __all__ = [
     "ClientTls",
     "CommitUnknown",
     "DeadlineExceeded",
+    "Decision",
     "Definition",
     "DefinitionDiff",
     "DefinitionProblem",
     "Done",
     "Failure",
     "HandlerFailed",
+    "Heuristic",
+    "Hold",
+    "InDoubt",
+    "InDoubtResolver",
+    "InDoubtSource",
     "InProgress",
     "InvalidDefinition",
     "InvalidOutcome",
     "InvalidParticipant",
     "InvalidRequest",
+    "InvalidReservation",
     "InvalidTls",
     "ListenError",
     "Mode",
@@ -100,11 +115,15 @@ __all__ = [
     "ParticipantInfo",
     "Payload",
     "PayloadError",
+    "PostgresBarrier",
+    "PreparedTransactions",
     "Reason",
     "Record",
     "RecordKind",
     "RegisteredDefinition",
     "Rejected",
+    "Reservations",
+    "ResolverStatistics",
     "Retry",
     "Rows",
     "RuntimeInfo",
@@ -128,6 +147,7 @@ __all__ = [
     "Unavailable",
     "Verb",
     "Violation",
+    "VoteNotSettled",
     "WaitTimeout",
     "WatchEvent",
     "WrongState",

@@ -18,9 +18,10 @@ import grpc
 
 from amends.admission import Admission
 from amends.barrier import Barrier
+from amends.barrier.port import completes_votes
 from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
 from amends.handler import Handler
-from amends.outcomes import Broken, Call, Outcome, Verb, legible
+from amends.outcomes import Broken, Call, Heuristic, Outcome, Verb, legible
 from amends.tracing import CallSpan
 from amends.v1 import participant_pb2
 from amends.wire import Said, call_from_wire, faults_in_call, put_outcome
@@ -74,6 +75,10 @@ class Answering:
         self._answers_to = frozenset(("", name, *aliases))
         self._handlers = handlers
         self._barrier = barrier
+        # What Execute and Compensate of an action are known by, if they have no handler.
+        self._completed = frozenset(
+            action for action, verb in handlers if verb is Verb.PREPARE and completes_votes(barrier)
+        )
 
     def refuse_stranger(self, participant: str) -> NoOutcome | None:
         """Refuse what is meant for another participant than this one."""
@@ -139,8 +144,10 @@ class Answering:
         handler = self._handlers.get((call.action, call.verb))
         # An action without a compensation still has a barrier, which knows whether there is
         # anything to undo.
-        is_known = handler is not None or (
-            call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers
+        is_known = (
+            handler is not None
+            or (call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers)
+            or call.action in self._completed
         )
         if not is_known:
             return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
@@ -155,6 +162,8 @@ class Answering:
             return self._explain(call, error)
         if isinstance(outcome, Broken):
             logger.error("%s: broken: %s", _ids(call), outcome)
+        elif isinstance(outcome, Heuristic):
+            logger.error("%s: decided alone: %s", _ids(call), outcome)
         return outcome
 
     def put(self, outcome: Outcome, message: participant_pb2.Outcome) -> NoOutcome | None:

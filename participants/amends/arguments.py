@@ -17,6 +17,9 @@ MAX_SECONDS: Final = 315_360_000
 MAX_WHOLE: Final = 2**63 - 1
 """What fits into the contract's int64."""
 
+MAX_ROUND: Final = 2**31 - 1
+"""What fits into the contract's int32."""
+
 
 def checked_text(name: str, value: object) -> str:
     """Give a text that can be sent."""
@@ -56,6 +59,15 @@ def checked_seconds(name: str, value: object, *, least: float = 0.001) -> float:
     if not (is_number(value) and least <= value <= MAX_SECONDS):
         given = value if isinstance(value, float) or abs(value) <= MAX_WHOLE else "a huge int"
         raise ValueError(f"{name} must be {least} to {MAX_SECONDS} seconds, not {given}")
+    return value
+
+
+def checked_round(value: object) -> int:
+    """Give the number of a round, from 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"round must be an int, not {type(value).__name__}")
+    if not 1 <= value <= MAX_ROUND:
+        raise ValueError(f"round must be 1 to {MAX_ROUND}")
     return value
 
 

@@ -32,6 +32,7 @@ import grpc
 
 from amends.arguments import (
     checked_labels,
+    checked_round,
     checked_seconds,
     checked_text,
     checked_traceparent,
@@ -48,12 +49,14 @@ from amends.errors import (
     WaitTimeout,
 )
 from amends.ids import new_saga_id
+from amends.in_doubt import Decision
 from amends.payload import EMPTY, encode
 from amends.room import MAX_REQUESTS
 from amends.saga_wire import (
     abandoned_from_wire,
     breaker_from_wire,
     cancelled_from_wire,
+    decision_from_wire,
     diff_from_wire,
     participant_from_wire,
     record_from_wire,
@@ -344,6 +347,31 @@ class Client:
         )
         return cancelled_from_wire(await self._call(stub.CancelSaga, request, timeout_s))
 
+    async def get_decision(
+        self,
+        saga_id: str,
+        round: int,  # noqa: A002  # the contract's word
+        *,
+        store_id: str,
+        incarnation: str,
+        timeout_s: float | None = None,
+    ) -> Decision:
+        """Ask whether one round of a two-phase commit is to be committed or rolled back.
+
+        For a participant that has voted yes and was not told: all four arguments are those of the
+        call of Prepare. Only `Decision.COMMIT` and `Decision.ABORT` may be carried out; after any
+        other answer, and after an error, what is prepared stays prepared. `InDoubtResolver` does
+        all of that.
+        """
+        stub = self._wire().sagas
+        request = saga_pb2.GetDecisionRequest(
+            saga_id=checked_text("saga_id", saga_id),
+            round=checked_round(round),
+            store_id=checked_text("store_id", store_id),
+            incarnation=checked_text("incarnation", incarnation),
+        )
+        return decision_from_wire(await self._call(stub.GetDecision, request, timeout_s))
+
     async def watch(
         self,
         *,
@@ -522,6 +550,22 @@ class Client:
         return runtime_from_wire(
             await self._call(stub.GetRuntime, operator_pb2.GetRuntimeRequest())
         )
+
+    async def confirm_restore(
+        self, incarnation: str, *, author: str, reason: str, timeout_s: float | None = None
+    ) -> bool:
+        """Say that a store which was restored from a backup is to be believed as it is.
+
+        From then on participants that were prepared before the restore are told what it knows of
+        their decisions: of a saga that it does not know, `Decision.ABORT`. `incarnation` is its
+        own, as `runtime` gives it: what is confirmed is then what was looked at. Returns False if
+        there was nothing to confirm. Raises `WrongState` if it has another incarnation by now.
+        """
+        stub = self._wire().operator
+        request = operator_pb2.ConfirmRestoreRequest(
+            incarnation=checked_text("incarnation", incarnation), audit=_audit(author, reason)
+        )
+        return (await self._call(stub.ConfirmRestore, request, timeout_s)).confirmed
 
     # -- the wire ----------------------------------------------------------------------------------
 

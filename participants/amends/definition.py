@@ -11,6 +11,12 @@
     )
     registered = await client.register(order)
 
+    transfer = (
+        amends.Definition("transfer", mode=amends.Mode.TWO_PHASE_COMMIT, locked_retries=3)
+        .step("debit", "east", "debit")
+        .step("credit", "west", "credit")
+    )
+
 A `Definition` never changes: each of its methods returns a new one with one more step. What can be
 judged here (types, kinds, names, references) is judged as early as possible, and everything that is
 wrong is said at once; the rules of the graph are the runtime's, which has the last word.
@@ -32,6 +38,10 @@ from amends.definition_checks import (
     References,
     check_action,
     check_name,
+    check_two_phase_step,
+    check_whole,
+    check_yes_or_no,
+    drawn_order,
     given_names,
     is_number,
     member,
@@ -91,7 +101,8 @@ class Retry:
     """The bound never grows beyond this. Default 30 s."""
     give_up_after_s: float | None = None
     """Stop when attempts and the waits between them took this long together. Default 5 min; 24 h
-    for compensations and for pivot and retriable steps."""
+    for compensations and for pivot and retriable steps. In a two-phase commit 5 min for all: after
+    it an attempt to commit or roll back is shown to an operator, and repeated all the same."""
 
     def __post_init__(self) -> None:
         problems: list[DefinitionProblem] = []
@@ -167,9 +178,16 @@ class Definition:
     mode: Mode = field(default=Mode.SAGA, kw_only=True)
     """How it reaches all or nothing."""
     deadline_s: float | None = field(default=None, kw_only=True)
-    """From its start; then the saga turns back, if it still can. None: no deadline."""
+    """From its start; then the saga turns back, if it still can. None: no deadline; in a two-phase
+    commit 30 s, within which all must have voted."""
     retention_s: float | None = field(default=None, kw_only=True)
     """How long an ended saga stays readable. None: for ever."""
+    ordered: bool = field(default=False, kw_only=True)
+    """Two-phase commit only: votes are asked for in the order of the steps, each with the results
+    of those before it, and not all at once. One order of locks everywhere prevents deadlocks."""
+    locked_retries: int = field(default=0, kw_only=True)
+    """Two-phase commit only: how often the whole is tried again, in a new round, when it was
+    refused as ``LOCKED`` alone. At most 100, and not after the deadline."""
     steps: tuple[StepDefinition, ...] = field(default=(), kw_only=True)
     """Its steps, in order."""
 
@@ -182,6 +200,10 @@ class Definition:
         for name in ("deadline_s", "retention_s"):
             with collected(problems, name):
                 object.__setattr__(self, name, seconds(getattr(self, name)))
+        with collected(problems, "ordered"):
+            check_yes_or_no(self.ordered)
+        with collected(problems, "locked_retries"):
+            check_whole(self.locked_retries)
         steps: tuple[object, ...] = tuple(self.steps)
         object.__setattr__(self, "steps", steps)
         problems += [
@@ -196,7 +218,34 @@ class Definition:
             for number, step in enumerate(steps)
             if isinstance(step, StepDefinition)
         )
+        problems += self._problems_of_mode()
         raise_if(problems, self.name)
+
+    def _problems_of_mode(self) -> list[DefinitionProblem]:
+        """List what has no meaning in this mode."""
+        mode: object = self.mode  # which may be one that there is not: then nothing is known
+        if mode is Mode.SAGA:
+            return [
+                DefinitionProblem(
+                    (name,),
+                    "it has a meaning only with mode TWO_PHASE_COMMIT: leave it out, or say that "
+                    "mode",
+                )
+                for name in ("ordered", "locked_retries")
+                if getattr(self, name)
+            ]
+        if mode is not Mode.TWO_PHASE_COMMIT:
+            return []
+        problems: list[DefinitionProblem] = []
+        given: tuple[object, ...] = self.steps
+        steps = [step for step in given if isinstance(step, StepDefinition)]
+        drawn = drawn_order([step.name for step in steps], ordered=self.ordered)
+        for number, (step, order) in enumerate(zip(steps, drawn, strict=True)):
+            with collected(problems, "steps", number, step=step.name):
+                is_usual = step.kind is StepKind.COMPENSATABLE
+                kind = None if is_usual else str(step.kind).lower()
+                check_two_phase_step(kind, order, after=step.after, uses=step.uses)
+        return problems
 
     # -- building ------------------------------------------------------------------------------
 
@@ -216,8 +265,8 @@ class Definition:
 
         `after` are the steps that must be done first; by default the step before it in the list, so
         that a plain list is sequential; an empty one starts at once. `uses` are the earlier steps
-        whose results it is handed; by default all that it comes after. The rest is as in
-        `StepDefinition`. Raises `InvalidDefinition`.
+        whose results it is handed; by default all that it comes after. A two-phase commit has
+        neither: see `ordered`. The rest is as in `StepDefinition`. Raises `InvalidDefinition`.
         """
         return self._with(
             StepDefinition(
@@ -358,6 +407,8 @@ class Definition:
             mode=str(self.mode),
             deadline_s=self.deadline_s,
             retention_s=self.retention_s,
+            ordered=self.ordered if self.mode is Mode.TWO_PHASE_COMMIT else None,
+            locked_retries=self.locked_retries if self.mode is Mode.TWO_PHASE_COMMIT else None,
             steps=[_step_to_dict(step) for step in self.steps],
         )
 
@@ -379,30 +430,41 @@ class Definition:
             steps=[_step_to_proto(step) for step in self.steps],
             deadline_ms=_to_ms(self.deadline_s),
             retention_ms=_to_ms(self.retention_s),
+            two_phase=types_pb2.TwoPhaseOptions(
+                ordered=self.ordered, locked_retries=self.locked_retries
+            )
+            if self.mode is Mode.TWO_PHASE_COMMIT
+            else None,
         )
 
     @classmethod
     def from_proto(cls, message: types_pb2.Definition) -> Definition:
         """Read the message of the contract.
 
-        Raises `InvalidDefinition` if it holds something that this version of the SDK cannot
-        express.
+        A runtime writes all defaults down. Of a two-phase commit the order of its steps, which
+        `ordered` says, is left out again. Raises `InvalidDefinition` if it holds something that
+        this version of the SDK cannot express.
         """
         problems: list[DefinitionProblem] = []
         steps: list[StepDefinition] = []
+        is_two_phase = message.mode == types_pb2.MODE_TWO_PHASE_COMMIT
         for number, step in enumerate(message.steps):
             with collected(problems, "steps", number, step=step.name):
                 steps.append(_step_from_proto(step))
         if message.mode not in _MODES:
             problems.append(DefinitionProblem(("mode",), f"{int(message.mode)} {_UNKNOWN_TO_SDK}"))
-        if message.HasField("two_phase"):
+        if message.HasField("two_phase") and not is_two_phase:
             problems.append(DefinitionProblem(("two_phase",), _UNKNOWN_TO_SDK))
         raise_if(problems, message.name)
+        if is_two_phase:
+            steps = _without_order(steps, ordered=message.two_phase.ordered)
         return cls(
             message.name,
             mode=_MODES[message.mode],
             deadline_s=_from_ms(message.deadline_ms),
             retention_s=_from_ms(message.retention_ms),
+            ordered=message.two_phase.ordered,
+            locked_retries=message.two_phase.locked_retries,
             steps=tuple(steps),
         )
 
@@ -433,7 +495,7 @@ def place_of(found: DefinitionProblem) -> tuple[int, int]:
 MAX_STEPS_IN_FILE: Final = 128
 """The runtime's own limit."""
 _UNKNOWN_TO_SDK: Final = "is not known to this version of the SDK: update amends"
-_OPTIONS: Final = ("mode", "deadline_s", "retention_s")
+_OPTIONS: Final = ("mode", "deadline_s", "retention_s", "ordered", "locked_retries")
 _KEYS: Final = ("name", *_OPTIONS, "steps")
 _STEP_KEYS: Final = (
     "name",
@@ -500,7 +562,9 @@ def _from_dict(content: object) -> tuple[Definition | None, list[DefinitionProbl
             definition = Definition(content["name"], **options)
     if problems or definition is None:
         return None, problems
-    return replace(definition, steps=tuple(steps)), []
+    with collected(problems):  # what a step may have depends on the mode
+        definition = replace(definition, steps=tuple(steps))
+    return definition, problems
 
 
 def _name_in(content: object) -> object:
@@ -565,6 +629,19 @@ def _without_none(**values: object) -> dict[str, Any]:
 
 
 # -- the contract ------------------------------------------------------------------------------
+
+
+def _without_order(steps: list[StepDefinition], *, ordered: bool) -> list[StepDefinition]:
+    """Leave out what a runtime has drawn for the steps of a two-phase commit, and nothing else."""
+    drawn = drawn_order([step.name for step in steps], ordered=ordered)
+    return [
+        replace(
+            step,
+            after=None if step.after == order.after else step.after,
+            uses=None if step.uses == order.uses else step.uses,
+        )
+        for step, order in zip(steps, drawn, strict=True)
+    ]
 
 
 def _step_to_proto(step: StepDefinition) -> types_pb2.Step:

@@ -6,7 +6,7 @@ import difflib
 import enum
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
@@ -17,6 +17,7 @@ from amends.definition_problems import (
     DefinitionProblem,
     FieldPath,
     problem,
+    raise_if,
     shown,
 )
 from amends.errors import InvalidDefinition
@@ -24,6 +25,8 @@ from amends.errors import InvalidDefinition
 STEP_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 DEFINITION_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
+MAX_COUNT: Final = 2**31 - 1
+"""More does not fit the contract; the runtime's own limits are lower."""
 MAX_DURATION_MS: Final = 2**53
 """Beyond this a float no longer holds every millisecond; the runtime's own limits are lower."""
 
@@ -59,6 +62,18 @@ def seconds(value: object) -> float | None:
             f"must be at least 0.001 seconds, not {shown(value)}; leave it out for the default"
         )
     return milliseconds / 1000
+
+
+def check_yes_or_no(value: object) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise problem(f"must be true or false, not {shown(value)}")
+
+
+def check_whole(value: object) -> None:
+    """Refuse what is no count; the most that it may be is the runtime's rule."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
+        raise problem(f"must be a whole number from 0, not {shown(value)}")
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -139,6 +154,51 @@ def references_in(tables: Iterable[object]) -> list[References]:
                 uses = names_of_steps(table.get("uses"))
             found.append(References(number, name, after, uses))
     return found
+
+
+class Order(NamedTuple):
+    """What a step of a two-phase commit waits for, and whose results it is handed."""
+
+    after: tuple[str, ...]
+    uses: tuple[str, ...]
+
+
+def drawn_order(names: Sequence[str], *, ordered: bool) -> list[Order]:
+    """Give the order of a two-phase commit's steps: that of the list, or none at all."""
+    if not ordered:
+        return [Order((), ())] * len(names)
+    return [
+        Order(tuple(names[max(0, number - 1) : number]), tuple(names[:number]))
+        for number in range(len(names))
+    ]
+
+
+def check_two_phase_step(
+    kind: str | None,
+    drawn: Order,
+    *,
+    after: tuple[str, ...] | None,
+    uses: tuple[str, ...] | None,
+) -> None:
+    """Refuse what a step of a two-phase commit does not have: a `kind`, and an order of its own.
+
+    A runtime's own definition has the order that is `drawn`, and may be given as it is.
+    """
+    problems: list[DefinitionProblem] = []
+    if kind is not None:
+        message = (
+            f"in a two-phase commit every step votes and can be rolled back; {kind} has a meaning "
+            "only in mode SAGA: leave it out"
+        )
+        problems.append(DefinitionProblem(("kind",), message))
+    for name, given, order in (("after", after, drawn.after), ("uses", uses, drawn.uses)):
+        if given not in (None, order):
+            message = (
+                "a two-phase commit asks all participants at once, or with `ordered` in the order "
+                f"of the list: leave `{name}` out"
+            )
+            problems.append(DefinitionProblem((name,), message))
+    raise_if(problems)
 
 
 def unknown_references(steps: Collection[References]) -> list[DefinitionProblem]:

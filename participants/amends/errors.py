@@ -15,6 +15,8 @@ Whose fault it was, and what to do next, stands in the message.
         ├── TransactionMisused    a handler used its transaction so that the barrier would break
         ├── HandlerFailed         a handler ended without an outcome: outcome unknown
         ├── NotCompensatable      there is something to undo, and the action has no compensation
+        ├── InvalidReservation    a reservation over the author's table that cannot be made or kept
+        ├── VoteNotSettled        what is in doubt could not be settled as the runtime decided
         ├── InvalidDefinition     a definition that cannot be sent as it is; every problem at once
         ├── InvalidTls            a client's TLS files cannot be used; says which and why
         ├── ApiError              a call of the runtime failed
@@ -28,7 +30,7 @@ Whose fault it was, and what to do next, stands in the message.
         ├── StartUnknown          a saga may or may not have been started; carries its id
         └── WaitTimeout           a saga has not ended within the time that you gave
 
-`Rejected` and `Broken` are no errors but outcomes, see `outcomes.py`.
+`Rejected`, `Broken` and `Heuristic` are no errors but outcomes, see `outcomes.py`.
 """
 
 from __future__ import annotations
@@ -130,6 +132,24 @@ class NotCompensatable(AmendsError):
             f"saga {saga_id} may have an effect to undo: make the step a pivot, retriable or "
             "read-only one, or give the action a compensation"
         )
+
+
+class InvalidReservation(AmendsError, ValueError):
+    """A reservation over the author's table cannot be made or carried out as it was said.
+
+    Of names that are none, a participant without a database, or a table that is not as it was said.
+    In a handler it leaves the outcome unknown, like any other error, so that the runtime asks again
+    once it is mended. The message says what to change, and repeats nothing that came from a
+    payload.
+    """
+
+
+class VoteNotSettled(AmendsError):
+    """What is in doubt could not be settled as the runtime decided.
+
+    The participant's own rules or handlers say otherwise: the message has what they answered. It
+    stays as it is until somebody has looked.
+    """
 
 
 class InvalidDefinition(AmendsError, ValueError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from amends.errors import AmendsError, HandlerFailed
-from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
+from amends.outcomes import Broken, Call, Done, Heuristic, InProgress, Outcome, Rejected, Verb
 
 SDK_FOLDER: Final = str(Path(__file__).parent)
 
@@ -48,9 +48,9 @@ class Handler:
                 if inspect.iscoroutine(value):
                     value.close()  # or it warns that it was never awaited
                 raise TypeError("it returned an awaitable")
-            return self._outcome(value)
-        except (Rejected, Broken) as outcome:
-            return self._outcome(outcome)
+            return self._outcome(call, value)
+        except (Rejected, Broken, Heuristic) as outcome:
+            return self._outcome(call, outcome)
         except BaseException as error:
             raise self._failed(error) from error
 
@@ -58,9 +58,10 @@ class Handler:
         """Run an `async def` handler. Raises `HandlerFailed` if it ends without an outcome."""
         assert self.is_async
         try:
-            return self._outcome(await cast("Awaitable[object]", self._invoke(call, transaction)))
-        except (Rejected, Broken) as outcome:
-            return self._outcome(outcome)
+            value = await cast("Awaitable[object]", self._invoke(call, transaction))
+            return self._outcome(call, value)
+        except (Rejected, Broken, Heuristic) as outcome:
+            return self._outcome(call, outcome)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -79,7 +80,7 @@ class Handler:
             return self.function(call, transaction)
         return self.function(call)
 
-    def _outcome(self, value: object) -> Outcome:
+    def _outcome(self, call: Call, value: object) -> Outcome:
         match value:
             case Rejected() if self.verb is Verb.COMPENSATE:
                 raise HandlerFailed(
@@ -89,7 +90,15 @@ class Handler:
                     cause_type="Rejected",
                     where=self.where,
                 )
-            case Done() | InProgress() | Rejected() | Broken():
+            case Heuristic() if self.verb is Verb.PREPARE or not call.two_phase:
+                raise HandlerFailed(
+                    f"the handler of {self.verb} {self.action!r} ({self.where}) reported Heuristic,"
+                    " which answers only Execute and Compensate of a two-phase commit: there alone"
+                    " has a participant voted. Raise Rejected or Broken",
+                    cause_type="Heuristic",
+                    where=self.where,
+                )
+            case Done() | InProgress() | Rejected() | Broken() | Heuristic():
                 return value
             case _:  # None, too
                 return Done(value)

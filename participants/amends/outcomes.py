@@ -10,13 +10,14 @@ returns ``Done(…)``                              `Done`
 raises ``Rejected("card_declined", "…")``        `Rejected`: no effect, now or ever
 returns ``InProgress(after_s=2)``                `InProgress`: ask again then
 raises ``Broken("ledger_lost", "…")``            `Broken`: an operator must look
+raises ``Heuristic(False, "expired")``           `Heuristic`: decided alone (two-phase commit)
 raises anything else                             none: a gRPC error, *outcome unknown*
 ===============================================  =================================================
 
 What is raised otherwise is named in the log by its type and its frames; its traceback is there at
 level DEBUG alone, since its message may quote a payload.
 
-Rejected and Broken may be returned as well as raised.
+Rejected, Broken and Heuristic may be returned as well as raised.
 """
 
 from __future__ import annotations
@@ -141,6 +142,9 @@ class Call(_Rest):
     """Incarnation of the runtime's store."""
     oldest_open_at_ms: int = 0
     """When the oldest saga that is still open was started, UTC; 0 if unknown."""
+    from_resolver: bool = False
+    """Not sent by the runtime: this participant's own resolver has asked the runtime for its
+    decision, and carries it out. See `InDoubtResolver`."""
 
     if not TYPE_CHECKING:  # or every misspelt attribute would pass
 
@@ -209,7 +213,7 @@ def _is_word(value: object) -> bool:
 
 
 class _Refusal(Exception):
-    """What Rejected and Broken have in common: a reason for programs, a message for people.
+    """What all of these have in common: a reason for programs, a message for people.
 
     Raises `InvalidOutcome` for a reason that is none; a message that is too long is cut.
     """
@@ -246,6 +250,35 @@ class Broken(_Refusal):
     """
 
 
+class Heuristic(_Refusal):
+    """The participant decided alone, after its vote.
+
+    An answer to Execute and Compensate of a two-phase commit, and to nothing else. Say it when
+    something outside the protocol has committed or rolled back what was prepared: a person, or a
+    limit of the system behind it. `committed` says which, whatever the runtime asked for. Where
+    that is contrary to its decision the runtime records and shows it at once, the other
+    participants are still told the decision, and the saga ends ``MIXED``.
+
+    It reports what has happened and is no way to make it happen: everything that the handler wrote
+    in its transaction is rolled back, and the report is stored, so that a repeated call is answered
+    the same.
+    """
+
+    def __init__(self, committed: bool, reason: str, message: str = "") -> None:  # noqa: FBT001
+        if not isinstance(committed, bool):
+            raise InvalidOutcome(
+                "Heuristic(committed, reason): say True if the participant committed alone, False "
+                "if it rolled back"
+            )
+        super().__init__(reason, message)
+        self.committed = committed
+        """True if it committed, False if it rolled back."""
+        self.args = (committed, self.reason, self.message)  # what a copy is made of
+
+    def __str__(self) -> str:
+        return f"{'committed' if self.committed else 'rolled back'} alone: {super().__str__()}"
+
+
 @dataclass(frozen=True, slots=True)
 class InProgress:
     """Not finished: the runtime is to ask again with the same key and attempt.
@@ -266,5 +299,5 @@ class InProgress:
             raise InvalidOutcome(f"InProgress(after_s={after_s}): give finite seconds from now")
 
 
-Outcome: TypeAlias = Done | Rejected | InProgress | Broken
+Outcome: TypeAlias = Done | Rejected | InProgress | Broken | Heuristic
 """What a participant says of an attempt."""

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from types import NoneType
 from typing import Any, Final, TypeVar, overload
 
 from amends.barrier import Barrier
 from amends.barrier.absent import NoBarrier
+from amends.barrier.port import completes_votes
 from amends.errors import InvalidParticipant
 from amends.handler import Handler, is_async, locate
 from amends.outcomes import Call, Verb
@@ -69,6 +71,9 @@ class Participant:
     A runtime says whom a call is for, by the name that the participant is registered by there, and
     one for another name is refused. Where that name differs from `name`, or where one program is
     registered by several, `aliases` has the others.
+
+    A barrier that completes votes, as `PreparedTransactions` does, commits and rolls back by itself
+    what a vote has prepared: beside it there are `prepare` handlers and no others.
     """
 
     @overload
@@ -145,8 +150,8 @@ class Participant:
     # ---------------------------------------------------------------------------- what it has
 
     def actions(self) -> list[str]:
-        """Name the actions that can be executed, sorted."""
-        return sorted({r.action for r in self._registrations if r.verb is Verb.EXECUTE})
+        """Name the actions that can be executed or, if the barrier does that, prepared; sorted."""
+        return sorted({r.action for r in self._registrations if r.verb is self._leading_verb})
 
     def handlers(self) -> dict[tuple[str, Verb], Handler]:
         """Give the checked handlers. Raises `InvalidParticipant` that lists every fault."""
@@ -165,14 +170,25 @@ class Participant:
             for r in self._registrations
         }
 
+    @property
+    def _completes_votes(self) -> bool:
+        """Whether the barrier commits and rolls back by itself what a vote has prepared."""
+        return completes_votes(self.barrier)
+
+    @property
+    def _leading_verb(self) -> Verb:
+        """The verb that makes an action."""
+        return Verb.PREPARE if self._completes_votes else Verb.EXECUTE
+
     # ----------------------------------------------------------------------------- the checks
 
     def _faults_found(self) -> Iterator[str]:
         if not _matches(NAME, self.name):
             yield f"the name {self.name!r} is not one for a participant: {_NAME_RULE}"
         yield from self._alias_faults()
-        if not any(r.verb is Verb.EXECUTE for r in self._registrations):
-            yield 'no action is registered: decorate a function with @….execute("…")'
+        verb = self._leading_verb
+        if not any(r.verb is verb for r in self._registrations):
+            yield f'no action is registered: decorate a function with @….{verb}("…")'
         yield from self._barrier_faults()
         for registration in self._registrations:
             yield from self._faults_of(registration)
@@ -275,6 +291,13 @@ class Participant:
             kind, wanted, other = "async def", for_async, for_def
         else:
             kind, wanted, other = "def", for_def, for_async
+        if wanted is NoneType:
+            yield (
+                f"{subject} is {kind} and takes a transaction, and {type(self.barrier).__name__} "
+                f"has one for {'async def' if kind == 'def' else 'def'} handlers only, of type "
+                f"{other.__name__}: write it so, or take (call) only"
+            )
+            return
         annotation = _last_word(parameters[1].annotation)
         if annotation == other.__name__:
             yield (
@@ -294,6 +317,9 @@ class Participant:
             seen.setdefault(key, registration.where)
 
     def _partners_missing(self) -> Iterator[str]:
+        if self._completes_votes:
+            yield from self._partners_too_many()
+            return
         by_verb = {verb: {r.action for r in self._registrations if r.verb is verb} for verb in Verb}
         executed, compensated = by_verb[Verb.EXECUTE], by_verb[Verb.COMPENSATE]
         for r in self._registrations:
@@ -311,6 +337,16 @@ class Participant:
                 yield (
                     f"{r.where}: execute {r.action!r} says compensatable=False, and there is a "
                     "compensate for it; remove one of the two"
+                )
+
+    def _partners_too_many(self) -> Iterator[str]:
+        barrier = type(self.barrier).__name__
+        for r in self._registrations:
+            if r.verb is not Verb.PREPARE:
+                does = "commits" if r.verb is Verb.EXECUTE else "rolls back"
+                yield (
+                    f"{r.where}: {r.verb} {r.action!r} would never run: {barrier} {does} by itself "
+                    f"what prepare has done; remove it, and write prepare {r.action!r} alone"
                 )
 
     def _undecorated(self) -> Iterator[str]:
@@ -363,7 +399,8 @@ def _shape(parameter: inspect.Parameter) -> str:
 def _last_word(annotation: object) -> str:
     """Give the bare name of an annotation, which may be a class or text."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    return str(text).rpartition(".")[2]
+    # What stands in brackets are its parameters: psycopg's connections have some.
+    return str(text).partition("[")[0].rpartition(".")[2]
 
 
 def _takes_call(function: Callable[..., object]) -> bool:

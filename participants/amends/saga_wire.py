@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from amends.definition import Definition
 from amends.errors import InvalidDefinition, Violation
+from amends.in_doubt import Decision
 from amends.outcomes import Cause
 from amends.payload import Payload, from_wire
 from amends.sagas import (
@@ -51,9 +52,12 @@ def _by_number(names: Mapping[str, int], prefix: str, kind: type[_Member]) -> di
 _SAGA_STATES: Final = _by_number(dict(types_pb2.SagaState.items()), "SAGA_STATE_", SagaState)
 _STEP_STATES: Final = _by_number(dict(types_pb2.StepState.items()), "STEP_STATE_", StepState)
 _CAUSES: Final = _by_number(dict(types_pb2.TurnCause.items()), "TURN_CAUSE_", Cause)
-_DECISIONS: Final = {
-    number: name.removeprefix("COMMIT_DECISION_")
-    for name, number in types_pb2.CommitDecision.items()
+_ANSWERS: Final[dict[int, Decision]] = {
+    types_pb2.COMMIT_DECISION_UNSPECIFIED: Decision.NOT_TWO_PHASE,
+    types_pb2.COMMIT_DECISION_PENDING: Decision.PENDING,
+    types_pb2.COMMIT_DECISION_COMMIT: Decision.COMMIT,
+    types_pb2.COMMIT_DECISION_ABORT: Decision.ABORT,
+    types_pb2.COMMIT_DECISION_UNKNOWN: Decision.UNKNOWN,
 }
 _BREAKER_STATES: Final = _by_number(
     dict(operator_pb2.BreakerState.items()), "BREAKER_STATE_", BreakerState
@@ -111,6 +115,8 @@ SAGA_FIELDS: Final[Mapping[str, Callable[[types_pb2.Saga], Any]]] = {
     "paused": lambda message: message.paused,
     "past_no_return": lambda message: message.past_no_return,
     "parent_saga_id": lambda message: message.parent_saga_id or None,
+    "decision": lambda message: _decided(message.decision) if message.decision else None,
+    "round": lambda message: message.round,
 }
 """How each field of `Saga` is read."""
 
@@ -127,6 +133,7 @@ def _step(message: types_pb2.StepStatus) -> Step:
         stuck_since_ms=message.stuck_since_ms or None,
         result=from_wire(message.result) if message.HasField("result") else None,
         call_open=message.call_open,
+        prepared_at_ms=message.prepared_at_ms or None,
     )
 
 
@@ -190,9 +197,11 @@ def _fact(fact: Any) -> dict[str, Any]:  # any of the oneof's messages
             case "action" | "signal" | "child_saga_id":
                 fields["detail"] = value
             case "decision":
-                fields["detail"] = _DECISIONS.get(value, "")
-            case "committed" | "fired":
+                fields["decision"] = _decided(value)
+            case "fired":
                 fields["detail"] = descriptor.name  # proto3 lists only what is true
+            case "committed" | "starts_at_ms":
+                fields[descriptor.name] = value
             case "step" | "round" | "epoch" | "retry_at_ms" | "probe" | "author" | "reason":
                 fields[descriptor.name] = value
             case "definition" | "definition_hash" | "deadline_at_ms":
@@ -216,6 +225,15 @@ def cancelled_from_wire(message: saga_pb2.CancelSagaResponse) -> CancelResult:
     """Read the answer to a request to cancel."""
     disposition = _DISPOSITIONS.get(message.disposition, CancelDisposition.UNRECOGNISED)
     return CancelResult(saga_from_wire(message.saga), disposition)
+
+
+def decision_from_wire(message: saga_pb2.GetDecisionResponse) -> Decision:
+    """Read the answer to a participant in doubt; what nobody knows here decides nothing."""
+    return _decided(message.decision)
+
+
+def _decided(number: int) -> Decision:
+    return _ANSWERS.get(number, Decision.UNRECOGNISED)
 
 
 def trace_from_wire(pages: Sequence[saga_pb2.GetTraceResponse]) -> Trace:
@@ -315,4 +333,5 @@ def runtime_from_wire(message: operator_pb2.GetRuntimeResponse) -> RuntimeInfo:
         started_at_ms=message.started_at_ms,
         sagas=dict(message.sagas),
         without_wake_up=message.without_wake_up,
+        restored=message.restored,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from amends.definition import Definition
 from amends.errors import Violation
+from amends.in_doubt import Decision
 from amends.outcomes import Cause, Verb
 from amends.payload import EMPTY, Payload
 
@@ -30,7 +31,8 @@ class SagaState(enum.StrEnum):
     COMPENSATING = "COMPENSATING"
     """Turned back; undoing."""
     STUCK = "STUCK"
-    """At least one step needs an operator and nothing else can move."""
+    """At least one step needs an operator and nothing else can move. A two-phase commit goes on
+    trying all the same: it needs somebody to look at a participant."""
     COMPLETED = "COMPLETED"
     """Ended: every step is done."""
     COMPENSATED = "COMPENSATED"
@@ -66,6 +68,8 @@ class StepState(enum.StrEnum):
     """An attempt of Prepare is under way or due (two-phase commit)."""
     PREPARED = "PREPARED"
     """Voted yes (two-phase commit)."""
+    BROKEN = "BROKEN"
+    """Broke its vote, or decided alone against the decision (two-phase commit). Nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,9 @@ class Step:
     """What its participant answered, when the step is done."""
     call_open: bool = False
     """A call of this step lies in its participant's lane or is on the wire."""
+    prepared_at_ms: int | None = None
+    """Two-phase commit: since when its participant holds what it voted yes for; None if it has not
+    voted yes, or has acknowledged the decision."""
 
 
 class _Read:
@@ -176,6 +183,11 @@ class Saga(_Read):
     """The pivot's (without one: a retriable step's) first attempt has begun."""
     parent_saga_id: str | None = None
     """The parent saga's id, for a child."""
+    decision: Decision | None = None
+    """The decision of a two-phase commit's running round; ``PENDING`` while votes are collected.
+    None in mode ``SAGA``, and in lists."""
+    round: int = 0
+    """The running round of a two-phase commit, from 1; 0 in mode ``SAGA``, and in lists."""
 
     @property
     def ended(self) -> bool:
@@ -231,9 +243,13 @@ class RecordKind(enum.StrEnum):
     STEP_PREPARED = "StepPrepared"
     """A participant voted yes (two-phase commit): `result`, `timing`."""
     DECISION_MADE = "DecisionMade"
-    """The decision of a two-phase commit: `detail`, and `turn` for an abort."""
+    """The decision of a two-phase commit: `decision`, `round`, and `turn` for an abort."""
     HEURISTIC_REPORTED = "HeuristicReported"
-    """A participant broke its vote (two-phase commit): `detail` is ``committed`` or empty."""
+    """A participant decided alone, or broke its vote (two-phase commit): `committed`, `failure`,
+    `timing`."""
+    ROUND_PLANNED = "RoundPlanned"
+    """All is rolled back, and the whole is tried again (two-phase commit): `round`,
+    `starts_at_ms`."""
     TIMER_CHANGED = "TimerChanged"
     """A durable timer of a step began or fired: `detail` is ``fired`` or empty."""
     SIGNAL_RECEIVED = "SignalReceived"
@@ -280,7 +296,7 @@ class Record:
     verb: Verb | None = None
     """The verb of the attempt that it is about."""
     round: int = 0
-    """The step's round, from 1; 0 if it is not about an attempt."""
+    """The step's round, or a two-phase commit's, from 1; 0 if it is about neither."""
     attempt: int = 0
     """The attempt's number, from 1; 0 if it is not about an attempt."""
     timing: Timing | None = None
@@ -318,6 +334,13 @@ class Record:
     """The caller's labels."""
     detail: str = ""
     """A word more, as the kind says."""
+    decision: Decision | None = None
+    """``COMMIT`` or ``ABORT``."""
+    committed: bool | None = None
+    """What a participant did alone: True if it committed, False if it rolled back, None if nobody
+    knows."""
+    starts_at_ms: int | None = None
+    """When a round begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,10 +384,15 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The answer to abandoning a saga; it is durable."""
+    """The answer to abandoning a saga; it is durable.
+
+    A two-phase commit that is not decided is aborted instead, and rolled back: nothing of it
+    remains.
+    """
 
     saga: Saga
-    """The saga as it stands: ``ABANDONED``."""
+    """The saga as it stands: ``ABANDONED``; a two-phase commit ``COMPENSATING`` or
+    ``COMPENSATED``."""
     remaining_steps: tuple[str, ...]
     """Steps that may have an effect which nobody undoes now, in the definition's order."""
 
@@ -495,3 +523,5 @@ class RuntimeInfo:
 
     The runtime's log names them (`decide_crashed`, or a history that cannot be read).
     """
+    restored: bool = False
+    """Its store was restored from a backup, and nobody has confirmed that yet."""

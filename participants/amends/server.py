@@ -23,6 +23,7 @@ from amends.admission import DEFAULT_MAX_CONCURRENT
 from amends.barrier.absent import NoBarrier
 from amends.errors import AmendsError, InvalidParticipant, ListenError
 from amends.participant import Participant
+from amends.resolver import InDoubtResolver
 from amends.servicer import ParticipantServicer
 from amends.signals import EndSignals
 from amends.v1 import participant_pb2, participant_pb2_grpc
@@ -87,8 +88,10 @@ class Server:
         insecure: bool,
         grace_s: float,
         max_concurrent: int,
+        resolver: InDoubtResolver | None,
     ) -> None:
         self._participant = participant
+        self._resolver = resolver
         self._handlers = participant.handlers()
         self._listen = listen
         _check_address(listen)
@@ -117,7 +120,13 @@ class Server:
     async def __aenter__(self) -> Self:
         await self._participant.barrier.open()
         try:
-            await self._start()
+            if self._resolver is not None:
+                await self._resolver.__aenter__()
+            try:
+                await self._start()
+            except BaseException:
+                await self._stop_resolving()
+                raise
         except BaseException:
             await self._participant.barrier.aclose()
             raise
@@ -175,6 +184,7 @@ class Server:
         logger.info("participant %s drains: %d calls", self._participant.name, admission.inside)
         self._servicer.begin_draining()
         await self._health.enter_graceful_shutdown()
+        await self._stop_resolving()
         # Not server.stop(grace): it would wait for health's watchers, too, and that is for ever.
         await self._within(self._grace_s, admission.wait_idle())
         await self._server.stop(LAST_REPLIES_S)
@@ -186,6 +196,10 @@ class Server:
                 "participant %s: a handler does not return; its transaction is not committed",
                 self._participant.name,
             )
+
+    async def _stop_resolving(self) -> None:
+        if self._resolver is not None:
+            await self._resolver.__aexit__(None, None, None)
 
     async def _within(self, seconds: float, work: Coroutine[object, object, None]) -> bool:
         try:
@@ -204,6 +218,7 @@ def serve(
     insecure: bool = False,
     grace_s: float = DEFAULT_GRACE_S,
     max_concurrent: int = DEFAULT_MAX_CONCURRENT,
+    resolver: InDoubtResolver | None = None,
 ) -> Server:
     """Serve a participant for the length of an ``async with``; call it inside the event loop.
 
@@ -214,7 +229,8 @@ def serve(
             await server.wait_closed()
 
     `listen` is ``host:port`` (port 0 takes a free one), ``[v6]:port`` or ``unix:path``. Off the
-    loopback it needs `tls`, or the word that plain text is meant: ``insecure=True``.
+    loopback it needs `tls`, or the word that plain text is meant: ``insecure=True``. With a
+    `resolver` it also asks the runtime about votes that were not told for long.
 
     Raises `InvalidParticipant` and `ListenError`; entering raises `BarrierError` and, for what only
     binding the port can tell, `ListenError`.
@@ -226,6 +242,7 @@ def serve(
         insecure=insecure,
         grace_s=grace_s,
         max_concurrent=max_concurrent,
+        resolver=resolver,
     )
 
 
@@ -237,6 +254,7 @@ def run(
     insecure: bool = False,
     grace_s: float = DEFAULT_GRACE_S,
     max_concurrent: int = DEFAULT_MAX_CONCURRENT,
+    resolver: InDoubtResolver | None = None,
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Serve a participant as this process's main work, until SIGTERM or SIGINT; then drain.
@@ -259,6 +277,7 @@ def run(
             insecure=insecure,
             grace_s=grace_s,
             max_concurrent=max_concurrent,
+            resolver=resolver,
         )
         asked = asyncio.Event()
         signals.on_first(asked.set)

@@ -29,7 +29,7 @@ from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 
-from amends.outcomes import Broken, Done, InProgress, Outcome, Rejected, Verb
+from amends.outcomes import Broken, Done, Heuristic, InProgress, Outcome, Rejected, Verb
 from amends.v1 import participant_pb2
 
 try:
@@ -322,6 +322,11 @@ class _RealSpan(CallSpan):
                 self._span.set_attribute("amends.outcome", "broken")
                 self._span.set_attribute("amends.reason", reason)
                 self._fault(Broken.__name__)
+            case Heuristic(reason=reason, committed=committed):
+                self._span.set_attribute("amends.outcome", "heuristic")
+                self._span.set_attribute("amends.committed", committed)
+                self._span.set_attribute("amends.reason", reason)
+                self._fault(Heuristic.__name__)
 
     def failed(self, status: str, kind: str = "") -> None:
         """Say the name of the gRPC status that it is answered with, and the type of its cause."""

@@ -14,6 +14,7 @@ from amends.outcomes import (
     Call,
     Cause,
     Done,
+    Heuristic,
     InProgress,
     Outcome,
     Reason,
@@ -27,6 +28,12 @@ VERBS: Final[dict[int, Verb]] = {
     types_pb2.VERB_PREPARE: Verb.PREPARE,
     types_pb2.VERB_EXECUTE: Verb.EXECUTE,
     types_pb2.VERB_COMPENSATE: Verb.COMPENSATE,
+}
+
+_WIRE_VERBS: Final = {
+    Verb.PREPARE: types_pb2.VERB_PREPARE,
+    Verb.EXECUTE: types_pb2.VERB_EXECUTE,
+    Verb.COMPENSATE: types_pb2.VERB_COMPENSATE,
 }
 
 _CAUSES: Final[dict[int, Cause]] = {
@@ -107,10 +114,47 @@ def call_from_wire(
     _set(call, "saga_id", message.saga_id)
     _set(call, "step", message.step)
     _set(call, "round", message.round)
+    _set(call, "from_resolver", False)
     _set(call, "store_id", message.store_id or (said.store_id if said is not None else ""))
     if deadline_at_ms:
         _set(call, "deadline_at_ms", message.deadline_at_ms or deadline_at_ms)
     _set(call, "_rest", partial(_read, message, said))
+    return call
+
+
+def essentials_of(call: Call) -> bytes:
+    """Give what phase 2 may ask of a vote's request, to be kept with what the vote has prepared.
+
+    For `call_of_resolver`. All that an attempt has of its own is left out.
+    """
+    message = participant_pb2.Call(
+        store_id=call.store_id,
+        saga_id=call.saga_id,
+        definition=call.definition,
+        step=call.step,
+        action=call.action,
+        round=call.round,
+        incarnation=call.incarnation,
+        mode=types_pb2.MODE_TWO_PHASE_COMMIT,
+    )
+    message.input.data = call.input
+    message.input.content_type = call.content_type
+    for step, result in call.results.items():
+        payload = types_pb2.Payload(data=result.data, content_type=result.content_type)
+        message.results.add(step=step, result=payload)
+    return message.SerializeToString()
+
+
+def call_of_resolver(essentials: bytes, verb: Verb) -> Call:
+    """Make the call by which a resolver carries a decision out; see `Call.from_resolver`."""
+    message = participant_pb2.Call.FromString(essentials)
+    message.verb = _WIRE_VERBS[verb]
+    message.attempt = 1
+    message.idempotency_key = (
+        f"{message.store_id}/{message.saga_id}/{message.step}/{verb}/{message.round}"
+    )
+    call = call_from_wire(message)
+    _set(call, "from_resolver", True)
     return call
 
 
@@ -213,6 +257,12 @@ def put_outcome(outcome: Outcome, message: participant_pb2.Outcome) -> None:
             broken.reason = reason
             broken.message = text
             broken.SetInParent()
+        case Heuristic(committed=committed, reason=reason, message=text):
+            heuristic = message.heuristic
+            heuristic.committed = committed
+            heuristic.reason = reason
+            heuristic.message = text
+            heuristic.SetInParent()
         case _:  # of an author's own kind, made without what its kind has
             raise TypeError(f"an outcome of type {type(outcome).__name__} says nothing")
 
@@ -230,5 +280,8 @@ def outcome_from_wire(message: participant_pb2.Outcome) -> Outcome:
             return InProgress(message.in_progress.poll_after_ms / 1000)
         case "broken":
             return Broken(message.broken.reason, message.broken.message)
+        case "heuristic":
+            said = message.heuristic
+            return Heuristic(said.committed, said.reason, said.message)
         case _:
             raise ValueError(f"an outcome of kind {kind!r} is not one that the SDK writes")

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.participants.ledger import Ledger
+from tests.postgres import postgres, postgres_connection, postgres_server
+
+__all__ = ["postgres", "postgres_connection", "postgres_server"]
 
 
 @pytest.fixture(params=[False, True], ids=["own commits", "shared commits"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from amends import Call, Participant, Rejected, SqliteBarrier, Transaction, serve
 from tests.participants.asking import Asker, asking
@@ -18,6 +19,13 @@ PATIENCE_S = 30.0
 
 LIMIT = 100
 """Charges above it are declined."""
+
+
+Write: TypeAlias = Callable[[str], None]
+"""Writes one effect of a call."""
+
+Told: TypeAlias = Callable[[Call, Write], object]
+"""A handler that is the same for every database."""
 
 
 def read_ledger(path: Path, saga_id: str = "order-1") -> list[tuple[str, int]]:
@@ -83,9 +91,50 @@ class Ledger:
         self.ran.append("compensate")
         write_entry(tx, call, "refund")
 
+    def execute(self, action: str, *, compensatable: bool = True) -> Callable[[Told], Told]:
+        """Register a handler that writes by what it is given."""
+        return self._register(self.participant.execute(action, compensatable=compensatable))
+
+    def compensate(self, action: str) -> Callable[[Told], Told]:
+        """Register one that undoes."""
+        return self._register(self.participant.compensate(action))
+
+    def _register(self, decorate: Callable[[Any], Any]) -> Callable[[Told], Told]:
+        def register(told: Told) -> Told:
+            def handler(call: Call, tx: Transaction) -> object:
+                return told(call, lambda entry: write_entry(tx, call, entry))
+
+            decorate(handler)
+            return told
+
+        return register
+
     def entries(self, saga_id: str = "order-1") -> list[tuple[str, int]]:
         """Read what took effect."""
         return read_ledger(self.path, saga_id)
+
+    def rows(self, saga_id: str = "order-1") -> list[tuple[str, str]]:
+        """Read the verbs and states of the barrier's rows."""
+        return read_rows(self.path, saga_id)
+
+    def stores(self) -> list[tuple[str, int]]:
+        """Read what is stored of each store's word."""
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
+            return connection.execute(
+                "SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores"
+            ).fetchall()
+
+    def make_older(self, saga_id: str, by_ms: int) -> None:
+        """Move rows into the past, as if they had been written then."""
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(
+                "UPDATE amends_barrier SET written_at_ms = written_at_ms - ? WHERE saga_id = ?",
+                (by_ms, saga_id),
+            )
+
+    def reborn(self) -> Ledger:
+        """Give the same participant as a new process would have it."""
+        return Ledger(self.path, share_commits=self.share_commits)
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[Asker]:

@@ -1,18 +1,22 @@
-"""Every row of the barrier's table, through real gRPC and a real SQLite file."""
+"""Every row of the barrier's table, through real gRPC and a real database of each kind."""
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
 
-from amends import Broken, Call, InProgress, InvalidOutcome, Rejected, Transaction, Verb
+from amends import Broken, Call, InProgress, InvalidOutcome, Rejected, Verb
 from amends.v1 import types_pb2
 from tests.participants.asking import call_message, json_payload
-from tests.participants.ledger import LIMIT, Ledger, read_rows, write_entry
+from tests.participants.every_barrier import every_ledger
+from tests.participants.ledger import LIMIT, Ledger, Write
 
 EXECUTE, COMPENSATE, PREPARE = Verb.EXECUTE, Verb.COMPENSATE, Verb.PREPARE
 TOO_MUCH = LIMIT + 1
+
+ledger = every_ledger
 
 
 async def test_first_call_and_finished_duplicate(ledger: Ledger) -> None:
@@ -36,7 +40,7 @@ async def test_a_refusal_leaves_no_effect_and_is_remembered(ledger: Ledger) -> N
     assert again == first
     assert ledger.entries() == []
     assert ledger.ran == ["execute"]
-    assert read_rows(ledger.path) == [("execute", "rejected")]
+    assert ledger.rows() == [("execute", "rejected")]
 
 
 async def test_another_request_under_the_same_key_is_broken(ledger: Ledger) -> None:
@@ -76,7 +80,7 @@ async def test_compensate_comes_first_and_fences(ledger: Ledger, late: Verb) -> 
         assert await asker.say(call_message(COMPENSATE, attempt=2)) == "done"
     assert ledger.ran == []
     assert ledger.entries() == []
-    assert read_rows(ledger.path) == [
+    assert ledger.rows() == [
         ("compensate", "done"),
         ("execute", "fenced"),
         ("prepare", "fenced"),
@@ -89,7 +93,7 @@ async def test_a_lost_barrier_is_broken(ledger: Ledger) -> None:
         assert await asker.say(call_message(COMPENSATE, executed=True)) == "broken barrier_lost"
         # Nothing was written: the answer stays the same until somebody mends it.
         assert await asker.say(call_message(COMPENSATE, executed=True)) == "broken barrier_lost"
-    assert read_rows(ledger.path) == []
+    assert ledger.rows() == []
 
 
 async def test_execute_after_its_compensation_is_fenced(ledger: Ledger) -> None:
@@ -128,7 +132,7 @@ async def test_rows_outlive_the_process(ledger: Ledger) -> None:
     """A participant that was started again remembers."""
     async with ledger.served() as asker:
         first = await asker.ask(call_message(EXECUTE))
-    reborn = Ledger(ledger.path)
+    reborn = ledger.reborn()
     async with reborn.served() as asker:
         assert await asker.ask(call_message(EXECUTE, attempt=2)) == first
     assert reborn.ran == []
@@ -141,17 +145,17 @@ async def test_an_exception_rolls_back_and_leaves_the_outcome_open(
     card_number = "4111-1111"
     calls = 0
 
-    @ledger.participant.execute("fragile")
-    def fragile(call: Call, tx: Transaction) -> None:
+    @ledger.execute("fragile")
+    def fragile(call: Call, write: Write) -> None:
         nonlocal calls
         calls += 1
-        write_entry(tx, call, "fragile")
+        write("fragile")
         if calls == 1:
             raise ValueError(card_number)
 
-    @ledger.participant.compensate("fragile")
-    def undo(call: Call, tx: Transaction) -> None:
-        write_entry(tx, call, "undo")
+    @ledger.compensate("fragile")
+    def undo(call: Call, write: Write) -> None:
+        write("undo")
 
     async with ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="fragile"))
@@ -165,17 +169,23 @@ async def test_an_exception_rolls_back_and_leaves_the_outcome_open(
     assert card_number not in caplog.text + details
 
 
+@pytest.fixture
+def sqlite_ledger(tmp_path: Path) -> Ledger:
+    """Give one ledger, for what has nothing to do with its database."""
+    return Ledger(tmp_path / "payments.db")
+
+
 async def test_the_traceback_of_a_failed_handler_is_in_the_debug_log(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture
+    sqlite_ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With its message, which may quote a payload: so not above DEBUG, and never to the caller."""
 
-    @ledger.participant.execute("fragile", compensatable=False)
+    @sqlite_ledger.participant.execute("fragile", compensatable=False)
     async def fragile(call: Call) -> None:
         raise ValueError("4111-1111")
 
     with caplog.at_level(logging.DEBUG, logger="amends"):
-        async with ledger.served() as asker:
+        async with sqlite_ledger.served() as asker:
             _, details = await asker.status(call_message(EXECUTE, action="fragile"))
     assert "4111-1111" not in details
     [traceback] = [r for r in caplog.records if "4111-1111" in (r.exc_text or "")]
@@ -190,15 +200,15 @@ async def test_the_traceback_of_a_failed_handler_is_in_the_debug_log(
     ids=["Rejected", "Broken", "InProgress"],
 )
 async def test_what_is_wrong_with_an_outcome_reaches_caller_and_log(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, outcome: Callable[[], object]
+    sqlite_ledger: Ledger, caplog: pytest.LogCaptureFixture, outcome: Callable[[], object]
 ) -> None:
     """Whose mistake it is and how to mend it, in place of the bare name of an exception."""
 
-    @ledger.participant.execute("say", compensatable=False)
+    @sqlite_ledger.participant.execute("say", compensatable=False)
     def say(call: Call) -> object:
         return outcome()
 
-    async with ledger.served() as asker:
+    async with sqlite_ledger.served() as asker:
         code, details = await asker.status(call_message(EXECUTE, action="say"))
     assert code is grpc.StatusCode.UNKNOWN
     with pytest.raises(InvalidOutcome) as caught:
@@ -207,14 +217,14 @@ async def test_what_is_wrong_with_an_outcome_reaches_caller_and_log(
     assert str(caught.value) in caplog.text
 
 
-async def test_a_long_message_of_a_refusal_arrives_cut(ledger: Ledger) -> None:
+async def test_a_long_message_of_a_refusal_arrives_cut(sqlite_ledger: Ledger) -> None:
     """It is for people: a shorter one says enough, and the refusal stands."""
 
-    @ledger.participant.execute("say", compensatable=False)
+    @sqlite_ledger.participant.execute("say", compensatable=False)
     def say(call: Call) -> None:
         raise Rejected("card_declined", "x" * 10_000)
 
-    async with ledger.served() as asker:
+    async with sqlite_ledger.served() as asker:
         outcome = await asker.ask(call_message(EXECUTE, action="say"))
     assert outcome.rejected.message == "x" * 4095 + "…"
 
@@ -224,13 +234,13 @@ async def test_a_refused_compensation_is_an_error(
 ) -> None:
     """A compensation must succeed in the end: its Rejected decides nothing."""
 
-    @ledger.participant.execute("final")
-    def final(call: Call, tx: Transaction) -> None:
-        write_entry(tx, call, "final")
+    @ledger.execute("final")
+    def final(call: Call, write: Write) -> None:
+        write("final")
 
-    @ledger.participant.compensate("final")
-    def refuse(call: Call, tx: Transaction) -> None:
-        write_entry(tx, call, "refuse")
+    @ledger.compensate("final")
+    def refuse(call: Call, write: Write) -> None:
+        write("refuse")
         raise Rejected("too_late")
 
     async with ledger.served() as asker:
@@ -246,9 +256,9 @@ async def test_in_progress_and_broken_keep_nothing(ledger: Ledger) -> None:
     """What the handler wrote is rolled back, and the next attempt runs anew."""
     answers: list[object] = [InProgress(after_s=2.5), Broken("ledger_lost", "no"), None]
 
-    @ledger.participant.execute("slow", compensatable=False)
-    def slow(call: Call, tx: Transaction) -> object:
-        write_entry(tx, call, "slow")
+    @ledger.execute("slow", compensatable=False)
+    def slow(call: Call, write: Write) -> object:
+        write("slow")
         answer = answers.pop(0)
         if isinstance(answer, Broken):
             raise answer
@@ -307,11 +317,11 @@ async def test_a_handler_sees_its_call(ledger: Ledger) -> None:
 async def test_an_action_without_a_compensation_still_has_a_barrier(ledger: Ledger) -> None:
     """Nothing to undo is Done and fenced; something to undo is an error that says what to do."""
 
-    @ledger.participant.execute("ship", compensatable=False)
-    def ship(call: Call, tx: Transaction) -> None:
+    @ledger.execute("ship", compensatable=False)
+    def ship(call: Call, write: Write) -> None:
         if call.json()["amount"] > LIMIT:
             raise Rejected("too_heavy")
-        write_entry(tx, call, "ship")
+        write("ship")
 
     async with ledger.served() as asker:
         heavy = call_message(EXECUTE, action="ship", saga_id="heavy", amount=TOO_MUCH)
@@ -323,7 +333,7 @@ async def test_an_action_without_a_compensation_still_has_a_barrier(ledger: Ledg
     assert code is grpc.StatusCode.UNIMPLEMENTED
     assert "compensatable=False" in details
     assert ledger.entries() == [("ship", 5)]
-    assert read_rows(ledger.path) == [("execute", "done")]
+    assert ledger.rows() == [("execute", "done")]
 
 
 def json_payload_compact(value: object) -> types_pb2.Payload:

@@ -53,6 +53,7 @@ WIRE_SAGA = types_pb2.Saga(
             stuck_since_ms=5,
             result=WIRE_PAYLOAD,
             call_open=True,
+            prepared_at_ms=6,
         ),
         types_pb2.StepStatus(name="charge", state=types_pb2.STEP_STATE_PENDING),
     ],
@@ -61,6 +62,8 @@ WIRE_SAGA = types_pb2.Saga(
     paused=True,
     past_no_return=True,
     parent_saga_id="parent",
+    decision=types_pb2.COMMIT_DECISION_ABORT,
+    round=2,
 )
 
 
@@ -90,6 +93,7 @@ def test_a_saga_is_read_whole() -> None:
                 stuck_since_ms=5,
                 result=PAYLOAD,
                 call_open=True,
+                prepared_at_ms=6,
             ),
             amends.Step(name="charge", state=amends.StepState.PENDING),
         ),
@@ -98,10 +102,37 @@ def test_a_saga_is_read_whole() -> None:
         paused=True,
         past_no_return=True,
         parent_saga_id="parent",
+        decision=amends.Decision.ABORT,
+        round=2,
     )
     assert saga.ended
     assert not saga.completed
     assert saga.input.json() == {"card": "4111"}
+
+
+def test_what_a_participant_did_alone_has_three_values() -> None:
+    """Committed, rolled back, or nobody knows: the last is not the second."""
+    for committed in (True, False, None):
+        fact = types_pb2.HeuristicReported(key=KEY, committed=committed, error=ERROR)
+        record = saga_wire.record_from_wire(types_pb2.Record(heuristic_reported=fact))
+        assert record.committed is committed
+
+
+def test_a_two_phase_commit_that_ended_mixed_is_read() -> None:
+    """Its end is one of the ends, and not as COMPLETED."""
+    saga = saga_wire.saga_from_wire(
+        types_pb2.Saga(
+            state=types_pb2.SAGA_STATE_MIXED,
+            ended_at_ms=5,
+            decision=types_pb2.COMMIT_DECISION_COMMIT,
+            round=1,
+            steps=[types_pb2.StepStatus(name="debit", state=types_pb2.STEP_STATE_BROKEN)],
+        )
+    )
+    assert (saga.state, saga.decision) == (amends.SagaState.MIXED, amends.Decision.COMMIT)
+    assert saga.ended
+    assert not saga.completed
+    assert saga.step("debit").state is amends.StepState.BROKEN
 
 
 def test_a_running_saga_has_not_ended() -> None:
@@ -232,7 +263,7 @@ FACTS: dict[str, tuple[types_pb2.Record, dict[str, object]]] = {
                 decision=types_pb2.COMMIT_DECISION_ABORT, round=2, turn=WIRE_TURN
             )
         ),
-        {"detail": "ABORT", "round": 2, "turn": TURN},
+        {"decision": amends.Decision.ABORT, "round": 2, "turn": TURN},
     ),
     "heuristic_reported": (
         types_pb2.Record(
@@ -240,7 +271,11 @@ FACTS: dict[str, tuple[types_pb2.Record, dict[str, object]]] = {
                 key=KEY, timing=WIRE_TIMING, committed=True, error=ERROR
             )
         ),
-        {"timing": TIMING, "failure": FAILURE, "detail": "committed"},
+        {"timing": TIMING, "failure": FAILURE, "committed": True},
+    ),
+    "round_planned": (
+        types_pb2.Record(round_planned=types_pb2.RoundPlanned(round=2, starts_at_ms=77)),
+        {"round": 2, "starts_at_ms": 77},
     ),
     "timer_changed": (
         types_pb2.Record(timer_changed=types_pb2.TimerChanged(step="sleep", fired=True)),

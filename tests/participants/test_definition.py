@@ -1,13 +1,17 @@
 """The definition builder: what it makes, and how it says what is wrong."""
 
+import dataclasses
 import json
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import amends
 from amends.v1 import types_pb2
+from amends_runtime import wire
+from amends_runtime.core import definition as core
 
 ORDER = (
     amends.Definition("order", deadline_s=60, retention_s=86_400)
@@ -264,7 +268,8 @@ def test_everything_that_is_wrong_with_a_file_is_said_at_once() -> None:
         ),
         pytest.param(
             {"name": "order", "steps": [], 5: 6},
-            "5: is not a known key; the keys are: deadline_s, mode, name, retention_s, steps",
+            "5: is not a known key; the keys are: deadline_s, locked_retries, mode, name, ordered,"
+            " retention_s, steps",
             id="a key that is no text",
         ),
     ],
@@ -308,6 +313,141 @@ def test_a_list_of_problems_ends() -> None:
     )
     assert len(said) == 101
     assert said[-1] == "and 284 more problems; mend these first"
+
+
+# -- two-phase commit ------------------------------------------------------------------------------
+
+TRANSFER = (
+    amends.Definition(
+        "transfer",
+        mode=amends.Mode.TWO_PHASE_COMMIT,
+        ordered=True,
+        locked_retries=3,
+        deadline_s=5,
+    )
+    .step("debit", "east", "debit", timeout_s=2)
+    .step("credit", "west", "credit")
+)
+
+
+def test_a_two_phase_commit_becomes_the_message_that_it_describes() -> None:
+    """Its settings are the contract's; its steps have no order and no kind of their own."""
+    message = TRANSFER.to_proto()
+    assert message.mode == types_pb2.MODE_TWO_PHASE_COMMIT
+    assert message.two_phase == types_pb2.TwoPhaseOptions(ordered=True, locked_retries=3)
+    assert message.deadline_ms == 5000
+    assert [step.name for step in message.steps if step.HasField("after")] == []
+    assert not ORDER.to_proto().HasField("two_phase")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_two_phase_commit_survives_the_wire_and_a_file(*, ordered: bool) -> None:
+    """In whichever order votes are asked for; left out in a file is what the builder leaves out."""
+    transfer = dataclasses.replace(TRANSFER, ordered=ordered)
+    assert amends.Definition.from_proto(transfer.to_proto()) == transfer
+    assert amends.Definition.from_dict(json.loads(json.dumps(transfer.to_dict()))) == transfer
+    plain = amends.Definition("plain", mode=amends.Mode.TWO_PHASE_COMMIT)
+    assert (
+        amends.Definition.from_dict({"name": "plain", "mode": "two_phase_commit", "steps": []})
+        == plain
+    )
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_a_runtime_wrote_down_is_the_same_content(*, ordered: bool) -> None:
+    """It is read without the order that it drew, and registered again it is no new version."""
+    transfer = dataclasses.replace(TRANSFER, ordered=ordered)
+    normal = core.normalise(wire.definition_from_proto(transfer.to_proto()))
+    fetched = amends.Definition.from_proto(wire.definition_to_proto(normal))
+    assert [(step.after, step.uses) for step in fetched.steps] == [(None, None)] * 2
+    assert (fetched.ordered, fetched.locked_retries) == (ordered, 3)
+    again = wire.definition_from_proto(fetched.to_proto())
+    assert core.violations(again) == []
+    assert core.content_hash(again) == core.content_hash(normal)
+    # Also by a client that hands on the message as it is.
+    as_it_is = wire.definition_from_proto(wire.definition_to_proto(normal))
+    assert core.violations(as_it_is) == []
+
+
+def two_phase(**options: Any) -> amends.Definition:
+    """A two-phase commit without steps."""
+    return amends.Definition("transfer", mode=amends.Mode.TWO_PHASE_COMMIT, **options)
+
+
+NO_KIND = (
+    "step 'debit': kind: in a two-phase commit every step votes and can be rolled back; pivot has a"
+    " meaning only in mode SAGA: leave it out"
+)
+NO_ORDER = (
+    "a two-phase commit asks all participants at once, or with `ordered` in the order of the list:"
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(
+            lambda: amends.Definition("order", ordered=True, locked_retries=1),
+            [
+                f"{name}: it has a meaning only with mode TWO_PHASE_COMMIT: leave it out, or say"
+                " that mode"
+                for name in ("ordered", "locked_retries")
+            ],
+            id="settings without the mode",
+        ),
+        pytest.param(
+            lambda: two_phase(ordered="yes", locked_retries=-1),
+            [
+                "ordered: must be true or false, not 'yes'",
+                "locked_retries: must be a whole number from 0, not -1",
+            ],
+            id="wrong types",
+        ),
+        pytest.param(
+            lambda: two_phase(locked_retries=True),
+            ["locked_retries: must be a whole number from 0, not True"],
+            id="a truth value for a number",
+        ),
+        pytest.param(
+            lambda: two_phase().pivot("debit", "east", "debit"),
+            [NO_KIND],
+            id="a kind",
+        ),
+        pytest.param(
+            lambda: two_phase().step("a", "p", "x").step("b", "p", "x", after=["a"], uses=["a"]),
+            [f"step 'b': {name}: {NO_ORDER} leave `{name}` out" for name in ("after", "uses")],
+            id="an order",
+        ),
+        pytest.param(
+            lambda: two_phase(ordered=True).step("a", "p", "x").step("b", "p", "x", after=[]),
+            [f"step 'b': after: {NO_ORDER} leave `after` out"],
+            id="no order where there is one",
+        ),
+    ],
+)
+def test_what_a_two_phase_commit_cannot_have_is_refused(
+    make: Callable[[], object], said: list[str]
+) -> None:
+    """At the line that says it, in the runtime's own words."""
+    assert problems(make) == said
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_sdk_refuses_what_the_runtime_would(*, ordered: bool) -> None:
+    """The same fields for the same reasons; the one has a file's words, the other the API's."""
+    message = two_phase(ordered=ordered).to_proto()
+    for number, name in enumerate("abc"):
+        step = message.steps.add(name=name, kind=number + 1)
+        step.after.names.extend("abc"[:number])
+        step.uses.names.extend("abc"[:number])
+        step.call.participant = step.call.action = "p"
+    found = core.violations(wire.definition_from_proto(message))
+    said = problems(lambda: amends.Definition.from_proto(message))
+    ours = sorted(line.split(": ", 2)[1] for line in said)
+    assert ours == sorted(each.field.rpartition(".")[2] for each in found)
+    assert {line.rpartition(": ")[2] for line in said} == {
+        each.message.rpartition(": ")[2] for each in found
+    }
 
 
 def test_a_definition_of_a_newer_runtime_is_not_read_wrongly() -> None:

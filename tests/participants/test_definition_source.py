@@ -45,18 +45,22 @@ def retries(draw: st.DrawFn) -> amends.Retry | None:
 def definitions(draw: st.DrawFn) -> amends.Definition:
     """Whatever the builder can build, also what a runtime would refuse."""
     names = draw(st.lists(NAMES, unique=True, max_size=6))
+    is_two_phase = draw(st.booleans())
     definition = amends.Definition(
         draw(NAMES),
-        mode=draw(st.sampled_from(amends.Mode)),
+        mode=amends.Mode.TWO_PHASE_COMMIT if is_two_phase else amends.Mode.SAGA,
         deadline_s=draw(st.none() | SECONDS),
         retention_s=draw(st.none() | SECONDS),
+        ordered=is_two_phase and draw(st.booleans()),
+        locked_retries=draw(st.integers(0, 100)) if is_two_phase else 0,
     )
     for name in names:
         others = [each for each in names if each != name]
         few = st.none() | st.lists(st.sampled_from(others) if others else st.nothing())
-        add = getattr(
-            definition, draw(st.sampled_from(["step", "pivot", "retriable", "read_only"]))
-        )
+        kinds = ["step", "pivot", "retriable", "read_only"]
+        if is_two_phase:  # whose steps have neither kind nor order
+            few, kinds = st.none(), ["step"]
+        add = getattr(definition, draw(st.sampled_from(kinds)))
         options: dict[str, Any] = {
             "after": draw(few),
             "uses": draw(few),
@@ -681,6 +685,8 @@ TAKEN = {  # null is the default; "x" as a name of a step, or of several, is jud
     "after": {"[]", "null"},
     "retry": {"{}", "null"},
     "mode": set[str](),
+    "ordered": {"true"},
+    "locked_retries": {"5"},
     "kind": set[str](),
 }
 
@@ -693,7 +699,9 @@ def test_a_wrong_type_is_said_of_its_field(tmp_path: Path, suffix: str, key: str
     for value in WRONG:
         step = {"name": '"a"', "participant": '"p"', "action": '"x"'}
         top = {"name": '"order"'}
-        (top if key in {"name", "mode", "deadline_s", "steps"} else step)[key] = value
+        if key in {"ordered", "locked_retries"}:
+            top["mode"] = '"two_phase_commit"'
+        (step if key in {"action", "timeout_s", "after", "retry", "kind"} else top)[key] = value
         in_step = ",\n".join(f'"{name}": {each}' for name, each in step.items())
         top.setdefault("steps", f"[{{\n{in_step}\n}}]")
         text = ",\n".join(f'"{name}": {each}' for name, each in top.items())
@@ -705,3 +713,16 @@ def test_a_wrong_type_is_said_of_its_field(tmp_path: Path, suffix: str, key: str
         before = text[: text.index(f'"{key}": {value}')]
         assert {each.line for each in found} == {before.count("\n") + 1}
         assert all(key in each.field for each in found)
+
+
+@pytest.mark.parametrize("word", ["true", "True", "FALSE", "yes", "on", "'true'", "1", "~", ""])
+def test_yaml_has_two_words_for_a_truth_value(word: str) -> None:
+    """All readers of YAML agree about true and false; of other words nobody can be sure."""
+    text = f"name: transfer\nmode: two_phase_commit\nordered: {word}\nsteps: []\n"
+    if word.lower() in ("true", "false"):
+        assert amends.Definition.from_yaml(text).ordered is (word.lower() == "true")
+        return
+    with pytest.raises(amends.InvalidDefinition) as caught:
+        amends.Definition.from_yaml(text)
+    [found] = caught.value.details
+    assert (found.line, found.path) == (3, ("ordered",))

@@ -111,6 +111,17 @@ async def streaming(asker: Asker, hello: pb.ExchangeHello = HELLO) -> AsyncItera
         call.cancel()
 
 
+@asynccontextmanager
+async def streaming_to(participant: Participant, **options: Any) -> AsyncIterator[Stream]:
+    """Serve a participant, with these options, and open the only stream to it."""
+    async with (
+        serve(participant, **options) as server,
+        asking(server.address) as asker,
+        streaming(asker) as stream,
+    ):
+        yield stream
+
+
 async def refused(asker: Asker, *requests: pb.ExchangeRequest) -> tuple[grpc.StatusCode, str]:
     """Open a stream with some messages, and give the status that it ends with."""
     call = asker.stub.Exchange()
@@ -243,11 +254,7 @@ async def test_a_call_says_what_it_says_itself() -> None:
     async def charge(call: Call) -> None:
         keys.append(f"{call.store_id} {call.idempotency_key} {call.epoch} {call.deadline_at_ms}")
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         full = member(1)
         full.call.MergeFrom(
             pb.Call(store_id="other", idempotency_key="key", epoch=9, deadline_at_ms=5)
@@ -259,11 +266,7 @@ async def test_a_call_says_what_it_says_itself() -> None:
 
 async def test_replies_come_in_any_order(gate: Gate) -> None:
     """A slow call holds up no other."""
-    async with (
-        serve(waiting(gate)) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate)) as stream:
         await stream.send(*(member(n, action="wait") for n in (1, 2, 3)))
         for _ in range(3):
             await gate.came.get()
@@ -399,11 +402,7 @@ async def test_what_is_wrong_with_one_call_its_neighbours_do_not_notice(
             raise ends_with
         return ends_with
 
-    async with (
-        serve(participant, max_concurrent=2) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant, max_concurrent=2) as stream:
         await stream.send(
             member(1, action="wait"),
             *(member(n, action="fail") for n in (2, 3, 4)),
@@ -466,11 +465,7 @@ async def test_what_ends_the_process_ends_the_stream_with_a_status_first(
 
     monkeypatch.setattr(Answering, "ask", interrupted)
     monkeypatch.setattr(ParticipantServicer, "Exchange", seen)
-    async with (
-        serve(waiting(gate)) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate)) as stream:
         await stream.send(member(1, action="wait"))
         await gate.came.get()
         await stream.send(member(2, action="echo"), member(3, action="echo"))
@@ -519,11 +514,7 @@ async def test_large_replies_travel_in_messages_of_their_own() -> None:
     async def large(call: Call) -> bytes:
         return b"x" * (mega if call.saga_id != "order-9" else mega // 4)
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(*(member(n, action="large") for n in range(1, 6)))
         await stream.send(*(member(n, action="large", saga_id="order-9") for n in range(6, 11)))
         for number in range(1, 11):
@@ -538,11 +529,7 @@ async def test_large_replies_travel_in_messages_of_their_own() -> None:
 
 async def test_the_first_message_grants_credits(gate: Gate) -> None:
     """As many as there are places, and some to wait here."""
-    async with (
-        serve(waiting(gate), max_concurrent=3) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate), max_concurrent=3) as stream:
         (first,) = stream.messages
         assert (first.credits, len(first.replies)) == (3 + WAITING_CREDITS, 0)
 
@@ -625,11 +612,7 @@ async def test_a_stream_for_an_alias_is_served(name: str) -> None:
 
 async def test_calls_beyond_the_credits_are_answered(gate: Gate) -> None:
     """RESOURCE_EXHAUSTED, not dropped; and each reply gives one credit back."""
-    async with (
-        serve(waiting(gate), max_concurrent=1) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate), max_concurrent=1) as stream:
         granted = stream.credits
         await stream.send(*(member(n, action="wait") for n in range(1, granted + 3)))
         for number in (granted + 1, granted + 2):
@@ -647,11 +630,7 @@ async def test_calls_beyond_the_credits_are_answered(gate: Gate) -> None:
 
 async def test_whoever_floods_without_reading_is_not_read(gate: Gate) -> None:
     """Ten thousand calls beyond the credits are all answered once somebody reads."""
-    async with (
-        serve(waiting(gate), max_concurrent=1) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate), max_concurrent=1) as stream:
         sending = asyncio.ensure_future(flood(stream))
         last = await sending
         for number in range(1, last + 1):
@@ -672,11 +651,7 @@ async def flood(stream: Stream) -> int:
 
 async def test_a_number_that_is_under_way_is_refused(gate: Gate) -> None:
     """Nobody could tell the two replies apart."""
-    async with (
-        serve(waiting(gate)) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate)) as stream:
         await stream.send(member(1, action="wait"))
         await gate.came.get()
         await stream.send(member(1, action="echo"))
@@ -722,11 +697,7 @@ async def test_streams_and_verbs_share_the_places(gate: Gate) -> None:
 
 async def test_a_call_whose_time_is_up_is_answered_and_its_handler_cancelled(gate: Gate) -> None:
     """DEADLINE_EXCEEDED; its neighbours have their own time."""
-    async with (
-        serve(waiting(gate)) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate)) as stream:
         await stream.send(member(1, action="wait", timeout_ms=20), member(2, action="wait"))
         assert await stream.say(1) == "DEADLINE_EXCEEDED"
         assert stream.replies[1].error.message == "no outcome within 20 ms"
@@ -747,11 +718,7 @@ async def test_a_handler_that_goes_on_keeps_its_place(gate: Gate) -> None:
         finally:
             await cleaned.wait()
 
-    async with (
-        serve(participant, max_concurrent=1) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant, max_concurrent=1) as stream:
         await stream.send(member(1, action="stubborn", timeout_ms=20))
         assert await stream.say(1) == "DEADLINE_EXCEEDED"
         await gate.left.get()
@@ -766,11 +733,7 @@ async def test_a_handler_that_goes_on_keeps_its_place(gate: Gate) -> None:
 
 async def test_a_call_that_waits_for_a_place_has_its_time_out(gate: Gate) -> None:
     """It never runs, and the line goes on without it."""
-    async with (
-        serve(waiting(gate), max_concurrent=1) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate), max_concurrent=1) as stream:
         await stream.send(
             member(1, action="wait"),
             member(2, action="wait", timeout_ms=20),
@@ -797,11 +760,7 @@ async def test_a_call_without_time_is_not_run(ledger: Ledger, timeout_ms: int) -
 
 async def test_a_stream_that_its_caller_closes_is_answered_to_the_end(gate: Gate) -> None:
     """Then it ends OK."""
-    async with (
-        serve(waiting(gate)) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(waiting(gate)) as stream:
         await stream.send(member(1, action="wait"))
         await gate.came.get()
         await stream.call.done_writing()
@@ -941,11 +900,7 @@ async def test_a_call_does_not_see_what_another_has_set(*, waits: bool) -> None:
             await asyncio.sleep(0)
         seen.append((before, VARIABLE.get()))
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         for first in (1, 11):
             await stream.send(*(member(n, action="look") for n in range(first, first + 10)))
             for number in range(first, first + 10):
@@ -965,11 +920,7 @@ async def test_a_handler_that_waited_has_its_task_for_itself() -> None:
         await asyncio.sleep(0)
         tasks.append(asyncio.current_task())
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(*(member(n, action="wait") for n in range(1, 51)))
         for number in range(1, 51):
             assert await stream.say(number) == "done"
@@ -992,11 +943,7 @@ async def test_a_handler_that_cancels_its_own_task_harms_no_other(then: str) -> 
         if then == "waits":
             await asyncio.sleep(0)
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(*(member(n) for n in range(1, 5)))
         outcomes = [await stream.say(n) for n in range(1, 5)]
         await stream.send(member(5))
@@ -1019,11 +966,7 @@ async def test_a_task_that_a_handler_has_kept_is_not_its_own(
         kept.append(task)
         asyncio.get_running_loop().call_soon(kept[0].cancel)
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         for first in (1, 11):
             await stream.send(*(member(n) for n in range(first, first + 10)))
             for number in range(first, first + 10):
@@ -1043,11 +986,7 @@ async def test_time_outs_inside_a_handler_are_its_own() -> None:
             return "in time"
         return "never"
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(*(member(n) for n in range(1, 4)))
         for number in range(1, 4):
             reply = await stream.reply(number)
@@ -1067,11 +1006,7 @@ async def test_handlers_that_compute_let_others_have_their_turn(
         turns.append(call.saga_id)
         asyncio.get_running_loop().call_soon(turns.append, "another")
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(*(member(n) for n in range(1, 4)))
         for number in range(1, 4):
             await stream.reply(number)
@@ -1098,11 +1033,7 @@ async def test_each_call_is_a_span_below_its_attempt(gate: Gate, spans: Spans) -
         await asyncio.sleep(0)
         current.append(f"{trace.get_current_span().get_span_context().span_id:016x}")
 
-    async with (
-        serve(participant, max_concurrent=2) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant, max_concurrent=2) as stream:
         await stream.send(member(1, traceparent=TRACEPARENT))
         await stream.reply(1)
         await stream.send(
@@ -1137,11 +1068,7 @@ async def test_without_a_provider_the_attempt_is_current() -> None:
     async def charge(call: Call) -> None:
         current.append(f"{trace.get_current_span().get_span_context().span_id:016x}")
 
-    async with (
-        serve(participant) as server,
-        asking(server.address) as asker,
-        streaming(asker) as stream,
-    ):
+    async with streaming_to(participant) as stream:
         await stream.send(member(1, traceparent=TRACEPARENT), member(2))
         await stream.reply(2)
     assert current == [ATTEMPT, "0" * 16]

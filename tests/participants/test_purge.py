@@ -1,35 +1,18 @@
 """Rows are purged by age, oldest first, and never those of a saga that may still be open."""
 
-import sqlite3
 import time
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from amends import BarrierError, TransactionMisused, Verb
-from amends.barrier import sqlite_database
+from amends import BarrierError, Verb
+from amends.barrier import postgres_rows, sqlite_database
 from tests.participants.asking import call_of
-from tests.participants.ledger import Ledger, read_rows
+from tests.participants.every_barrier import every_ledger
+from tests.participants.ledger import Ledger
 
 HOUR_MS = 3_600_000
 
-
-def make_older(path: Path, saga_id: str, by_ms: int) -> None:
-    """Move rows into the past, as if they had been written then."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(
-            "UPDATE amends_barrier SET written_at_ms = written_at_ms - ? WHERE saga_id = ?",
-            (by_ms, saga_id),
-        )
-
-
-def read_stores(path: Path) -> list[tuple[str, int]]:
-    """Read what is stored of each store's word."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        return connection.execute(
-            "SELECT store_id, oldest_open_at_ms FROM amends_barrier_stores"
-        ).fetchall()
+ledger = every_ledger
 
 
 async def execute(ledger: Ledger, saga_id: str, **changes: object) -> None:
@@ -44,15 +27,16 @@ async def test_old_rows_go_and_young_ones_stay(
 ) -> None:
     """Page after page up to the first row that is too young; effects are not touched."""
     monkeypatch.setattr(sqlite_database, "PURGE_PAGE", 2)
+    monkeypatch.setattr(postgres_rows, "PURGE_PAGE", 2)
     async with ledger.barrier as barrier:
         for number in range(7):
             await execute(ledger, f"saga-{number}")
             if number < 5:
-                make_older(ledger.path, f"saga-{number}", 2 * HOUR_MS)
+                ledger.make_older(f"saga-{number}", 2 * HOUR_MS)
         assert await barrier.purge(older_than_ms=HOUR_MS) == 5
         assert await barrier.purge(older_than_ms=HOUR_MS) == 0
-    assert read_rows(ledger.path, "saga-4") == []
-    assert read_rows(ledger.path, "saga-5") == [("execute", "done")]
+    assert ledger.rows("saga-4") == []
+    assert ledger.rows("saga-5") == [("execute", "done")]
     assert ledger.entries("saga-4") == [("charge", 5)]
 
 
@@ -61,16 +45,16 @@ async def test_rows_that_may_belong_to_an_open_saga_stay(ledger: Ledger) -> None
     now_ms = time.time_ns() // 1_000_000
     async with ledger.barrier as barrier:
         await execute(ledger, "finished")
-        make_older(ledger.path, "finished", 4 * HOUR_MS)
+        ledger.make_older("finished", 4 * HOUR_MS)
         await execute(ledger, "perhaps-open")
-        make_older(ledger.path, "perhaps-open", 2 * HOUR_MS)
+        ledger.make_older("perhaps-open", 2 * HOUR_MS)
         await execute(ledger, "another-store", store_id="another")
-        make_older(ledger.path, "another-store", 2 * HOUR_MS)
+        ledger.make_older("another-store", 2 * HOUR_MS)
         await execute(ledger, "now", oldest_open_at_ms=now_ms - 3 * HOUR_MS)
         assert await barrier.purge(older_than_ms=HOUR_MS) == 2
-    assert read_rows(ledger.path, "finished") == []
-    assert read_rows(ledger.path, "another-store") == []
-    assert read_rows(ledger.path, "perhaps-open") == [("execute", "done")]
+    assert ledger.rows("finished") == []
+    assert ledger.rows("another-store") == []
+    assert ledger.rows("perhaps-open") == [("execute", "done")]
 
 
 async def test_rows_of_a_store_that_has_not_said_what_is_open_stay(ledger: Ledger) -> None:
@@ -79,12 +63,12 @@ async def test_rows_of_a_store_that_has_not_said_what_is_open_stay(ledger: Ledge
         await execute(ledger, "silent", store_id="silent", oldest_open_at_ms=0)
         await execute(ledger, "known")
         for saga_id in ("silent", "known"):
-            make_older(ledger.path, saga_id, 2 * HOUR_MS)
+            ledger.make_older(saga_id, 2 * HOUR_MS)
         assert await barrier.purge(older_than_ms=0) == 1
-        assert read_rows(ledger.path, "silent") == [("execute", "done")]
+        assert ledger.rows("silent") == [("execute", "done")]
         await execute(ledger, "later", store_id="silent")
         assert await barrier.purge(older_than_ms=HOUR_MS) == 1
-    assert read_rows(ledger.path, "silent") == []
+    assert ledger.rows("silent") == []
 
 
 async def test_what_a_store_has_said_is_remembered(ledger: Ledger) -> None:
@@ -93,12 +77,12 @@ async def test_what_a_store_has_said_is_remembered(ledger: Ledger) -> None:
     async with ledger.barrier:
         for saga_id, age_ms in (("older", 4 * HOUR_MS), ("younger", 2 * HOUR_MS)):
             await execute(ledger, saga_id, oldest_open_at_ms=now_ms - 3 * HOUR_MS)
-            make_older(ledger.path, saga_id, age_ms)
+            ledger.make_older(saga_id, age_ms)
         await execute(ledger, "silent", oldest_open_at_ms=0)
     async with ledger.barrier as barrier:
         assert await barrier.purge(older_than_ms=HOUR_MS) == 1
-    assert read_rows(ledger.path, "older") == []
-    assert read_rows(ledger.path, "younger") == [("execute", "done")]
+    assert ledger.rows("older") == []
+    assert ledger.rows("younger") == [("execute", "done")]
 
 
 async def test_what_a_store_says_last_counts(ledger: Ledger) -> None:
@@ -106,7 +90,7 @@ async def test_what_a_store_says_last_counts(ledger: Ledger) -> None:
     now_ms = time.time_ns() // 1_000_000
     async with ledger.barrier as barrier:
         await execute(ledger, "open-again")
-        make_older(ledger.path, "open-again", 2 * HOUR_MS)
+        ledger.make_older("open-again", 2 * HOUR_MS)
         await execute(ledger, "restored", oldest_open_at_ms=now_ms - 3 * HOUR_MS)
         assert await barrier.purge(older_than_ms=HOUR_MS) == 0
 
@@ -118,14 +102,7 @@ async def test_what_is_said_is_not_written_with_every_call(ledger: Ledger) -> No
         for number, later_ms in enumerate((0, 1, 59_000, 61_000)):
             await execute(ledger, f"saga-{number}", oldest_open_at_ms=said_ms + later_ms)
             expected_ms = said_ms + (61_000 if later_ms > 60_000 else 0)
-            assert read_stores(ledger.path) == [("store", expected_ms)]
-
-
-async def test_handlers_cannot_change_what_a_store_has_said(ledger: Ledger) -> None:
-    """It decides about the barrier's rows, and is guarded like them."""
-    async with ledger.barrier as barrier:
-        with pytest.raises(TransactionMisused):
-            await barrier.write(lambda tx: tx.execute("DELETE FROM amends_barrier_stores"))
+            assert ledger.stores() == [("store", expected_ms)]
 
 
 async def test_an_age_is_not_negative(ledger: Ledger) -> None:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_type
 
+import asyncpg
+import psycopg
 import pytest
 
 from amends import (
@@ -13,6 +15,7 @@ from amends import (
     Call,
     InvalidParticipant,
     Participant,
+    PreparedTransactions,
     SqliteBarrier,
     Transaction,
     Verb,
@@ -24,6 +27,12 @@ from amends import (
 def payments(tmp_path: Path) -> Participant:
     """Give a participant with a barrier and no actions."""
     return Participant("payments", barrier=SqliteBarrier(tmp_path / "payments.db"))
+
+
+@pytest.fixture
+def bank() -> Participant:
+    """Give a participant whose barrier completes votes, and no actions; it is never opened."""
+    return Participant("bank", barrier=PreparedTransactions("postgresql://nobody@127.0.0.1:1/none"))
 
 
 def do(call: Call) -> None:
@@ -68,6 +77,74 @@ def test_a_verb_without_execute_is_refused(payments: Participant, verb: Verb) ->
     payments.execute("other", compensatable=False)(do)
     getattr(payments, verb)("charge")(undo)
     assert refused(payments) == (f"{line_of(undo)}: {verb} 'charge' has no execute",)
+
+
+def test_where_votes_are_completed_a_vote_is_enough(bank: Participant) -> None:
+    """Nothing else is to be written beside it, and the action is known by it."""
+    bank.prepare("debit")(do)
+    assert bank.actions() == ["debit"]
+    assert set(bank.handlers()) == {("debit", Verb.PREPARE)}
+    assert repr(bank) == "<Participant 'bank': debit>"
+
+
+@pytest.mark.parametrize(
+    ("verb", "does"), [(Verb.EXECUTE, "commits"), (Verb.COMPENSATE, "rolls back")], ids=str
+)
+def test_where_votes_are_completed_nothing_else_is_written(
+    bank: Participant, verb: Verb, does: str
+) -> None:
+    """It would never run, and its author would believe that it does."""
+    bank.prepare("debit")(do)
+    getattr(bank, verb)("debit")(undo)
+    (problem,) = refused(bank)
+    assert problem == (
+        f"{line_of(undo)}: {verb} 'debit' would never run: PreparedTransactions {does} by itself "
+        "what prepare has done; remove it, and write prepare 'debit' alone"
+    )
+
+
+def test_where_votes_are_completed_there_must_be_one(bank: Participant) -> None:
+    """And duplicates are found as anywhere."""
+    assert refused(bank) == ('no action is registered: decorate a function with @….prepare("…")',)
+    bank.prepare("debit")(do)
+    bank.prepare("debit")(undo)
+    (problem,) = refused(bank)
+    assert problem.startswith(f"{line_of(undo)}: prepare 'debit' is registered twice")
+
+
+def test_a_driver_without_connections_for_a_kind_of_handler(bank: Participant) -> None:
+    """There is none of asyncpg for `def` handlers: told with the line, and what to write."""
+
+    @bank.prepare("debit")
+    def debit(call: Call, connection: Any) -> None: ...
+
+    (problem,) = refused(bank)
+    assert problem.startswith(f"{line_of(debit)}: prepare 'debit' is def and takes a transaction")
+    assert "PreparedTransactions has one for async def handlers only, of type Connection" in problem
+
+
+def test_the_wrong_connection_is_refused() -> None:
+    """Whatever parameters its annotation has; the right one is not."""
+    barrier = PreparedTransactions("postgresql://nobody@127.0.0.1:1/none", driver="psycopg")
+    bank = Participant("bank", barrier=barrier)
+
+    @bank.prepare("debit")
+    def debit(call: Call, connection: "psycopg.AsyncConnection[Any]") -> None: ...
+
+    @bank.prepare("credit")
+    async def credit(call: Call, connection: "psycopg.AsyncConnection[Any]") -> None: ...
+
+    (problem,) = refused(bank)
+    assert "prepare 'debit' is def and annotates its transaction as AsyncConnection" in problem
+
+
+def test_the_right_connection_is_taken(bank: Participant) -> None:
+    """As the driver's own type says."""
+
+    @bank.prepare("debit")
+    async def debit(call: Call, connection: "asyncpg.Connection[Any]") -> None: ...
+
+    assert bank.handlers()["debit", Verb.PREPARE].takes_transaction
 
 
 def test_a_misspelt_action_is_recognised(payments: Participant) -> None:

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import amends
 from amends.tracing import MAX_TOLD, CallTracer
 from amends.v1 import participant_pb2 as pb
+from amends.v1 import types_pb2
 from tests.participants.asking import asking, call_message
 from tests.participants.ledger import Ledger
 from tests.participants.processes import ended_well
@@ -308,6 +309,23 @@ async def test_what_came_of_it_is_told_without_secrets(
     assert span.status.status_code is (StatusCode.ERROR if is_error else StatusCode.UNSET)
     assert span.status.description is None
     assert span.events == ()
+    assert SECRET not in span.to_json()
+
+
+async def test_a_participant_that_has_decided_alone_is_an_error(spans: Spans) -> None:
+    """Which way it decided is told beside the reason, and nothing of its message."""
+
+    def report(call: amends.Call) -> None:
+        raise amends.Heuristic(False, "expired", SECRET)
+
+    async with amends.serve(participant_of(report)) as server, asking(server.address) as asker:
+        call = traced()
+        call.mode = types_pb2.MODE_TWO_PHASE_COMMIT
+        assert await asker.say(call) == "heuristic"
+    span = spans.one
+    names = ("amends.outcome", "amends.reason", "amends.committed", "error.type")
+    assert tuple(map(facts(span).get, names)) == ("heuristic", "expired", False, "Heuristic")
+    assert span.status.status_code is StatusCode.ERROR
     assert SECRET not in span.to_json()
 
 

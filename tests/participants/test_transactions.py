@@ -338,6 +338,13 @@ async def test_a_write_of_ones_own_shares_the_connection(ledger: Ledger) -> None
     assert ledger.entries() == [("a", 1)]
 
 
+async def test_a_write_cannot_change_what_a_store_has_said(ledger: Ledger) -> None:
+    """It decides about the barrier's rows, and is guarded like them."""
+    async with ledger.barrier as barrier:
+        with pytest.raises(TransactionMisused):
+            await barrier.write(lambda tx: tx.execute("DELETE FROM amends_barrier_stores"))
+
+
 UNUSABLE = {
     "a folder": lambda folder: folder,
     "a missing folder": lambda folder: folder / "missing" / "payments.db",

@@ -19,7 +19,7 @@ from amends.barrier.verdict import (
     request_hash,
     settle,
 )
-from amends.outcomes import Broken, Done, InProgress, Rejected, Verb
+from amends.outcomes import Broken, Done, Heuristic, InProgress, Rejected, Verb
 from amends.payload import Payload
 from tests.participants.asking import call_of
 
@@ -28,13 +28,22 @@ PREPARE, EXECUTE, COMPENSATE = Verb.PREPARE, Verb.EXECUTE, Verb.COMPENSATE
 DONE = Row(RowState.DONE, b"same", b"done before")
 REJECTED = Row(RowState.REJECTED, b"same", b"rejected before")
 FENCED = Row(RowState.FENCED)
+REPORTED = Row(RowState.HEURISTIC, b"same", b"reported before")
+RESOLVED = Row(RowState.DONE, None, b"resolved before")
+"""Written by the participant's own resolver, which knows no request."""
 
 FORWARD_VERBS = pytest.mark.parametrize("verb", [PREPARE, EXECUTE], ids=str)
 
 
-def ask(verb: Verb, *, executed: bool = False, request: bytes = b"same") -> Question:
+def ask(
+    verb: Verb,
+    *,
+    executed: bool = False,
+    request: bytes | None = b"same",
+    two_phase: bool = False,
+) -> Question:
     """Make a question."""
-    return Question(verb, request, executed)
+    return Question(verb, request, executed, two_phase)
 
 
 def say(verdict: Verdict) -> str:
@@ -44,7 +53,7 @@ def say(verdict: Verdict) -> str:
             return "run"
         case Replay(reply=reply):
             return f"replay {reply.decode()}"
-        case Answer(outcome=Rejected() | Broken() as outcome, writes=writes):
+        case Answer(outcome=Rejected() | Broken() | Heuristic() as outcome, writes=writes):
             assert writes == ()
             return f"{type(outcome).__name__} {outcome.reason}"
         case Answer(outcome=outcome, writes=writes):
@@ -186,6 +195,101 @@ def test_a_compensation_is_never_settled_as_refused() -> None:
         settle(ask(COMPENSATE), {EXECUTE: DONE}, Rejected("no"))
 
 
+# ------------------------------------------------------------------------- two-phase commits
+
+
+def test_a_commit_runs_after_a_yes_vote() -> None:
+    """Execute of a two-phase commit finds Prepare's row done."""
+    assert say(judge(ask(EXECUTE, two_phase=True), {PREPARE: DONE})) == "run"
+
+
+@pytest.mark.parametrize("rows", [{}, {PREPARE: REJECTED}], ids=["no vote", "voted no"])
+def test_a_commit_without_a_yes_vote_is_broken(rows: dict[Verb, Row]) -> None:
+    """A vote that is not there is not made up; the saga ends MIXED, and shows why."""
+    assert say(judge(ask(EXECUTE, two_phase=True), rows)) == "Broken vote_lost"
+
+
+def test_a_commit_after_a_rollback_is_fenced() -> None:
+    """Whatever the vote was: the fence comes first."""
+    for rows in ({PREPARE: DONE, EXECUTE: FENCED, COMPENSATE: DONE}, {PREPARE: FENCED}):
+        assert say(judge(ask(EXECUTE, two_phase=True), rows)) == "Rejected fenced"
+
+
+def test_a_repeated_commit_gets_the_stored_reply() -> None:
+    """Also if a purge has taken the vote's row in between."""
+    for rows in ({PREPARE: DONE, EXECUTE: DONE}, {EXECUTE: DONE}):
+        assert say(judge(ask(EXECUTE, two_phase=True), rows)) == "replay done before"
+
+
+def test_a_rollback_after_a_yes_vote_runs() -> None:
+    """And without one it fences, as ever."""
+    asked = ask(COMPENSATE, executed=True, two_phase=True)
+    assert say(judge(asked, {PREPARE: DONE})) == "run"
+    assert say(judge(ask(COMPENSATE, two_phase=True), {})) == (
+        "Done prepare=fenced execute=fenced compensate=done"
+    )
+    assert say(judge(asked, {})) == "Broken barrier_lost"
+
+
+def test_a_rollback_of_what_was_committed_is_reported() -> None:
+    """Only a restored runtime asks for it; nothing is run, and nothing is hidden."""
+    rows = {PREPARE: DONE, EXECUTE: DONE}
+    for executed in (True, False):
+        asked = ask(COMPENSATE, executed=executed, two_phase=True)
+        assert say(judge(asked, rows)) == "Heuristic committed"
+    assert say(judge(ask(COMPENSATE), rows)) == "run", "in a saga that is an ordinary undo"
+
+
+@pytest.mark.parametrize("verb", [EXECUTE, COMPENSATE], ids=str)
+def test_what_the_resolver_has_settled_is_answered_from_its_row(verb: Verb) -> None:
+    """Its row has no hash, and is true for the runtime's call, whatever that carries."""
+    rows = {PREPARE: DONE, verb: RESOLVED}
+    asked = ask(verb, executed=verb is COMPENSATE, two_phase=True)
+    assert say(judge(asked, rows)) == "replay resolved before"
+
+
+@pytest.mark.parametrize("verb", [EXECUTE, COMPENSATE], ids=str)
+def test_what_the_runtime_has_settled_is_answered_to_the_resolver(verb: Verb) -> None:
+    """A question without a hash takes the row that is there for its own."""
+    rows = {PREPARE: DONE, verb: DONE}
+    assert say(judge(ask(verb, request=None, two_phase=True), rows)) == "replay done before"
+
+
+@pytest.mark.parametrize("verb", [EXECUTE, COMPENSATE], ids=str)
+def test_a_report_keeps_nothing_of_the_handlers_and_is_stored(verb: Verb) -> None:
+    """It tells what happened elsewhere; and asked again, it is the same."""
+    rows = {PREPARE: DONE}
+    settlement = settle(ask(verb, two_phase=True), rows, Heuristic(committed=False, reason="late"))
+    assert not settlement.keeps_effect
+    written = {write.verb: write.state for write in settlement.writes}
+    fence = {EXECUTE: RowState.FENCED} if verb is COMPENSATE else {}
+    assert written == {**fence, verb: RowState.HEURISTIC}
+    assert say(judge(ask(verb, two_phase=True), {**rows, verb: REPORTED})) == (
+        "replay reported before"
+    )
+
+
+def test_a_rollback_after_a_report_asks_the_author_again() -> None:
+    """What was committed or rolled back alone only he knows."""
+    rows = {PREPARE: DONE, EXECUTE: REPORTED}
+    assert say(judge(ask(COMPENSATE, two_phase=True), rows)) == "run"
+
+
+def test_a_commit_after_a_reported_rollback_is_fenced() -> None:
+    """Its own report stays what it was, if it has one."""
+    rows = {PREPARE: DONE, COMPENSATE: REPORTED, EXECUTE: FENCED}
+    assert say(judge(ask(EXECUTE, two_phase=True), rows)) == "Rejected fenced"
+    rows = {PREPARE: DONE, COMPENSATE: DONE, EXECUTE: REPORTED}
+    assert say(judge(ask(EXECUTE, two_phase=True), rows)) == "replay reported before"
+
+
+def test_nobody_reports_before_he_has_voted() -> None:
+    """The handler's layer refuses that; settling it is our bug."""
+    for asked in (ask(PREPARE), ask(EXECUTE)):
+        with pytest.raises(AssertionError):
+            settle(asked, {}, Heuristic(committed=True, reason="no"))
+
+
 def test_the_request_hash_ignores_what_differs_between_attempts() -> None:
     """Attempt, poll, deadline, epoch and trace context may change under one key."""
     call = call_of()
@@ -239,3 +343,7 @@ def test_a_question_is_what_decides() -> None:
     """Verb, hash and whether Done was recorded."""
     call = call_of(COMPENSATE, executed=True)
     assert question_of(call) == Question(COMPENSATE, request_hash(call), executed=True)
+    commit = dataclasses.replace(call_of(EXECUTE), two_phase=True)
+    assert question_of(commit) == Question(EXECUTE, request_hash(commit), two_phase=True)
+    resolved = dataclasses.replace(commit, from_resolver=True)
+    assert question_of(resolved) == Question(EXECUTE, None, two_phase=True)

@@ -23,7 +23,7 @@ from amends.barrier.verdict import (
     judge,
     settle,
 )
-from amends.outcomes import Broken, Done, InProgress, Outcome, Rejected, Verb
+from amends.outcomes import Broken, Done, Heuristic, InProgress, Outcome, Rejected, Verb
 from amends.v1 import participant_pb2
 from amends.wire import outcome_from_wire, outcome_to_wire
 
@@ -171,6 +171,8 @@ def check(sequence: list[Attempt]) -> None:
                 assert attempt.verb not in world.done() or fenced
             case Broken(reason=reason):
                 assert reason == "broken", "without a purge or a change, no rule is broken"
+            case Heuristic():
+                raise AssertionError("nobody votes here, nor decides alone")
             case InProgress() | None:
                 continue
         check_stable(attempt.verb, heard, said, fenced=fenced)

@@ -9,7 +9,11 @@ from amends.outcomes import Call, Outcome
 
 
 class Barrier(Protocol):
-    """What stands between the wire and the handlers."""
+    """What stands between the wire and the handlers.
+
+    One with a true attribute ``completes_votes`` (see `completes_votes`) answers Execute and
+    Compensate by itself, and is given no handler for them.
+    """
 
     transaction_types: tuple[type[Any], type[Any]]
     """What `def` and `async def` handlers are given as their second argument; both are
@@ -33,3 +37,12 @@ class Barrier(Protocol):
     async def aclose(self) -> None:
         """Let the calls under way end and let go of the database."""
         ...
+
+
+def completes_votes(barrier: object) -> bool:
+    """Tell whether a barrier commits and rolls back by itself what a vote has prepared.
+
+    Such a barrier's participant has `prepare` handlers alone; Execute and Compensate of an action
+    that can be prepared are the barrier's.
+    """
+    return getattr(barrier, "completes_votes", False) is True

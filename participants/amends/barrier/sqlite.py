@@ -215,6 +215,15 @@ class SqliteBarrier:
     async def __aexit__(self, *_exception: object) -> None:
         await self.aclose()
 
+    def add_schema(self, schema: str) -> None:
+        """Have SQL run at each opening, after `schema`; for what comes with tables of its own.
+
+        The same text again changes nothing. Raises `RuntimeError` if the barrier is open.
+        """
+        if self._writer is not None:
+            raise RuntimeError(f"the barrier on {self._name} is open: it takes no further schema")
+        self._database.add_schema(schema)
+
     async def open(self) -> None:
         """Open the database and make the barrier's table and yours. Raises `BarrierError`.
 

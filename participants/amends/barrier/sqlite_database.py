@@ -147,6 +147,11 @@ class Database:
         self.reply_bytes = 0
         """Size of the replies that the open transaction will store."""
 
+    def add_schema(self, schema: str) -> None:
+        """Run more SQL at each opening, after what there is; nothing if it is there already."""
+        if schema not in self._schema:
+            self._schema = f"{self._schema.rstrip().rstrip(';')};\n{schema}"
+
     # ------------------------------------------------------------------------------- a call
 
     def begin(self, calls: Sequence[Call]) -> None:

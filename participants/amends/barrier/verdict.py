@@ -9,6 +9,7 @@ verb of a life. A row is written once, in the transaction that holds the effect,
 - ``DONE``: the verb's effect, this row and the reply were committed together.
 - ``REJECTED``: the verb was refused; it has no effect, and the refusal is stored.
 - ``FENCED``: Compensate was here first and took the place, so that the verb can never run.
+- ``HEURISTIC``: the participant decided alone, and said so to this verb; the report is stored.
 
 Who inserts a row has decided the matter; everybody later only reads it.
 
@@ -22,11 +23,16 @@ Rules, in the order in which they are tried:
    database's writer busy, or its lock is not free): `InProgress`. Nothing was read, so nothing else
    can be said.
 2. The verb's row is there and is from another request: ``Broken("request_changed")``. One key, two
-   meanings: no reply can be true for both.
+   meanings: no reply can be true for both. A row without a hash was written by the participant's
+   own resolver, which knows the decision and not the request; it is true for any. The resolver's
+   calls have no hash either, and take any row for theirs.
 3. Compensate:
 
    a. Its own row is there: the stored reply.
-   b. A forward row (Execute or Prepare) is done: run, once.
+   b. A forward row (Execute or Prepare) is done: run, once. But in a two-phase commit an Execute
+      row that is done is a commit: ``Heuristic(committed, "committed")``, nothing is run. Runtimes
+      send both only if one was restored from a backup and nobody noticed; to say `Done` would hide
+      that.
    c. A forward row is there and none is done: `Done`, nothing is run.
    d. No forward row, and the runtime says that it recorded `Done`: ``Broken("barrier_lost")``. The
       database was purged, restored or exchanged; to say `Done` would lose the effect silently.
@@ -37,12 +43,19 @@ Rules, in the order in which they are tried:
 
 4. Execute and Prepare:
 
-   a. The verb's row is rejected: the stored reply.
+   a. The verb's row is rejected or heuristic: the stored reply.
    b. Compensate was here (its row, or a fence): ``Rejected("fenced")``. This goes for a done row,
       too: what it did is undone, and a runtime that was restored from a backup and asks again must
       turn back rather than go on.
    c. The verb's row is done: the stored reply.
-   d. No row: run.
+   d. No row, and it is Execute of a two-phase commit, and Prepare's row is not there or not done:
+      ``Broken("vote_lost")``. Somebody else's vote cannot be kept, and none must be made up.
+   e. No row: run.
+
+A `Heuristic` report settles its verb as a refusal does: what the handler wrote is rolled back, and
+the report is stored in the verb's row, for Compensate together with the fence. It tells what was
+done elsewhere and has no effect of its own; and an answer that ends a saga ``MIXED`` must be the
+same when it is asked for again.
 """
 
 from __future__ import annotations
@@ -53,7 +66,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
+from amends.outcomes import Broken, Call, Done, Heuristic, InProgress, Outcome, Rejected, Verb
 
 POLL_AFTER_S: Final = 0.1
 """When a call that finds its step held is to be asked again: longer than a transaction takes."""
@@ -71,11 +84,13 @@ class RowState(enum.StrEnum):
     """Refused: no effect."""
     FENCED = "fenced"
     """Compensate came first: the verb never runs."""
+    HEURISTIC = "heuristic"
+    """Decided alone; the reply says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the barrier; a fence has neither hash nor reply."""
+    """One row of the barrier; a fence has neither hash nor reply, a resolver's row no hash."""
 
     state: RowState
     request_hash: bytes | None = None
@@ -91,9 +106,13 @@ class Question:
     """The part of a call that decides."""
 
     verb: Verb
-    request_hash: bytes
+    request_hash: bytes | None
+    """None for what the participant's own resolver asks."""
     executed: bool = False
-    """Compensate only: the runtime has recorded `Done` for this step."""
+    """Compensate only: the runtime has recorded `Done` for this step; in a two-phase commit: the
+    yes vote."""
+    two_phase: bool = False
+    """The call belongs to a two-phase commit. Of no account in Prepare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +161,7 @@ def judge(question: Question, rows: Rows | None) -> Verdict:
     if rows is None:
         return Answer(InProgress(POLL_AFTER_S))
     own = rows.get(question.verb)
-    if own is not None and own.request_hash not in (None, question.request_hash):
+    if own is not None and _is_of_another(question, own):
         return Answer(
             Broken(
                 "request_changed",
@@ -155,9 +174,22 @@ def judge(question: Question, rows: Rows | None) -> Verdict:
     return _judge_forward(question, own, rows)
 
 
+def _is_of_another(question: Question, own: Row) -> bool:
+    hashes = own.request_hash, question.request_hash
+    return None not in hashes and own.request_hash != question.request_hash
+
+
 def _judge_compensate(question: Question, own: Row | None, rows: Rows) -> Verdict:
     if own is not None:
         return _replay(own)
+    if question.two_phase and _is_done(rows, Verb.EXECUTE):
+        return Answer(
+            Heuristic(
+                committed=True,
+                reason="committed",
+                message="this branch was committed before, and is now asked to roll back",
+            )
+        )
     forward = [rows[verb].state for verb in FORWARD if verb in rows]
     if RowState.DONE in forward:
         return Run()
@@ -174,7 +206,7 @@ def _judge_compensate(question: Question, own: Row | None, rows: Rows) -> Verdic
 
 
 def _judge_forward(question: Question, own: Row | None, rows: Rows) -> Verdict:
-    if own is not None and own.state is RowState.REJECTED:
+    if own is not None and own.state in (RowState.REJECTED, RowState.HEURISTIC):
         return _replay(own)
     fenced = Verb.COMPENSATE in rows or any(row.state is RowState.FENCED for row in rows.values())
     if fenced:
@@ -183,7 +215,19 @@ def _judge_forward(question: Question, own: Row | None, rows: Rows) -> Verdict:
         )
     if own is not None:
         return _replay(own)
+    if question.verb is Verb.EXECUTE and question.two_phase and not _is_done(rows, Verb.PREPARE):
+        return Answer(
+            Broken(
+                "vote_lost",
+                "this branch is asked to commit, and the barrier has no row of a yes vote: its "
+                "database was purged, restored or exchanged. What was voted for has no effect here",
+            )
+        )
     return Run()
+
+
+def _is_done(rows: Rows, verb: Verb) -> bool:
+    return verb in rows and rows[verb].state is RowState.DONE
 
 
 def settle(question: Question, rows: Rows, outcome: Outcome) -> Settlement:
@@ -200,14 +244,26 @@ def settle(question: Question, rows: Rows, outcome: Outcome) -> Settlement:
         case Rejected():
             assert question.verb is not Verb.COMPENSATE, "a compensation cannot be refused"
             return Settlement(keeps_effect=False, writes=(Write(question.verb, RowState.REJECTED),))
+        case Heuristic():
+            assert question.two_phase, "only who has voted can decide alone"
+            return Settlement(keeps_effect=False, writes=_report(question, rows))
         case InProgress() | Broken():
             return Settlement(keeps_effect=False, writes=())
 
 
 def _compensation(rows: Rows) -> tuple[Write, ...]:
-    """Compensate's own row, and the fence in every place that is still free."""
-    fence = tuple(Write(verb, RowState.FENCED) for verb in FORWARD if verb not in rows)
-    return (*fence, Write(Verb.COMPENSATE, RowState.DONE))
+    """Give Compensate's own row, and the fence in every place that is still free."""
+    return (*_fence(rows), Write(Verb.COMPENSATE, RowState.DONE))
+
+
+def _report(question: Question, rows: Rows) -> tuple[Write, ...]:
+    """Give the row of a heuristic report; Compensate's fences, too, as it does however it ends."""
+    report = Write(question.verb, RowState.HEURISTIC)
+    return (*_fence(rows), report) if question.verb is Verb.COMPENSATE else (report,)
+
+
+def _fence(rows: Rows) -> tuple[Write, ...]:
+    return tuple(Write(verb, RowState.FENCED) for verb in FORWARD if verb not in rows)
 
 
 def _replay(row: Row) -> Replay:
@@ -217,7 +273,14 @@ def _replay(row: Row) -> Replay:
 
 def question_of(call: Call) -> Question:
     """Take the part of a call that decides."""
-    return Question(call.verb, request_hash(call), call.executed)
+    is_forward = call.verb is not Verb.COMPENSATE
+    return Question(
+        call.verb,
+        None if call.from_resolver else request_hash(call),
+        # What cannot matter is not read: every field of a call costs when it is looked at first.
+        executed=not is_forward and call.executed,
+        two_phase=call.verb is not Verb.PREPARE and call.two_phase,
+    )
 
 
 def request_hash(call: Call) -> bytes:

@@ -44,6 +44,16 @@ NULL: Final = frozenset({"~", "null", "Null", "NULL"})
 TRUE_OR_FALSE: Final = re.compile(
     "(?:true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)"
 )
+TRUTH: Final = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
+YES_OR_NO: Final[frozenset[FieldPath]] = frozenset({("ordered",)})
+"""The fields that take a truth value. Everywhere else a name is meant, and to be put in quotes."""
 INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 INFINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
@@ -266,6 +276,8 @@ class _Writer:
         if not text:
             self._ask(node, path, "has no value; leave the key out for the default, [] is no step")
         elif TRUE_OR_FALSE.fullmatch(text):
+            if path in YES_OR_NO:
+                return TRUTH.get(text, text)  # of the other words the field itself is refused
             self._ask(
                 node,
                 path,

@@ -1,0 +1,175 @@
+"""Sessions over asyncpg: for `async def` handlers, which are given an ``asyncpg.Connection``.
+
+asyncpg keeps account of the transactions that it began itself, and refuses to nest its own in
+others; so the outermost is made with ``connection.transaction()``, too, and a handler can nest its
+own in it. It prepares what it is given with values, and caches that by its text; where a table has
+changed since, the server refuses the cached statement once, asyncpg forgets it, and the next
+attempt works.
+"""
+
+# ruff: noqa: D102  # a method is documented once, at its port
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final
+
+from amends.barrier.postgres_port import (
+    APPLICATION_NAME,
+    CONNECT_TIMEOUT_S,
+    literal,
+    missing,
+    rolled_back,
+    said_in,
+    translated,
+)
+from amends.errors import BarrierError
+from amends.handler import Handler, thread_context
+from amends.outcomes import Call, Outcome
+
+if TYPE_CHECKING:
+    import asyncpg
+    from asyncpg.transaction import Transaction
+
+CLOSE_TIMEOUT_S: Final = 5.0
+"""For a word of farewell; after that the connection is dropped."""
+
+
+class AsyncpgSession:
+    """One connection of asyncpg; see `postgres_port.Session`."""
+
+    is_async = True
+
+    def __init__(self, connection: asyncpg.Connection[Any], errors: tuple[type[Exception], ...]):
+        self.connection = connection
+        self._errors = errors
+        self._transaction: Transaction | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.connection.is_closed()
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.is_usable and self.connection.is_in_transaction()
+
+    async def run(self, script: str) -> None:
+        with self._translated():
+            await self.connection.execute(script)
+
+    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._translated():
+            return [tuple(row.values()) for row in await self.connection.fetch(statement, *values)]
+
+    async def begin(self, settings: str = "") -> None:
+        self._transaction = self.connection.transaction(isolation="read_committed")
+        with self._translated():
+            await self._transaction.start()
+        if settings:
+            await self.run(settings)
+
+    async def set_savepoint(self) -> None:
+        await self.run("SAVEPOINT amends_effect")
+
+    async def keep(self) -> None:
+        await self.run("RELEASE SAVEPOINT amends_effect")
+
+    async def undo(self) -> None:
+        await self.run("ROLLBACK TO SAVEPOINT amends_effect; RELEASE SAVEPOINT amends_effect")
+
+    async def commit(self) -> None:
+        # What asyncpg hides is the server's word ROLLBACK for a transaction that had failed. There
+        # is none: the statement before has worked, and asyncpg lets no other begin while we wait.
+        transaction, self._transaction = self._transaction, None
+        assert transaction is not None
+        with self._translated(commits="COMMIT"):
+            await transaction.commit()
+
+    async def prepare(self, global_id: str) -> None:
+        with self._translated(commits="PREPARE TRANSACTION"):
+            said = await self.connection.execute(f"PREPARE TRANSACTION {literal(global_id)}")
+        # asyncpg does not know that its transaction has ended; this tells it, and changes nothing.
+        await self.roll_back()
+        if said != "PREPARE TRANSACTION":
+            raise rolled_back("PREPARE TRANSACTION")
+
+    async def roll_back(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        with self._translated(ends=True):
+            if transaction is not None:
+                await transaction.rollback()
+            if self.in_transaction:
+                await self.connection.execute("ROLLBACK")
+
+    async def answer(self, handler: Handler, call: Call) -> Outcome:
+        if handler.is_async:
+            return await handler.answer_async(call, self.connection)
+        # It takes the call alone: `serve` has seen to that.
+        context = thread_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            None, context.run, handler.answer, call, None
+        )
+
+    async def in_own_way(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        return await work(self.connection)
+
+    def discard(self) -> None:
+        self.connection.terminate()
+
+    async def aclose(self) -> None:
+        try:
+            await self.connection.close(timeout=CLOSE_TIMEOUT_S)
+        except self._errors:
+            self.connection.terminate()
+
+    def _translated(
+        self, *, commits: str = "", ends: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        return translated(self, self._errors, commits=commits, ends=ends)
+
+
+class AsyncpgSessions:
+    """Opens connections with asyncpg, from a DSN or with an author's own function."""
+
+    def __init__(self, dsn_or_connect: str | Callable[[], Awaitable[Any]]) -> None:
+        self._dsn_or_connect = dsn_or_connect
+
+    @property
+    def transaction_types(self) -> tuple[type[Any], type[Any]]:
+        return NoneType, _driver().Connection
+
+    async def connect(self, *, is_async: bool) -> AsyncpgSession:
+        driver = _driver()
+        # Its own mistakes of use are no PostgresError, and a broken one is no OSError.
+        errors = (
+            OSError,
+            TimeoutError,
+            driver.PostgresError,
+            driver.InterfaceError,
+            driver.InternalClientError,  # a connection that ends between two of its states
+        )
+        try:
+            connection = await self._connect(driver)
+        except (ValueError, *errors) as error:
+            raise BarrierError(f"PostgreSQL cannot be reached: {said_in(error)}") from error
+        return AsyncpgSession(connection, errors)
+
+    async def _connect(self, driver: Any) -> Any:
+        if callable(self._dsn_or_connect):
+            return await self._dsn_or_connect()
+        return await driver.connect(
+            self._dsn_or_connect,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={"application_name": APPLICATION_NAME},
+        )
+
+
+def _driver() -> Any:
+    try:
+        import asyncpg  # noqa: PLC0415  # only participants that use it need it
+    except ImportError as error:
+        raise missing("asyncpg", "postgres") from error
+    return asyncpg

@@ -1,0 +1,260 @@
+"""The port between what keeps rows in PostgreSQL and the drivers that reach it.
+
+A `Session` is one connection with at most one transaction; `Sessions` makes them, and
+`postgres_pool.py` keeps and lends them. Behind it lie `postgres_asyncpg.py` and
+`postgres_psycopg.py`; nothing above it knows which. What every session holds to:
+
+1. Statements are written with ``$1``, ``$2``, … and cast their values (``$1::bigint``): so one text
+   serves all drivers. Rows are tuples, whatever row factory an author has set.
+2. A statement that the server refused raises `StatementFailed`, with its SQLSTATE; the session can
+   be used again after `roll_back`. A connection that has failed raises `ConnectionLost`, and the
+   session cannot be used again.
+3. A COMMIT (or PREPARE TRANSACTION) that was sent and not answered raises `CommitUnknown`. One that
+   the server refused raises `StatementFailed`: then nothing was kept. One that the server answered
+   with ROLLBACK, because a statement before it had failed, raises `StatementFailed`, too.
+4. A method that is cancelled leaves its session in a state that only `roll_back` or `discard`
+   mends; the pool sees to that (`Pool.give_back`). So whoever holds a session gives it back however
+   its work ends. Don't cancel `commit` and `prepare`: a cancel request may end the server's wait
+   for its standbys, and it then says yes without them; `Pool.uncancelled` shields them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from amends.errors import BarrierError, CommitUnknown
+from amends.handler import Handler
+from amends.outcomes import Call, Outcome
+
+APPLICATION_NAME: Final = "amends"
+"""What ``pg_stat_activity`` shows of our connections, unless the DSN says another."""
+
+CONNECT_TIMEOUT_S: Final = 10.0
+"""As long as an attempt may take by default."""
+
+CHECK_CLIENT_EVERY_MS: Final = 2000
+"""How often the server looks, during a long statement, whether we are still there: or what a killed
+participant began would hold its locks until that statement ends."""
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
+DEADLOCK_DETECTED: Final = "40P01"
+SERIALIZATION_FAILURE: Final = "40001"
+
+HELD_UP: Final = frozenset({LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, SERIALIZATION_FAILURE})
+"""SQLSTATEs that say: somebody else was in the way, and nothing is wrong with the statement."""
+
+IN_FAILED_TRANSACTION: Final = "25P02"
+READ_ONLY_TRANSACTION: Final = "25006"
+UNDEFINED_COLUMN: Final = "42703"
+INVALID_SAVEPOINT: Final = "3B001"
+NO_ACTIVE_TRANSACTION: Final = "25P01"
+
+
+class StatementFailed(BarrierError):
+    """The server refused a statement; the transaction, if one is open, can only be rolled back."""
+
+    def __init__(self, message: str, sqlstate: str) -> None:
+        self.sqlstate = sqlstate
+        """Five letters by which PostgreSQL says what it was, for example ``23505``."""
+        super().__init__(message)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether somebody else was in the way, so that trying again later may work."""
+        return self.sqlstate in HELD_UP
+
+
+class ConnectionLost(BarrierError):
+    """The connection has failed; what was not committed is rolled back by the server."""
+
+
+class Session(Protocol):
+    """One connection, and the transaction that is open in it."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's own connection."""
+        ...
+
+    @property
+    def is_async(self) -> bool:
+        """Whether `async def` handlers can use its connection; else `def` handlers can."""
+        ...
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the connection is open, as far as this side knows."""
+        ...
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open, be it one that has failed; asks nobody."""
+        ...
+
+    async def run(self, script: str) -> None:
+        """Run one statement or several, without values, and drop their rows."""
+        ...
+
+    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Run one statement with values for ``$1``, …, and give all of its rows."""
+        ...
+
+    async def begin(self, settings: str = "") -> None:
+        """Open a transaction, READ COMMITTED whatever the database's default is.
+
+        `settings` are statements to run in it at once, without values.
+        """
+        ...
+
+    async def set_savepoint(self) -> None:
+        """Mark where `undo` goes back to; once in a transaction, before the handler."""
+        ...
+
+    async def keep(self) -> None:
+        """Release the savepoint: what was written since then stays in the transaction."""
+        ...
+
+    async def undo(self) -> None:
+        """Roll back to the savepoint and release it. Works in a failed transaction, too."""
+        ...
+
+    async def commit(self) -> None:
+        """Commit, right after a statement that has worked. See the rules above for its errors."""
+        ...
+
+    async def prepare(self, global_id: str) -> None:
+        """End the transaction with PREPARE TRANSACTION. Raises as `commit` does."""
+        ...
+
+    async def roll_back(self) -> None:
+        """Leave no transaction open, whatever has been begun or sent. Raises `ConnectionLost`."""
+        ...
+
+    async def answer(self, handler: Handler, call: Call) -> Outcome:
+        """Run a handler of this session's kind with the connection. Raises `HandlerFailed`."""
+        ...
+
+    async def in_own_way(self, work: Any) -> Any:
+        """Call ``work(connection)``, awaited or in the session's thread, and give what it gives."""
+        ...
+
+    def discard(self) -> None:
+        """Drop the connection at once, without a word to the server; never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection in order; never raises."""
+        ...
+
+
+class Sessions(Protocol):
+    """Opens connections of one driver."""
+
+    @property
+    def transaction_types(self) -> tuple[type[Any], type[Any]]:
+        """What `def` and `async def` handlers are given; ``NoneType`` where they can have none."""
+        ...
+
+    async def connect(self, *, is_async: bool) -> Session:
+        """Open a connection for handlers of this kind, or of the other where there is but one.
+
+        Raises `BarrierError`, which never shows a password.
+        """
+        ...
+
+
+def literal(text: str) -> str:
+    """Write a text as a literal of SQL, for statements that take no values."""
+    assert "\\" not in text, "standard_conforming_strings may be off"
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Write a name as SQL, whatever letters it has."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def sqlstate_of(error: BaseException | None) -> str:
+    """Give the SQLSTATE of a driver's error, or of its cause; empty if there is none."""
+    while error is not None:
+        state = getattr(error, "sqlstate", None)
+        if isinstance(state, str):
+            return state
+        error = error.__cause__
+    return ""
+
+
+def is_fatal(sqlstate: str) -> bool:
+    """Tell whether an error with this SQLSTATE means that the connection has ended.
+
+    Class 08 is connections, 57P01 to 57P05 are servers that shut down and sessions that were idle
+    for too long, 25P03 and 25P04 a transaction that was; after XX (corruption, internal errors)
+    nothing is to be built on the session.
+    """
+    return sqlstate[:2] in {"08", "XX"} or sqlstate[:4] == "57P0" or sqlstate in {"25P03", "25P04"}
+
+
+def missing(driver: str, extra: str) -> BarrierError:
+    """Say that a driver is not installed, and how to install it."""
+    return BarrierError(f"the driver {driver} is not installed: run pip install 'amends[{extra}]'")
+
+
+@contextmanager
+def translated(
+    session: Session,
+    kinds: tuple[type[Exception], ...],
+    *,
+    commits: str = "",
+    ends: bool = False,
+) -> Iterator[None]:
+    """Turn a driver's and the system's errors, of these kinds, into ours, by the rules above.
+
+    `commits` names the command that ends the transaction, if this is one; `ends` says that the
+    session is of no use if this fails.
+    """
+    try:
+        yield
+    except kinds as error:
+        sqlstate = sqlstate_of(error)
+        is_refusal = bool(sqlstate) and not is_fatal(sqlstate)
+        if not is_refusal or ends:
+            session.discard()
+        if commits and not is_refusal:
+            raise CommitUnknown(
+                f"{commits} in PostgreSQL was not answered ({type(error).__name__}) and may have "
+                "happened all the same; the next attempt finds out"
+            ) from error
+        if ends or not session.is_usable:
+            raise ConnectionLost(
+                f"the connection to PostgreSQL has failed: {said_in(error)}"
+            ) from error
+        if commits:
+            # Without its words: a deferred constraint or trigger may quote what a handler wrote.
+            raise StatementFailed(
+                f"PostgreSQL refused {commits}, and nothing was kept: {type(error).__name__} "
+                f"{sqlstate}",
+                sqlstate,
+            ) from error
+        raise StatementFailed(
+            f"PostgreSQL refused a statement: {said_in(error)}", sqlstate
+        ) from error
+
+
+def said_in(error: BaseException) -> str:
+    """Give the type and the message of a driver's error in one line, without its details.
+
+    Details quote the values of rows.
+    """
+    diagnosis = getattr(error, "diag", None)
+    said = getattr(diagnosis, "message_primary", None) or getattr(error, "message", None)
+    return f"{type(error).__name__}: {' '.join(str(said or error).split())}"
+
+
+def rolled_back(command: str) -> StatementFailed:
+    """Say that the server rolled back when it was told to commit."""
+    return StatementFailed(
+        f"PostgreSQL answered {command} with ROLLBACK, because a statement before it had failed",
+        IN_FAILED_TRANSACTION,
+    )

@@ -1,0 +1,223 @@
+"""The barrier's tables in a PostgreSQL database, and the transactions in which they are used.
+
+What `PostgresBarrier` and `PreparedTransactions` share: they make the tables, hold a life, read and
+write its rows. Every transaction on a life goes
+
+    ``begin``  →  ``hold``  →  ``read``  →  (``set_savepoint`` → handler → ``keep`` or ``undo``)
+    →  ``write``  →  the session's ``commit`` or ``prepare``
+
+1. `hold` comes before `read`, each a statement of its own: in READ COMMITTED every statement sees
+   what was committed before *it* began, so who has the lock reads all that those before him wrote.
+2. `write` is the last statement before the end: it also sees to it that the end is durable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from amends.barrier.postgres_port import (
+    UNDEFINED_COLUMN,
+    Session,
+    StatementFailed,
+    identifier,
+)
+from amends.barrier.statements import load_statements
+from amends.barrier.verdict import Question, Row, RowState, Write
+from amends.errors import BarrierError
+from amends.outcomes import Call, Outcome, Verb
+from amends.wire import outcome_to_wire
+
+SQL: Final = load_statements("postgres.sql")
+
+CLOCK_SKEW_MS: Final = 10 * 60 * 1000
+"""How far the runtime's clock may be ahead of ours, when its word allows a purge."""
+
+OPEN_STEP_MS: Final = 60 * 1000
+"""How far a store's oldest open saga moves before it is written down: not with every call. A purge
+that knows less keeps more."""
+
+PURGE_PAGE: Final = 1000
+"""Rows that a purge reads and deletes in one transaction, so that none is long."""
+
+ROWS: Final = "amends_barrier"
+STORES: Final = "amends_barrier_stores"
+
+OPEN: Final = "open"
+"""The mark of a transaction that `begin` began."""
+
+Life: TypeAlias = tuple[str, str, str, int]
+"""Store, saga, step and round."""
+
+
+class Tables:
+    """The barrier's two tables in one schema; holds no connection. Made by `open_tables`."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        """The schema's name, unquoted."""
+        # Those with {schema} alone: the others get their numbers where they are used.
+        quoted = identifier(schema)
+        self._sql = {name: sql.replace("{schema}", quoted) for name, sql in SQL.items()}
+
+    async def hold(self, session: Session, life: Life) -> bool:
+        """Take the life's lock for the open transaction; False if somebody else has it."""
+        return await session.rows(self._sql["lock-life"], lock_of(life)) == [(True,)]
+
+    async def read(self, session: Session, life: Life) -> dict[Verb, Row]:
+        """Read a life's rows. Raises `BarrierError` if one cannot be read."""
+        try:
+            return {
+                Verb(verb): Row(RowState(state), request_hash, reply)
+                for verb, state, request_hash, reply in await session.rows(
+                    self._sql["read-rows"], *life
+                )
+            }
+        except ValueError as error:
+            raise unreadable(error) from error
+
+    async def write(
+        self,
+        session: Session,
+        call: Call,
+        question: Question,
+        writes: Iterable[Write],
+        outcome: Outcome,
+    ) -> None:
+        """Write a verdict's rows; what follows is the transaction's end, and nothing else.
+
+        Raises what an outcome raises that cannot be written down; then nothing was sent.
+        """
+        verbs, states, hashes, replies = [], [], [], []
+        for write in writes:
+            own = write.verb is question.verb
+            verbs.append(write.verb.value)
+            states.append(write.state.value)
+            hashes.append(question.request_hash if own else None)
+            replies.append(outcome_to_wire(outcome).SerializeToString() if own else None)
+        now_ms = time.time_ns() // 1_000_000
+        await session.rows(
+            self._sql["write-rows"],
+            *life_of(call),
+            now_ms,
+            verbs,
+            states,
+            hashes,
+            replies,
+            call.oldest_open_at_ms,
+            OPEN_STEP_MS,
+        )
+
+    async def purge(self, session: Session, older_than_ms: int) -> int:
+        """Delete old rows of sagas that have ended; give how many. No transaction may be open."""
+        written_before_ms = time.time_ns() // 1_000_000 - older_than_ms
+        deleted = 0
+        position: int | None = 0
+        while position is not None:
+            [(gone, read, old, last_seq)] = await session.rows(
+                self._sql["purge-page"], position, PURGE_PAGE, written_before_ms, CLOCK_SKEW_MS
+            )
+            deleted += gone
+            position = last_seq if read == PURGE_PAGE and old == read else None
+        return deleted
+
+    async def make(self, session: Session) -> None:
+        """Make the tables if they are not there, and look whether they are ours."""
+        quoted = identifier(self.schema)
+        tables = [f"{quoted}.{ROWS}", f"{quoted}.{STORES}"]
+        if await session.rows(self._sql["has-tables"], *tables) != [(True,)]:
+            await session.run(self._sql["create-table"])
+            await session.run(self._sql["create-stores-table"])
+        for check, table in ("check-table", ROWS), ("check-stores-table", STORES):
+            try:
+                await session.rows(self._sql[check])
+            except StatementFailed as error:
+                if error.sqlstate != UNDEFINED_COLUMN:
+                    raise
+                raise BarrierError(
+                    f"the database has a table {table} in schema {self.schema!r} that this "
+                    f"version of amends cannot use ({error}): it was made by another version; "
+                    "upgrade the SDK"
+                ) from error
+
+
+async def open_tables(session: Session, own_sql: str) -> Tables:
+    """Make the barrier's tables where the session's search path says, and run the author's SQL.
+
+    Raises `BarrierError`; nothing is half made. Two processes that do it at once take turns.
+    """
+    await session.begin()
+    try:
+        await session.rows(SQL["lock-opening"])
+        [(where,)] = await session.rows(SQL["current-schema"])
+        if where is None:
+            raise BarrierError(
+                "no schema of the search path exists, so there is no place for the barrier's "
+                "tables: create one, or set search_path in the DSN or for the role"
+            )
+        tables = Tables(where)
+        await tables.make(session)
+        if own_sql.strip():
+            await session.run(own_sql)
+        await session.rows(SQL["make-commit-safe"])
+        await session.commit()
+    except BaseException:
+        if session.is_usable:
+            await session.roll_back()
+        raise
+    return tables
+
+
+async def begin(session: Session, *, statement_s: float, lock_s: float, idle_s: float) -> None:
+    """Open a transaction that bounds its statements, its waits for locks and its idleness."""
+    await session.begin(
+        SQL["enter"].format(statement_ms=_ms(statement_s), lock_ms=_ms(lock_s), idle_ms=_ms(idle_s))
+    )
+
+
+async def is_ours(session: Session) -> bool:
+    """Tell whether the open transaction is the one that `begin` began, not one of a handler's.
+
+    Raises `StatementFailed` if the transaction has failed.
+    """
+    return await session.rows(SQL["read-mark"]) == [(OPEN,)]
+
+
+async def make_commit_safe(session: Session) -> None:
+    """See to it that the COMMIT that follows is durable, where no row is written."""
+    await session.rows(SQL["make-commit-safe"])
+
+
+async def is_durable(session: Session) -> bool:
+    """Tell whether the server syncs what it commits."""
+    return await session.rows(SQL["is-durable"]) == [(True,)]
+
+
+def life_of(call: Call) -> Life:
+    """Give the life that a call belongs to."""
+    return call.store_id, call.saga_id, call.step, call.round
+
+
+def lock_of(life: Life) -> int:
+    """Give the number of a life's advisory lock: 64 bits of a hash.
+
+    Two lives with one number would only take turns.
+    """
+    parts = [str(part).encode() for part in life]
+    text = b"amends life 1" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
+
+
+def unreadable(error: Exception) -> BarrierError:
+    """Say that a row of the barrier cannot be read."""
+    return BarrierError(
+        f"a row of {ROWS} cannot be read ({type(error).__name__}): it was written by another "
+        "version, or by hand"
+    )
+
+
+def _ms(seconds: float) -> int:
+    # 0 would mean: no limit.
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,118 @@
+-- The statements of reservations, for SQLite and PostgreSQL. A ? is the place of a value, whatever
+-- the driver's mark for it is. {table}, {key} and {quantity} are the author's, as quoted names.
+
+-- name: create-table-sqlite
+-- One row for each vote that is not told yet whether to commit, and what the vote promises. `pool`
+-- is the table and the column that it is about; `key` the row there, as JSON; `direction` is takes
+-- or gives; `request` an amends.v1.Call with what phase 2 may ask of the vote's request.
+CREATE TABLE IF NOT EXISTS amends_reservations (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    store_id TEXT NOT NULL,
+    saga_id TEXT NOT NULL,
+    step TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    key TEXT NOT NULL,
+    direction TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount > 0),
+    incarnation TEXT NOT NULL,
+    request BLOB NOT NULL,
+    since_ms INTEGER NOT NULL,
+    UNIQUE (store_id, saga_id, step, round)
+);
+CREATE INDEX IF NOT EXISTS amends_reservations_by_key ON amends_reservations (pool, key);
+
+-- name: create-table-postgres
+-- The same.
+CREATE TABLE IF NOT EXISTS amends_reservations (
+    seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    store_id TEXT NOT NULL,
+    saga_id TEXT NOT NULL,
+    step TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    key TEXT NOT NULL,
+    direction TEXT NOT NULL,
+    amount BIGINT NOT NULL CHECK (amount > 0),
+    incarnation TEXT NOT NULL,
+    request BYTEA NOT NULL,
+    since_ms BIGINT NOT NULL,
+    UNIQUE (store_id, saga_id, step, round)
+);
+CREATE INDEX IF NOT EXISTS amends_reservations_by_key ON amends_reservations (pool, key);
+
+-- name: check-table-sqlite
+-- Fails if the author has no such table or column, or if the holds were made by another version.
+SELECT seq, store_id, saga_id, step, round, action, pool, key, direction, amount, incarnation,
+    request, since_ms
+FROM amends_reservations LIMIT 0;
+SELECT {key}, {quantity} FROM {table} LIMIT 0;
+
+-- name: check-table-postgres
+-- The same; and if the quantity is not kept in whole numbers.
+SELECT seq, store_id, saga_id, step, round, action, pool, key, direction, amount, incarnation,
+    request, since_ms
+FROM amends_reservations LIMIT 0;
+SELECT {key}, {quantity} FROM {table} LIMIT 0;
+DO $amends$
+DECLARE kind TEXT;
+BEGIN
+    SELECT format_type(atttypid, NULL) INTO kind FROM pg_attribute
+    WHERE attrelid = to_regclass('{table}') AND attname = '{quantity_name}';
+    IF kind NOT IN ('smallint', 'integer', 'bigint') THEN
+        RAISE EXCEPTION 'reservations count in whole numbers, and {quantity_name} of {table_name} '
+            'is %: make it a bigint of the smallest unit, for example cents', kind;
+    END IF;
+END
+$amends$;
+
+-- name: read-row-sqlite
+-- The author's row, what kind of number its quantity is, and how transactions are kept apart.
+SELECT {key}, {quantity}, typeof({quantity}), 'serializable' FROM {table} WHERE {key} = ? LIMIT 2
+
+-- name: read-row-postgres
+-- The same; {lock} is FOR UPDATE, so that nobody changes it and no hold on it is made meanwhile.
+SELECT {key}, {quantity}, pg_typeof({quantity})::text, current_setting('transaction_isolation')
+FROM {table} WHERE {key} = ? LIMIT 2 {lock}
+
+-- name: set-lock-timeout
+-- PostgreSQL: how long this transaction's statements wait for a lock.
+SELECT set_config('lock_timeout', ?, true)
+
+-- name: sum-held
+-- What is held on one row.
+SELECT COALESCE(SUM(amount), 0) FROM amends_reservations
+WHERE pool = ? AND key = ? AND direction = ?
+
+-- name: write-hold
+-- One vote.
+INSERT INTO amends_reservations
+    (store_id, saga_id, step, round, action, pool, key, direction, amount, incarnation, request,
+    since_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: read-hold
+-- What one vote has promised.
+SELECT pool, key, direction, amount FROM amends_reservations
+WHERE store_id = ? AND saga_id = ? AND step = ? AND round = ?
+
+-- name: delete-hold
+-- The vote is told.
+DELETE FROM amends_reservations WHERE store_id = ? AND saga_id = ? AND step = ? AND round = ?
+
+-- name: move-quantity
+-- What was promised happens; the first value is negative for what is taken.
+UPDATE {table} SET {quantity} = {quantity} + ? WHERE {key} = ?
+
+-- name: list-old
+-- A page of the votes of one pool that are old and not told.
+SELECT seq, store_id, incarnation, saga_id, step, round, since_ms, action, direction
+FROM amends_reservations
+WHERE pool = ? AND since_ms <= ? AND seq > ? ORDER BY seq LIMIT ?
+
+-- name: read-request
+-- What was asked in one vote.
+SELECT request FROM amends_reservations
+WHERE store_id = ? AND saga_id = ? AND step = ? AND round = ?

@@ -1,0 +1,540 @@
+"""What is PostgreSQL's own in its barrier: misuse of the transaction, locks, time-outs, opening."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import grpc
+import psycopg
+import pytest
+
+from amends import (
+    BarrierError,
+    Call,
+    Done,
+    InProgress,
+    InvalidParticipant,
+    Participant,
+    PostgresBarrier,
+    Rejected,
+    TransactionMisused,
+    Verb,
+)
+from amends.barrier.postgres import Driver
+from tests.participants.asking import call_message, call_of
+from tests.participants.gate import Gate
+from tests.participants.postgres_ledger import KINDS, Kind, PostgresLedger
+from tests.postgres import Postgres
+
+EXECUTE = Verb.EXECUTE
+DRIVERS: list[Driver] = ["asyncpg", "psycopg"]
+
+
+@pytest.fixture(params=KINDS)
+def ledger(request: pytest.FixtureRequest, postgres: Postgres) -> PostgresLedger:
+    """Give the ledger with each kind of connection."""
+    return PostgresLedger(postgres, request.param)
+
+
+def agree(call: Call) -> None:
+    """Say Done."""
+
+
+def sending(
+    ledger: PostgresLedger,
+    *statements: str,
+    swallows: bool = False,
+    then: Callable[[Call], object] = agree,
+) -> None:
+    """Register the action ``send``, whose handler sends statements with the driver's connection."""
+
+    async def send_async(call: Call, connection: Any) -> object:
+        for statement in statements:
+            try:
+                await connection.execute(statement)
+            except (asyncpg.PostgresError, psycopg.Error):
+                if not swallows:
+                    raise
+        return then(call)
+
+    def send(call: Call, connection: psycopg.Connection) -> object:
+        for statement in statements:
+            try:
+                connection.execute(statement)
+            except psycopg.Error:
+                if not swallows:
+                    raise
+        return then(call)
+
+    handler: Any = send if ledger.kind == "psycopg in threads" else send_async
+    ledger.participant.execute("send", compensatable=False)(handler)
+
+
+INSERT = "INSERT INTO ledger (saga_id, entry, amount) VALUES ('order-1', 'send', 5)"
+SEND = call_message(EXECUTE, action="send")
+
+
+def refuse(call: Call) -> None:
+    """Refuse."""
+    raise Rejected("card_declined")
+
+
+def fail(call: Call) -> None:
+    """Fail."""
+    raise LookupError
+
+
+# ------------------------------------------------------------------- what handlers do with it
+
+
+@pytest.mark.parametrize(
+    ("ending", "then"),
+    [
+        ("COMMIT", agree),
+        ("COMMIT", refuse),
+        ("COMMIT", fail),
+        ("COMMIT; BEGIN", agree),
+        ("COMMIT; BEGIN", refuse),
+        ("COMMIT; BEGIN", fail),
+        ("ROLLBACK", agree),
+        ("ROLLBACK AND CHAIN", agree),
+    ],
+)
+async def test_a_handler_that_ends_its_transaction_is_found_out(
+    postgres: Postgres, ending: str, then: Callable[[Call], object]
+) -> None:
+    """Whatever it says: the step is broken, so that nobody repeats what may be committed."""
+    ledger = PostgresLedger(postgres, "asyncpg")
+    sending(ledger, INSERT, ending, then=then)
+    async with ledger.served() as asker:
+        assert await asker.say(SEND) == "broken transaction_ended"
+        assert await asker.say(call_message(EXECUTE, saga_id="next")) == "done"
+    assert ledger.rows() == []
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg in threads"])
+async def test_the_same_over_psycopg(postgres: Postgres, kind: Kind) -> None:
+    """Its own account of transactions is right again for the next call."""
+    ledger = PostgresLedger(postgres, kind, max_connections=1)
+    sending(ledger, INSERT, "COMMIT; BEGIN")
+    async with ledger.served() as asker:
+        assert await asker.say(SEND) == "broken transaction_ended"
+        assert await asker.say(call_message(EXECUTE, saga_id="next")) == "done"
+    assert ledger.rows() == []
+
+
+@pytest.mark.parametrize("method", ["commit", "rollback"])
+async def test_psycopgs_own_commit_is_refused(postgres: Postgres, method: str) -> None:
+    """Before anything is committed: what so many write at the end of a function does no harm."""
+    ledger = PostgresLedger(postgres, "psycopg in threads")
+
+    @ledger.participant.execute("send", compensatable=False)
+    def send(call: Call, connection: psycopg.Connection) -> None:
+        connection.execute(INSERT)
+        getattr(connection, method)()
+
+    async with ledger.served() as asker:
+        code, details = await asker.status(SEND)
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "ProgrammingError" in details
+        assert await asker.say(call_message(EXECUTE)) == "done"
+    assert ledger.entries() == [("charge", 5)]
+
+
+async def test_nothing_is_kept_of_a_transaction_that_failed(ledger: PostgresLedger) -> None:
+    """A handler that swallows an error is told; a refusal after one is a refusal."""
+    sending(ledger, INSERT, "SELECT 1/0", swallows=True)
+    async with ledger.served() as asker:
+        code, details = await asker.status(SEND)
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "a statement of the handler failed, and it went on regardless" in details
+        assert ledger.rows() == []
+    refusing = ledger.reborn()
+    sending(refusing, INSERT, "SELECT 1/0", swallows=True, then=refuse)
+    async with refusing.served() as asker:
+        assert await asker.say(SEND) == "rejected card_declined"
+    assert ledger.entries() == []
+    assert ledger.rows() == [("execute", "rejected")]
+
+
+@pytest.mark.parametrize(
+    "statement", ["RELEASE amends_effect", "SAVEPOINT x; RELEASE amends_effect"]
+)
+async def test_our_savepoint_is_not_theirs(ledger: PostgresLedger, statement: str) -> None:
+    """Without it a refusal could not be told from an effect: nothing of such a handler is kept."""
+    sending(ledger, INSERT, statement)
+    async with ledger.served() as asker:
+        code, details = await asker.status(SEND)
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "the savepoint amends_effect" in details
+        assert await asker.say(call_message(EXECUTE, saga_id="next")) == "done"
+    assert ledger.entries() == []
+    assert ledger.rows() == []
+
+
+async def test_transactions_of_their_own_nest(ledger: PostgresLedger) -> None:
+    """With each driver's ``transaction()``: what fails in it is undone, and the rest is kept."""
+
+    async def nest(call: Call, connection: Any) -> None:
+        await connection.execute(INSERT)
+        try:
+            async with connection.transaction():
+                await connection.execute(INSERT)
+                await connection.execute("SELECT 1/0")
+        except (asyncpg.DivisionByZeroError, psycopg.errors.DivisionByZero):
+            pass
+
+    def nest_in_thread(call: Call, connection: psycopg.Connection) -> None:
+        connection.execute(INSERT)
+        try:
+            with connection.transaction():
+                connection.execute(INSERT)
+                connection.execute("SELECT 1/0")
+        except psycopg.errors.DivisionByZero:
+            pass
+
+    handler: Any = nest_in_thread if ledger.kind == "psycopg in threads" else nest
+    ledger.participant.execute("nest", compensatable=False)(handler)
+    async with ledger.served() as asker:
+        call = call_message(EXECUTE, action="nest")
+        assert await asker.say(call) == "done"
+    assert ledger.entries() == [("send", 5)]
+
+
+async def test_the_database_cannot_weaken_the_transaction(postgres: Postgres) -> None:
+    """Its defaults may be laxer or stricter: READ COMMITTED, synced, and no time-out for COMMIT."""
+    postgres.execute("CREATE TABLE seen (name text, value text)")
+    postgres.execute(
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen "
+        "SELECT s, current_setting(s) FROM unnest(array['transaction_isolation', "
+        "'synchronous_commit', 'statement_timeout']) s; RETURN NULL; END $$"
+    )
+    postgres.execute("ALTER DATABASE tests SET synchronous_commit = off")
+    postgres.execute("ALTER DATABASE tests SET default_transaction_isolation = 'serializable'")
+    ledger = PostgresLedger(postgres, "psycopg")
+    async with ledger.served() as asker:
+        postgres.execute(
+            "CREATE CONSTRAINT TRIGGER see AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION see()"
+        )
+        assert await asker.say(call_message(EXECUTE)) == "done"
+    assert dict(postgres.execute("SELECT name, value FROM seen")) == {
+        "transaction_isolation": "read committed",
+        "synchronous_commit": "on",
+        "statement_timeout": "0",
+    }
+
+
+async def test_a_refused_commit_keeps_nothing_and_quotes_nothing(ledger: PostgresLedger) -> None:
+    """A deferred constraint strikes at COMMIT: an error, and the next attempt runs anew."""
+    async with ledger.served() as asker:
+        ledger.database.execute(
+            "ALTER TABLE ledger ADD CONSTRAINT once UNIQUE (saga_id) DEFERRABLE INITIALLY DEFERRED"
+        )
+        ledger.database.execute("INSERT INTO ledger (saga_id) VALUES ('order-1')")
+        code, details = await asker.status(call_message(EXECUTE))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "PostgreSQL refused COMMIT, and nothing was kept: UniqueViolation" in details
+        assert "order-1" not in details
+        ledger.database.execute("DELETE FROM ledger")
+        assert await asker.say(call_message(EXECUTE, attempt=2)) == "done"
+    assert ledger.entries() == [("charge", 5)]
+
+
+# --------------------------------------------------------------------- who is in whose way
+
+
+async def test_who_waits_for_a_lock_for_long_is_asked_again(ledger: PostgresLedger) -> None:
+    """Another transaction holds a row: nothing is kept, and asking again costs no retry."""
+    ledger = PostgresLedger(ledger.database, ledger.kind, busy_timeout_s=0.05)
+    sending(ledger, INSERT, "UPDATE ledger SET amount = 7 WHERE saga_id = 'account'")
+    async with ledger.served() as asker:
+        ledger.database.execute("INSERT INTO ledger (saga_id, amount) VALUES ('account', 1)")
+        with psycopg.connect(ledger.database.dsn) as other:
+            other.execute("SELECT FROM ledger WHERE saga_id = 'account' FOR UPDATE")
+            assert await asker.say(SEND) == "in_progress"
+            assert ledger.rows() == []
+        assert await asker.say(SEND) == "done"
+    assert ledger.entries() == [("send", 5)]
+
+
+async def test_lives_go_on_side_by_side_and_one_life_does_not(postgres: Postgres) -> None:
+    """While one waits another commits; of one life the second is told to ask again."""
+    ledger = PostgresLedger(postgres, "asyncpg")
+    gate = Gate()
+
+    @ledger.participant.execute("wait", compensatable=False)
+    async def wait(call: Call, connection: asyncpg.Connection[Any]) -> None:
+        await connection.execute(INSERT)
+        await gate.pass_in_loop()
+
+    elsewhere = ledger.reborn()
+    async with ledger.served() as asker, elsewhere.served() as other:
+        waiting = asyncio.ensure_future(asker.say(call_message(EXECUTE, action="wait")))
+        await gate.reached.wait()
+        for one in (asker, other):
+            assert await one.say(call_message(EXECUTE)) == "in_progress"
+            assert await one.say(call_message(Verb.COMPENSATE)) == "in_progress"
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "done"
+        assert await other.say(call_message(EXECUTE, saga_id="a third")) == "done"
+        gate.open()
+        assert await waiting == "done"
+    assert ledger.entries() == [("send", 5)]
+
+
+async def test_who_finds_no_connection_is_asked_again(postgres: Postgres) -> None:
+    """All are lent for longer than a call waits: it has not run."""
+    ledger = PostgresLedger(postgres, "asyncpg", max_connections=1, busy_timeout_s=0.05)
+    gate = Gate()
+
+    @ledger.participant.execute("wait", compensatable=False)
+    async def wait(call: Call) -> None:
+        await gate.pass_in_loop()
+
+    async with ledger.served() as asker:
+        waiting = asyncio.ensure_future(asker.say(call_message(EXECUTE, action="wait")))
+        await gate.reached.wait()
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "in_progress"
+        gate.open()
+        assert await waiting == "done"
+        assert await asker.say(call_message(EXECUTE, saga_id="another")) == "done"
+    assert ledger.ran == ["execute"]
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_a_cancelled_call_is_rolled_back(postgres: Postgres, kind: Kind) -> None:
+    """In the handler, with a statement under way; its connection serves the next call."""
+    ledger = PostgresLedger(postgres, kind, max_connections=1)
+    sending(ledger, INSERT, "SELECT pg_sleep(60)")
+    handlers = ledger.participant.handlers()
+    async with ledger.barrier as barrier:
+        call = call_of(EXECUTE, action="send")
+        running = asyncio.ensure_future(barrier.run(call, handlers["send", EXECUTE]))
+        under_way = (
+            "SELECT 1 FROM pg_stat_activity "
+            "WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+        )
+        while not postgres.execute(under_way):  # noqa: ASYNC110  # the server sets no event
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        outcome = await barrier.run(call_of(EXECUTE), handlers["charge", EXECUTE])
+    assert isinstance(outcome, Done)
+    assert ledger.entries() == [("charge", 5)]
+
+
+async def test_a_call_cancelled_anywhere_has_its_effect_once_or_not_at_all(
+    ledger: PostgresLedger,
+) -> None:
+    """After every number of steps of the event loop; no connection is lost for it."""
+    ledger = PostgresLedger(ledger.database, ledger.kind, max_connections=2)
+    handler = ledger.participant.handlers()["charge", EXECUTE]
+    async with ledger.barrier as barrier:
+        for steps in range(0, 60, 3):
+            call = call_of(EXECUTE, saga_id=f"saga-{steps}")
+            running = asyncio.ensure_future(barrier.run(call, handler))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait([running])
+        for steps in range(0, 60, 3):
+            call = call_of(EXECUTE, saga_id=f"saga-{steps}")
+            outcome = await barrier.run(call, handler)
+            while isinstance(outcome, InProgress):  # as the runtime asks
+                await asyncio.sleep(outcome.after_s)
+                outcome = await barrier.run(call, handler)
+            assert isinstance(outcome, Done)
+            assert ledger.entries(f"saga-{steps}") == [("charge", 5)]
+
+
+async def test_a_handler_that_takes_too_long_loses_its_transaction(postgres: Postgres) -> None:
+    """One that awaits is cancelled, and one in a thread ends with an error of the server's."""
+    kinds: list[Kind] = ["asyncpg", "psycopg in threads"]
+    for kind in kinds:
+        ledger = PostgresLedger(postgres, kind, max_hold_s=0.1)
+        sending(ledger, INSERT, "SELECT pg_sleep(60)")
+        async with ledger.served() as asker:
+            code, details = await asker.status(SEND)
+            assert code is grpc.StatusCode.UNKNOWN
+            assert "held its transaction for more than 0.1 s" in details or "Canceled" in details
+        assert ledger.entries() == []
+
+
+async def test_a_write_of_ones_own(ledger: PostgresLedger) -> None:
+    """`write` commits what returns and keeps nothing of what raises or ends its transaction."""
+
+    def writer(*statements: str, error: type[Exception] | None = None) -> Any:
+        async def write_async(connection: Any) -> str:
+            for statement in statements:
+                await connection.execute(statement)
+            if error is not None:
+                raise error
+            return "written"
+
+        def write(connection: psycopg.Connection) -> str:
+            for statement in statements:
+                connection.execute(statement)
+            if error is not None:
+                raise error
+            return "written"
+
+        return write if ledger.kind == "psycopg in threads" else write_async
+
+    async with ledger.barrier as barrier:
+        assert await barrier.write(writer(INSERT)) == "written"
+        with pytest.raises(LookupError):
+            await barrier.write(writer(INSERT, error=LookupError))
+        with pytest.raises(TransactionMisused, match="ended its transaction"):
+            await barrier.write(writer("ROLLBACK"))
+        assert await barrier.write(writer(INSERT)) == "written"
+    assert ledger.entries() == [("send", 5)] * 2
+
+
+# --------------------------------------------------------------------------------- opening
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_many_processes_may_open_an_empty_database_at_once(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """CREATE TABLE IF NOT EXISTS of two sessions would fail in one; here they take turns."""
+    barriers = [
+        PostgresBarrier(
+            postgres.dsn, driver=driver, schema="CREATE TABLE IF NOT EXISTS mine (n int)"
+        )
+        for _ in range(6)
+    ]
+    await asyncio.gather(*(barrier.open() for barrier in barriers))
+    await asyncio.gather(*(barrier.aclose() for barrier in barriers))
+    assert postgres.execute("SELECT count(*) FROM mine") == [(0,)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_tables_lie_where_the_search_path_says(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """And are found there, even if a handler leaves its session with another path."""
+    postgres.execute("CREATE SCHEMA shop")
+    postgres.execute("ALTER DATABASE tests SET search_path = shop")
+    kind: Kind = driver
+    ledger = PostgresLedger(postgres, kind, max_connections=1)
+    sending(ledger, "SET search_path = public")
+    async with ledger.served() as asker:
+        assert await asker.say(SEND) == "done"
+        assert await asker.say(SEND) == "done"
+    assert postgres.execute("SELECT count(*) FROM shop.amends_barrier") == [(1,)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_what_cannot_be_opened_is_one_line_without_a_password(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """Where and why; the DSN's password is nobody's business."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        wrong = {
+            "away": re.sub(r":\d+/", f":{nobody.getsockname()[1]}/", postgres.dsn),
+            "password": re.sub(r":[^:@]*@", ":wrong-secret@", postgres.dsn),
+            "database": postgres.server.dsn_of("nowhere"),
+        }
+        for dsn in wrong.values():
+            with pytest.raises(BarrierError, match="cannot be used as a barrier") as caught:
+                await PostgresBarrier(dsn, driver=driver).open()
+            said = str(caught.value)
+            assert "PostgreSQL at 127.0.0.1:" in said
+            assert "\n" not in said
+            assert "secret" not in said
+            assert dsn.split(":")[2].partition("@")[0] not in said
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_schema_that_fails_and_a_foreign_table_are_told(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """The author's SQL error comes with the database's name; nothing is half made."""
+    with pytest.raises(BarrierError, match="syntax error"):
+        await PostgresBarrier(postgres.dsn, driver=driver, schema="CREATE TABEL x (y)").open()
+    assert postgres.execute("SELECT to_regclass('amends_barrier')") == [(None,)]
+    postgres.execute("CREATE TABLE amends_barrier (something text)")
+    with pytest.raises(BarrierError, match="made by another version"):
+        await PostgresBarrier(postgres.dsn, driver=driver).open()
+
+
+async def test_connections_of_the_authors_own(postgres: Postgres) -> None:
+    """A function instead of a DSN; what it sets up is there in the handler."""
+
+    async def by_asyncpg() -> Any:
+        return await asyncpg.connect(postgres.dsn, server_settings={"application_name": "mine"})
+
+    async def by_psycopg() -> Any:
+        return await psycopg.AsyncConnection.connect(
+            postgres.dsn, application_name="mine", row_factory=psycopg.rows.dict_row
+        )
+
+    def in_threads() -> Any:
+        return psycopg.connect(
+            postgres.dsn, application_name="mine", row_factory=psycopg.rows.dict_row
+        )
+
+    for kind, connect in zip(KINDS, (by_asyncpg, by_psycopg, in_threads), strict=True):
+        ledger = PostgresLedger(postgres, kind)
+        ledger.barrier = PostgresBarrier(
+            connect, driver="asyncpg" if kind == "asyncpg" else "psycopg", schema=""
+        )
+        ledger.participant.barrier = ledger.barrier
+        postgres.execute("CREATE TABLE IF NOT EXISTS ledger (saga_id text)")
+        sending(ledger, "INSERT INTO ledger VALUES (current_setting('application_name'))")
+        async with ledger.served() as asker:
+            call = call_message(EXECUTE, action="send", saga_id=kind)
+            assert await asker.say(call) == "done"
+            assert await asker.say(call) == "done"
+    assert postgres.execute("SELECT saga_id FROM ledger") == [("mine",)] * 3
+
+
+def test_a_def_handler_cannot_have_asyncpgs_connection() -> None:
+    """It could not await: told before anything is served, with file and line."""
+    participant = Participant("payments", barrier=PostgresBarrier("postgresql://127.0.0.1/x"))
+
+    @participant.execute("charge", compensatable=False)
+    def charge(call: Call, connection: asyncpg.Connection[Any]) -> None: ...
+
+    with pytest.raises(InvalidParticipant) as caught:
+        participant.handlers()
+    [problem] = caught.value.problems
+    line = inspect.getsourcelines(charge)[1]
+    assert f"{__file__}:{line}: execute 'charge' is def and takes a transaction" in problem
+    assert "async def" in problem
+
+
+@pytest.mark.parametrize(("driver", "extra"), [("asyncpg", "postgres"), ("psycopg", "psycopg")])
+def test_a_driver_that_is_missing_is_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, extra: str
+) -> None:
+    """Instead of an ImportError from deep inside."""
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(BarrierError, match=re.escape(f"pip install 'amends[{extra}]'")):
+        PostgresBarrier("postgresql://127.0.0.1/x", driver=driver)
+
+
+def test_a_barrier_that_makes_no_sense_is_refused() -> None:
+    """At once, and not with the first call."""
+    with pytest.raises(ValueError, match="there are 'asyncpg' and 'psycopg'"):
+        PostgresBarrier("postgresql://127.0.0.1/x", driver="pg8000")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a call needs one"):
+        PostgresBarrier("postgresql://127.0.0.1/x", max_connections=0)
+
+
+def test_the_sdk_is_imported_without_a_driver() -> None:
+    """Whoever does not use PostgreSQL needs none."""
+    code = "import sys, amends; print([m for m in ('asyncpg', 'psycopg') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "[]"
