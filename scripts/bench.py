@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `scripts` is 
 
 from scripts import bench_micro, bench_naive, bench_parts, bench_telemetry
 from scripts.bench_interrupt import interruptible
-from scripts.bench_options import MOST_AT_ONCE, MOST_ROUNDS, output_file, seconds, whole
+from scripts.bench_options import MOST_AT_ONCE, MOST_ROUNDS, add_output, seconds, whole
 from scripts.bench_participant import PLANTS
 
 USED: Final = {
@@ -110,12 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="sagas at once, each by itself; default 100 300 1000",
     )
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        default=Path("build/bench.json"),
-        help="where the figures go, as JSON; its folder is made; default %(default)s",
-    )
+    add_output(parser, Path("build/bench.json"))
     parser.add_argument(
         "--profile", type=Path, help="write a cProfile of the runtime there; default: none"
     )

@@ -66,7 +66,7 @@ from amends_runtime.telemetry.observers import HistoryLog, Observers
 from amends_runtime.telemetry.spans import Span
 from amends_runtime.telemetry.traces import Traces
 from scripts.bench_interrupt import interruptible
-from scripts.bench_options import MOST_ROUNDS, output_file, whole
+from scripts.bench_options import MOST_ROUNDS, add_output, whole
 
 __all__ = ["Figure", "Memory", "measure", "measure_memory"]
 
@@ -481,12 +481,7 @@ def run(output: Path, rounds: int) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        default=Path("build/bench_core.json"),
-        help="where the figures go, as JSON; its folder is made; default %(default)s",
-    )
+    add_output(parser, Path("build/bench_core.json"))
     parser.add_argument(
         "--rounds",
         type=whole(2, MOST_ROUNDS),

@@ -1,7 +1,7 @@
-"""Numbers on the benchmarks' command lines: what is beyond its bounds is a usage error.
+"""Options of the benchmarks' command lines: what is beyond its bounds is a usage error.
 
-What these make is given to argparse as the `type` of an option. argparse names the option, these
-say what it may be, and the program ends with exit code 2 before anything is measured.
+argparse names the option, what is here says what it may be, and the program ends with exit code 2
+before anything is measured.
 """
 
 from __future__ import annotations
@@ -58,8 +58,18 @@ def seconds(least: float = LEAST_SECONDS, most: float = MOST_SECONDS) -> Callabl
     return read
 
 
-def output_file(text: str) -> Path:
-    """The file that figures go to; ArgumentTypeError if it cannot be one: hours may lie between."""
+def add_output(parser: argparse.ArgumentParser, default: Path) -> None:
+    """Adds `--output`, the file that figures go to."""
+    parser.add_argument(
+        "--output",
+        type=_output_file,
+        default=default,
+        help="where the figures go, as JSON; its folder is made; default %(default)s",
+    )
+
+
+def _output_file(text: str) -> Path:
+    """The file of that name; ArgumentTypeError if it cannot be one: hours may lie between."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file to write, and {text!r} is a folder")

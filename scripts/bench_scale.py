@@ -38,7 +38,7 @@ from scripts.bench_options import (
     MOST_AT_ONCE,
     MOST_ROUNDS,
     MOST_SAGAS,
-    output_file,
+    add_output,
     seconds,
     whole,
 )
@@ -336,12 +336,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="a fault of the participant, which the run must find; default: none",
     )
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        default=Path("build/bench-scale.json"),
-        help="where the figures go, as JSON; its folder is made; default %(default)s",
-    )
+    add_output(parser, Path("build/bench-scale.json"))
     return parser
 
 

@@ -43,7 +43,7 @@ from amends_runtime.core.records import Record, SagaStarted
 from amends_runtime.ports import SagaSummary, Transition, summarise
 from amends_runtime.storage import SqliteStore, open_sqlite_store
 from scripts.bench_interrupt import bench_folder, interruptible
-from scripts.bench_options import output_file
+from scripts.bench_options import add_output
 from scripts.bench_processes import write_figures
 
 BATCHES: Final = (1, 10, 50, 100, 200)  # turns in a commit
@@ -262,12 +262,7 @@ def run(output: Path) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        default=Path("build/bench-store.json"),
-        help="where the figures go, as JSON; its folder is made; default %(default)s",
-    )
+    add_output(parser, Path("build/bench-store.json"))
     options = parser.parse_args()
     return interruptible(lambda: run(options.output))
 

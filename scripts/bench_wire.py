@@ -24,7 +24,7 @@ from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import Verb
 from amends_runtime.ports import Call, StoreIdentity
 from scripts.bench_interrupt import interruptible
-from scripts.bench_options import MOST_ROUNDS, output_file, whole
+from scripts.bench_options import MOST_ROUNDS, add_output, whole
 from scripts.bench_parts import Part, measured, print_parts
 from scripts.bench_processes import PAYLOAD, write_figures
 
@@ -126,12 +126,7 @@ def main() -> int:
         default=ROUNDS,
         help="whose median counts; default %(default)s",
     )
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        default=Path("build/bench-wire.json"),
-        help="where the figures go, as JSON; its folder is made; default %(default)s",
-    )
+    add_output(parser, Path("build/bench-wire.json"))
     options = parser.parse_args()
     return interruptible(lambda: run(options.output, options.rounds))
 

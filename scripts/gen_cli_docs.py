@@ -241,22 +241,33 @@ def exit_codes() -> str:
 
 def fields_of(name: str) -> str:
     """Write the fields of one of the SDK's dataclasses, with the docstrings beside them."""
-    module = inspect.getmodule(getattr(amends, name))
-    assert module is not None, "a class has a module"
-    tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
-    [found] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    rows = []
+    described = getattr(amends, name)
+    rows = [
+        [f"`{field}`", one_paragraph(text)] for field, text in docstrings_beside(described).items()
+    ]
+    said = one_paragraph(described.__doc__)
+    return f"### {name}\n\n{said}\n\n{table('field', 'meaning', rows)}"
+
+
+def docstrings_beside(described: type) -> dict[str, str]:
+    """Take the docstrings beside a class's fields out of its source."""
+    tree = ast.parse(Path(inspect.getfile(described)).read_text(encoding="utf-8"))
+    [found] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == described.__name__
+    ]
+    texts: dict[str, str] = {}
     for field, following in zip(found.body, found.body[1:], strict=False):
         match field, following:
             case (
-                ast.AnnAssign(target=ast.Name(id=field_name)),
+                ast.AnnAssign(target=ast.Name(id=name)),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                rows.append([f"`{field_name}`", one_paragraph(text)])
+                texts[name] = text
             case _:
                 pass
-    said = one_paragraph(ast.get_docstring(found) or "")
-    return f"### {name}\n\n{said}\n\n{table('field', 'meaning', rows)}"
+    return texts
 
 
 # -- the configuration -----------------------------------------------------------------------------
@@ -274,9 +285,9 @@ def configuration_page() -> str:
 def keys_of(section: type[BaseModel]) -> str:
     """Write a section's keys, each with its default, its bounds and its reason."""
     rows = [
-        [f"`{name}`", default_of(field), one_paragraph(field.description) + bounds_of(field)]
-        for name, field in section.model_fields.items()
-        if field.description  # sections have their own headings
+        [f"`{name}`", default_of(field), one_paragraph(text) + bounds_of(field)]
+        for name, text in docstrings_beside(section).items()  # sections have their own headings
+        for field in [section.model_fields[name]]
     ]
     return table("key", "default", "meaning, and why", rows)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,11 @@ settings.load_profile("quick")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose a seed if none is given, before hypothesis looks for one."""
+    """Hear Ctrl-C again, and choose a seed if none is given, before hypothesis looks for one."""
+    # A shell starts what it puts into the background deaf to it, and every process that a test
+    # starts and interrupts would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
 

@@ -162,7 +162,7 @@ def test_an_interrupt_leaves_nothing_behind(
     temporary.mkdir()
     command = [
         *(sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options.split()),
-        *("--seconds", "0.05", "--output", str(tmp_path / "new" / "figures.json")),
+        *("--seconds", "0.2", "--output", str(tmp_path / "new" / "figures.json")),
     ]
     with subprocess.Popen(
         command,

@@ -144,7 +144,7 @@ MIB: Final = 1024 * 1024
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 # -- the configuration -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from tests.acceptance.world import PATIENCE_S, until
 from tests.telemetry import otlp_receiver
 from tests.telemetry.otlp_receiver import Behaviour, read_kept, receiving
 
-SAGAS: Final = 500
+SAGAS: Final = 100
 AT_ONCE: Final = 50
 STEPS: Final = ("one", "two", "three")
 SPANS_OF_A_SAGA: Final = 1 + 2 * len(STEPS)

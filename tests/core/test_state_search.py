@@ -144,11 +144,15 @@ def search(
     kind_moves: dict[Hashable, list[Hashable] | None] = {}
     stranded: set[Hashable] = set()
     seen = {key(first, twins)}
-    queue = deque([first])
+    searched: set[Hashable] = set()  # the sagas, of which several nodes have the same
+    queue = deque([(key(first, twins), first)])
     while queue:
-        node = queue.popleft()
-        check_echoes(plan, node)
-        following = []
+        here, node = queue.popleft()
+        saga, _ = here
+        if saga not in searched:
+            searched.add(saga)
+            check_echoes(plan, node)
+        following: list[Hashable] = []
         for move in moves(node):
             after = taken(plan, node, move)
             name = key(after, twins)
@@ -156,8 +160,7 @@ def search(
                 following.append(name)
             if name not in seen:
                 seen.add(name)
-                queue.append(after)
-        here = key(node, twins)
+                queue.append((name, after))
         kind_moves[here] = None if node.saga.ended else following
         if node.stranded:
             stranded.add(here)
@@ -230,8 +233,10 @@ def answered(number: int, one: StepState, outcome: Outcome, now_ms: int) -> Answ
     )
 
 
-def key(node: Node, twins: tuple[int, ...]) -> Hashable:
-    """What makes a state another: all but the instants, of which only the order counts.
+def key(node: Node, twins: tuple[int, ...]) -> tuple[Hashable, Hashable]:
+    """What makes a state another: the saga's own part, and what is left for faults and retries.
+
+    All of the saga but the instants, of which only the order counts.
 
     `twins` are two steps that may be exchanged, because the definition says the same of both.
     """
@@ -261,7 +266,7 @@ def key(node: Node, twins: tuple[int, ...]) -> Hashable:
         steps[first], steps[second] = sorted((steps[first], steps[second]))
     flags = (saga.phase, saga.end, saga.past_no_return, saga.cancel_requested, cause)
     budget = (node.faults, node.retries)
-    return tuple(steps), flags, rank(saga.deadline_at_ms) if forward else 0, budget
+    return (tuple(steps), flags, rank(saga.deadline_at_ms) if forward else 0), budget
 
 
 def reaching(goals: set[Hashable], graph: dict[Hashable, list[Hashable] | None]) -> set[Hashable]:

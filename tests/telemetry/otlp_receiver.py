@@ -169,7 +169,10 @@ class Received:
 
     def spans(self, trace_id: str | None = None) -> list[ReceivedSpan]:
         """All spans, or those of a trace; one that was sent twice is here twice."""
-        return [span for span in self._spans if trace_id in {None, span.trace_id}]
+        if trace_id is None:
+            return list(self._spans)
+        wanted = bytes.fromhex(trace_id)  # the proto's own form: thousands are looked through
+        return [span for span in self._spans if span.proto.trace_id == wanted]
 
     def metrics(self, name: str | None = None) -> list[ReceivedMetric]:
         """All metrics, or those of a name; one for each time that it was sent."""
