@@ -179,7 +179,7 @@ def pytest(name: str, *what: str, hung_s: float = 60.0, runs: tuple[str, ...] = 
 CORE: Final = "runtime/amends_runtime/core/"
 STORAGE: Final = "runtime/amends_runtime/storage/"
 DISPATCH: Final = "runtime/amends_runtime/dispatch/"
-WIRE: Final = "runtime/amends_runtime/wire.py"
+WIRE: Final = "runtime/amends_runtime/wire/"
 SDK: Final = "participants/amends/"
 TELEMETRY: Final = "runtime/amends_runtime/telemetry/"
 
@@ -188,7 +188,7 @@ LAYERS: Final = (
     pytest(
         "transcripts",
         "tests/core/test_transcripts.py",
-        "tests/core/test_evolve.py",
+        "tests/core/test_*evolve.py",
         "tests/core/test_transitions.py",
         "tests/core/test_backoff.py",
         "tests/core/test_breaker.py",
@@ -199,7 +199,7 @@ LAYERS: Final = (
     pytest("store contract", "tests/storage", "--ignore-glob=*test_sqlite*", runs=(CORE, STORAGE)),
     pytest("wire", "tests/test_wire.py", runs=(CORE, WIRE)),
     pytest("SDK's stream", "tests/participants/test_exchange*.py", runs=(SDK,)),
-    pytest("properties", "tests/core/test_properties.py", runs=(CORE,)),
+    pytest("properties", "tests/core/test_*properties.py", runs=(CORE,)),
     pytest("telemetry", "tests/core/test_tracing.py", "tests/telemetry", runs=(CORE, TELEMETRY)),
     pytest(
         "barrier",
@@ -211,7 +211,7 @@ LAYERS: Final = (
         runs=(SDK,),
     ),
     pytest("actors", "tests/actors"),
-    pytest("state search", "tests/core/test_state_search.py", hung_s=240.0, runs=(CORE,)),
+    pytest("state search", "tests/core/test_*search.py", hung_s=240.0, runs=(CORE,)),
     pytest("storage failures", "tests/storage/test_sqlite*.py", runs=(CORE, STORAGE)),
     pytest("crash points", "tests/simulation/test_crash_points.py"),
     pytest("client", "tests/participants/test_client*.py"),

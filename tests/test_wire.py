@@ -14,16 +14,27 @@ from amends.v1 import operator_pb2, participant_pb2, types_pb2
 from amends_runtime import wire
 from amends_runtime.core.breaker import Breaker, BreakerState
 from amends_runtime.core.definition import (
+    FORWARD_RETRY,
     Definition,
     Kind,
+    Mode,
     Plan,
     RetryPolicy,
     Step,
+    TwoPhase,
     content_hash,
     normalise,
     violations,
 )
-from amends_runtime.core.messages import Broken, Done, InProgress, Outcome, Rejected, Unknown
+from amends_runtime.core.messages import (
+    Broken,
+    Done,
+    Heuristic,
+    InProgress,
+    Outcome,
+    Rejected,
+    Unknown,
+)
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
@@ -31,10 +42,14 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    CommitDecision,
+    DecisionMade,
     Failure,
+    HeuristicReported,
     OperatorActed,
     OperatorAction,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaState,
@@ -42,15 +57,21 @@ from amends_runtime.core.records import (
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Timing,
     TurnCause,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.saga import PROGRESS_LIMIT_MS, Saga, StepStatus, fold
 from amends_runtime.errors import InvalidRequest
 from amends_runtime.ports import Call, RegisteredDefinition, SagaSummary, StoreIdentity
+from amends_runtime.wire import definitions as wire_definitions
+from amends_runtime.wire import nouns
+from amends_runtime.wire import participants as wire_participants
+from amends_runtime.wire import sagas as wire_sagas
 
 IDENTITY = StoreIdentity("store-1", "incarnation-1", 7)
 
@@ -96,9 +117,22 @@ definitions = st.builds(
     deadline_ms=st.integers(min_value=0, max_value=2**53),
     retention_ms=st.integers(min_value=0, max_value=2**53),
 )
+commits = st.builds(
+    Definition,
+    name=names,
+    mode=st.just(Mode.TWO_PHASE_COMMIT),
+    steps=st.lists(steps, max_size=5).map(tuple),
+    deadline_ms=st.integers(min_value=0, max_value=2**53),
+    two_phase=st.none()
+    | st.builds(
+        TwoPhase,
+        ordered=st.booleans(),
+        locked_retries=st.integers(min_value=-(2**31), max_value=2**31 - 1),
+    ),
+)
 
 
-@given(definitions)
+@given(definitions | commits)
 def test_a_definition_survives_the_wire(definition: Definition) -> None:
     """Out, through bytes and in again it is the same; so is what was normalised."""
     for one in (definition, normalise(definition)):
@@ -183,12 +217,45 @@ def test_more_steps_than_there_may_be_are_not_read() -> None:
     assert fields[1:] == [f"definition.steps[{number}].call" for number in range(128)]
 
 
-def test_two_phase_commit_reaches_the_core_which_refuses_it() -> None:
-    """The mode can be said; whether it is available is the core's business."""
+def test_zeros_in_a_two_phase_commit_are_its_own_defaults() -> None:
+    """Of both retry policies as well: locks are held while a branch rolls back."""
+    message = types_pb2.Definition(name="transfer", mode=types_pb2.MODE_TWO_PHASE_COMMIT)
+    for name in ("debit", "credit"):
+        message.steps.add(
+            name=name,
+            call=types_pb2.CallStep(
+                participant="p",
+                action="a",
+                retry=types_pb2.RetryPolicy(),
+                compensation_retry=types_pb2.RetryPolicy(),
+            ),
+        )
+    expected = Definition(
+        name="transfer",
+        mode=Mode.TWO_PHASE_COMMIT,
+        steps=tuple(Step(name=n, participant="p", action="a") for n in ("debit", "credit")),
+    )
+    read = wire.definition_from_proto(message)
+    assert content_hash(read) == content_hash(expected)
+    assert normalise(read).steps[0].compensation_retry == FORWARD_RETRY
+    assert (read.two_phase, normalise(read).two_phase) == (None, TwoPhase())
+    message.two_phase.SetInParent()
+    assert content_hash(wire.definition_from_proto(message)) == content_hash(expected)
+
+
+def test_what_a_two_phase_commit_has_not_reaches_the_core_which_refuses_it() -> None:
+    """The wire can say it; whether it means anything is the core's business."""
     message = wire.definition_to_proto(ORDER)
     message.mode = types_pb2.MODE_TWO_PHASE_COMMIT
-    (violation,) = violations(wire.definition_from_proto(message))
-    assert violation.field == "mode"
+    message.two_phase.locked_retries = -1
+    message.steps[0].after.SetInParent()
+    message.steps[1].uses.names.append("reserve")
+    found = violations(wire.definition_from_proto(message))
+    assert [violation.field for violation in found] == [
+        "two_phase.locked_retries",
+        "steps[1].uses",
+        "steps[2].kind",
+    ]
 
 
 @given(st.binary(max_size=300))
@@ -307,6 +374,46 @@ HISTORY: list[Record] = [
 ]
 
 
+TRANSFER = Definition(
+    name="transfer",
+    mode=Mode.TWO_PHASE_COMMIT,
+    steps=(
+        Step(name="debit", participant="east", action="debit"),
+        Step(name="credit", participant="west", action="credit"),
+    ),
+    two_phase=TwoPhase(locked_retries=1),
+)
+TRANSFER_PLAN = Plan(TRANSFER)
+LOCKED = Failure("LOCKED", "somebody else is at it")
+BEGUN = msgspec.structs.replace(
+    HISTORY[0], definition_name="transfer", definition_hash=TRANSFER_PLAN.content_hash
+)
+FIRST_ROUND: list[Record] = [
+    BEGUN,
+    AttemptStarted(100, 0, Verb.PREPARE, 1, 1, 7),
+    AttemptStarted(100, 1, Verb.PREPARE, 1, 1, 7),
+    StepPrepared(120, 0, 1, 1, TIMING, RESULT),
+    VoteRefused(121, 1, 1, 1, TIMING, LOCKED),
+    DecisionMade(121, CommitDecision.ABORT, 1, TurnCause.REJECTED, 1, LOCKED),
+    AttemptStarted(121, 0, Verb.COMPENSATE, 1, 1, 7),
+    StepCompensated(130, 0, 1, 1, TIMING),
+    RoundPlanned(130, 2, 230),
+]
+VOTES: list[Record] = [
+    *FIRST_ROUND,
+    AttemptStarted(230, 0, Verb.PREPARE, 2, 1, 7),
+    AttemptStarted(230, 1, Verb.PREPARE, 2, 1, 7),
+    StepPrepared(240, 0, 2, 1, TIMING, RESULT),
+    StepPrepared(241, 1, 2, 1, TIMING, Payload()),
+]
+SECOND_ROUND: list[Record] = [
+    *VOTES,
+    DecisionMade(241, CommitDecision.COMMIT, 2),
+    AttemptStarted(241, 0, Verb.EXECUTE, 2, 1, 7),
+    AttemptStarted(241, 1, Verb.EXECUTE, 2, 1, 7),
+    HeuristicReported(250, 1, Verb.EXECUTE, 2, 1, TIMING, False, Failure("let_go", "by hand")),
+]
+
 RETRIED = OperatorActed(185, OperatorAction.RETRY, 0, "ann", "it is mended", 2)
 ABANDONED = OperatorActed(186, OperatorAction.ABANDON, None, "ann", "done by hand")
 
@@ -314,7 +421,7 @@ ABANDONED = OperatorActed(186, OperatorAction.ABANDON, None, "ann", "done by han
 def test_each_kind_of_record_is_translated() -> None:
     """Every kind of record has its own fact in the contract."""
     ended = SagaEnded(190, SagaState.COMPENSATED)
-    records = [*HISTORY, ended, RETRIED, ABANDONED]
+    records = [*HISTORY, *SECOND_ROUND, ended, RETRIED, ABANDONED]
     assert {type(record) for record in records} == set(get_args(Record))
     kinds = {translated(record).WhichOneof("fact") for record in records}
     assert kinds == {
@@ -332,12 +439,16 @@ def test_each_kind_of_record_is_translated() -> None:
         "saga_turned_back",
         "saga_ended",
         "operator_acted",
+        "step_prepared",
+        "decision_made",
+        "heuristic_reported",
+        "round_planned",
     }
 
 
-def translated(record: Record) -> types_pb2.Record:
+def translated(record: Record, plan: Plan = PLAN) -> types_pb2.Record:
     """One record on the wire and back."""
-    sent = wire.record_to_proto(PLAN, 5, 2, record).SerializeToString()
+    sent = wire.record_to_proto(plan, 5, 2, record).SerializeToString()
     return types_pb2.Record.FromString(sent)
 
 
@@ -365,6 +476,41 @@ def test_records_name_steps_attempts_and_what_the_wire_said() -> None:
     started = translated(HISTORY[0]).saga_started
     assert (started.input.data, started.deadline_at_ms) == (b"input", 60_100)
     assert dict(started.labels) == {"a": "1"}
+
+
+def test_records_of_a_two_phase_commit_name_the_vote_and_the_round() -> None:
+    """A vote of no is a refusal whose verb is PREPARE; an abort says why, a commit needs no why."""
+    yes = translated(SECOND_ROUND[3], TRANSFER_PLAN).step_prepared
+    assert (yes.key.step, yes.key.verb, yes.key.round) == ("debit", types_pb2.VERB_PREPARE, 1)
+    assert (yes.result.data, yes.timing.answered_at_ms) == (b"result", 120)
+    no = translated(SECOND_ROUND[4], TRANSFER_PLAN).step_rejected
+    assert (no.key.step, no.key.verb, no.key.round) == ("credit", types_pb2.VERB_PREPARE, 1)
+    assert (no.error.reason, no.error.message) == (LOCKED.reason, LOCKED.message)
+    abort = translated(SECOND_ROUND[5], TRANSFER_PLAN).decision_made
+    assert (abort.decision, abort.round) == (types_pb2.COMMIT_DECISION_ABORT, 1)
+    assert abort.turn == types_pb2.Turn(
+        cause=types_pb2.TURN_CAUSE_REJECTED,
+        step="credit",
+        error=types_pb2.Error(reason=LOCKED.reason, message=LOCKED.message),
+        at_ms=121,
+    )
+    planned = translated(SECOND_ROUND[8], TRANSFER_PLAN).round_planned
+    assert (planned.round, planned.starts_at_ms) == (2, 230)
+    commit = translated(SECOND_ROUND[-4], TRANSFER_PLAN).decision_made
+    assert commit == types_pb2.DecisionMade(decision=types_pb2.COMMIT_DECISION_COMMIT, round=2)
+
+
+@pytest.mark.parametrize("committed", [True, False, None])
+def test_a_broken_vote_says_what_was_done_if_anybody_knows(committed: bool | None) -> None:  # noqa: FBT001
+    """Rolled back and unknown are told apart."""
+    record = HeuristicReported(
+        250, 1, Verb.EXECUTE, 2, 1, TIMING, committed, Failure("let_go", "by hand")
+    )
+    shown = translated(record, TRANSFER_PLAN).heuristic_reported
+    assert (shown.key.step, shown.key.verb) == ("credit", types_pb2.VERB_EXECUTE)
+    assert (shown.error.reason, shown.error.message) == ("let_go", "by hand")
+    assert shown.HasField("committed") == (committed is not None)
+    assert shown.committed == bool(committed)
 
 
 class View(msgspec.Struct, frozen=True):
@@ -397,13 +543,59 @@ def test_a_saga_with_its_steps() -> None:
     assert not ship.HasField("result")
 
 
+def shown(history: list[Record]) -> types_pb2.Saga:
+    """A transfer after these records."""
+    saga = fold(TRANSFER_PLAN, history)
+    assert saga is not None
+    return wire.saga_to_proto(View(TRANSFER_PLAN, saga, 4))
+
+
+def test_a_two_phase_commit_shows_its_round_its_decision_and_who_holds_what() -> None:
+    """`prepared_at_ms` is there for as long as a branch may be holding what it voted for."""
+    states = types_pb2
+    votes = shown(VOTES)
+    assert (votes.round, votes.decision) == (2, states.COMMIT_DECISION_PENDING)
+    assert [step.state for step in votes.steps] == [states.STEP_STATE_PREPARED] * 2
+    assert [step.prepared_at_ms for step in votes.steps] == [240, 241]
+    assert not votes.HasField("turn")
+    first = shown(FIRST_ROUND[:7])
+    assert (first.round, first.decision) == (1, states.COMMIT_DECISION_ABORT)
+    assert first.turn.step == "credit"
+    debit, credit = first.steps
+    assert (debit.state, debit.prepared_at_ms) == (states.STEP_STATE_COMPENSATING, 120)
+    assert (credit.state, credit.prepared_at_ms) == (states.STEP_STATE_REJECTED, 0)
+    assert [step.prepared_at_ms for step in shown(FIRST_ROUND[:8]).steps] == [0, 0]
+    again = shown(FIRST_ROUND)
+    assert (again.round, again.decision) == (2, states.COMMIT_DECISION_PENDING)
+    assert again.steps[0].next_attempt_at_ms == 230
+    commit = shown(SECOND_ROUND)
+    assert commit.decision == states.COMMIT_DECISION_COMMIT
+    assert commit.past_no_return
+    debit, credit = commit.steps
+    assert (debit.state, debit.prepared_at_ms) == (states.STEP_STATE_EXECUTING, 240)
+    assert (credit.state, credit.prepared_at_ms) == (states.STEP_STATE_BROKEN, 0)
+    assert credit.last_error.reason == "let_go"
+    executed = StepExecuted(260, 0, 2, 1, TIMING, Payload())
+    ended = shown([*SECOND_ROUND, executed, SagaEnded(260, SagaState.MIXED)])
+    assert (ended.state, ended.steps[0].prepared_at_ms) == (states.SAGA_STATE_MIXED, 0)
+
+
+def test_a_saga_has_neither_round_nor_decision() -> None:
+    """In its own mode there is nothing to decide."""
+    saga = fold(PLAN, HISTORY)
+    assert saga is not None
+    message = wire.saga_to_proto(View(PLAN, saga, 4))
+    assert (message.round, message.decision) == (0, types_pb2.COMMIT_DECISION_UNSPECIFIED)
+    assert not any(step.prepared_at_ms for step in message.steps)
+
+
 def test_a_quarantined_saga_shows_as_stuck() -> None:
     """Nothing moves it before a restart, so it must not look as if it ran."""
     saga = fold(PLAN, HISTORY[:1])
     assert saga is not None
     assert wire.saga_to_proto(View(PLAN, saga, 1)).state == types_pb2.SAGA_STATE_RUNNING
-    shown = wire.saga_to_proto(View(PLAN, saga, 1, quarantined=True))
-    assert shown.state == types_pb2.SAGA_STATE_STUCK
+    message = wire.saga_to_proto(View(PLAN, saga, 1, quarantined=True))
+    assert message.state == types_pb2.SAGA_STATE_STUCK
 
 
 def test_a_saga_without_payloads_has_none() -> None:
@@ -453,12 +645,14 @@ def test_a_saga_in_a_list() -> None:
 @pytest.mark.parametrize(
     ("table", "values"),
     [
-        pytest.param(wire._STATES_OUT, SagaState, id="saga states"),
-        pytest.param(wire._STEP_STATES_OUT, StepStatus, id="step states"),
-        pytest.param(wire._VERBS_OUT, Verb, id="verbs"),
-        pytest.param(wire._CAUSES_OUT, TurnCause, id="causes"),
-        pytest.param(wire._KINDS_OUT, Kind, id="kinds"),
-        pytest.param(wire._BREAKER_STATES_OUT, BreakerState, id="breaker states"),
+        pytest.param(nouns.STATES_OUT, SagaState, id="saga states"),
+        pytest.param(wire_sagas.STEP_STATES_OUT, StepStatus, id="step states"),
+        pytest.param(nouns.VERBS_OUT, Verb, id="verbs"),
+        pytest.param(nouns.CAUSES_OUT, TurnCause, id="causes"),
+        pytest.param(wire_definitions.KINDS_OUT, Kind, id="kinds"),
+        pytest.param(nouns.DECISIONS_OUT, CommitDecision, id="decisions"),
+        pytest.param(wire_definitions.MODES_OUT, Mode, id="modes"),
+        pytest.param(wire_participants.BREAKER_STATES_OUT, BreakerState, id="breaker states"),
     ],
 )
 def test_every_value_of_the_core_has_its_own_on_the_wire(
@@ -470,9 +664,16 @@ def test_every_value_of_the_core_has_its_own_on_the_wire(
     assert 0 not in table.values()
 
 
+def test_no_decision_is_that_of_no_two_phase_commit() -> None:
+    """Which is a word of its own, and neither commit nor abort."""
+    assert wire.decision_to_proto(None) == types_pb2.COMMIT_DECISION_UNSPECIFIED
+    for decision, number in nouns.DECISIONS_OUT.items():
+        assert wire.decision_to_proto(decision) == number
+
+
 def test_states_are_read_back() -> None:
     """A filter's states; "any" and numbers of a later version are none."""
-    for state, number in wire._STATES_OUT.items():
+    for state, number in nouns.STATES_OUT.items():
         assert wire.saga_state_from_proto(number) is state
     assert wire.saga_state_from_proto(types_pb2.SAGA_STATE_UNSPECIFIED) is None
     assert wire.saga_state_from_proto(99) is None
@@ -528,6 +729,16 @@ def test_an_execution_on_the_wire() -> None:
         mode=types_pb2.MODE_SAGA,
         participant="payments",
     )
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_a_call_says_whether_it_belongs_to_a_two_phase_commit(verb: Verb) -> None:
+    """So that Execute means commit, and not do it."""
+    message = wire.call_to_proto(call(verb=verb, two_phase=True), IDENTITY, 9_000)
+    assert message.mode == types_pb2.MODE_TWO_PHASE_COMMIT
+    assert message.verb == nouns.VERBS_OUT[verb]
+    assert message.incarnation == IDENTITY.incarnation
+    assert message.HasField("compensation") == (verb is Verb.COMPENSATE)
 
 
 def test_a_compensation_on_the_wire() -> None:
@@ -643,6 +854,24 @@ BAD_TYPE = types_pb2.Payload(content_type="t" * 257)
             Broken("barrier_lost", "m"),
             id="broken",
         ),
+        pytest.param(
+            P.Outcome(rejected=P.Rejected(reason="LOCKED")),
+            Verb.PREPARE,
+            Rejected("LOCKED"),
+            id="a vote of no",
+        ),
+        pytest.param(
+            P.Outcome(heuristic=P.Heuristic(committed=True, reason="by_hand", message="m")),
+            Verb.COMPENSATE,
+            Heuristic(committed=True, reason="by_hand", message="m"),
+            id="heuristic",
+        ),
+        pytest.param(
+            P.Outcome(heuristic=P.Heuristic()),
+            Verb.EXECUTE,
+            Heuristic(committed=False, reason="UNSPECIFIED"),
+            id="heuristic without a word: the core judges who may say it",
+        ),
     ],
 )
 def test_outcomes(message: P.Outcome, verb: Verb, outcome: Outcome) -> None:
@@ -671,12 +900,6 @@ def test_outcomes(message: P.Outcome, verb: Verb, outcome: Outcome) -> None:
             "CONTENT_TYPE_TOO_LONG",
             id="a novel as content type",
         ),
-        pytest.param(
-            P.Outcome(heuristic=P.Heuristic(committed=True)),
-            Verb.EXECUTE,
-            "HEURISTIC_IN_SAGA_MODE",
-            id="heuristic",
-        ),
     ],
 )
 def test_nonsense_is_an_unknown_outcome(message: P.Outcome, verb: Verb, reason: str) -> None:
@@ -686,12 +909,22 @@ def test_nonsense_is_an_unknown_outcome(message: P.Outcome, verb: Verb, reason: 
     assert (outcome.reason, outcome.misconfigured) == (reason, True)
 
 
+@pytest.mark.parametrize("result", [LARGE, BAD_TYPE], ids=["bytes", "content type"])
+def test_a_commit_is_one_whatever_it_brings(result: types_pb2.Payload) -> None:
+    """It would be said again for ever: what is too large is left out. A vote's is refused."""
+    done = P.Outcome(done=P.Done(result=result))
+    assert wire.outcome_from_proto(done, Verb.EXECUTE, two_phase=True) == Done()
+    assert isinstance(wire.outcome_from_proto(done, Verb.PREPARE, two_phase=True), Unknown)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         pytest.param(lambda t: P.Outcome(rejected=P.Rejected(reason=t, message=t)), id="rejected"),
         pytest.param(lambda t: P.Outcome(broken=P.Broken(reason=t, message=t)), id="broken"),
-        pytest.param(lambda t: P.Outcome(heuristic=P.Heuristic(reason=t)), id="heuristic"),
+        pytest.param(
+            lambda t: P.Outcome(heuristic=P.Heuristic(reason=t, message=t)), id="heuristic"
+        ),
     ],
 )
 def test_foreign_texts_are_bounded_and_printable(make: Callable[[str], P.Outcome]) -> None:

@@ -22,7 +22,13 @@ from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.definition import Definition, Plan
 from amends_runtime.core.messages import Outcome
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import Record, SagaState, SagaTurnedBack, Verb
+from amends_runtime.core.records import (
+    CommitDecision,
+    Record,
+    SagaState,
+    SagaTurnedBack,
+    Verb,
+)
 from amends_runtime.core.saga import Saga
 from amends_runtime.core.waking import kept_wake_ms
 
@@ -232,12 +238,18 @@ class Resting(msgspec.Struct, frozen=True):
 
 
 class Tombstone(msgspec.Struct, frozen=True):
-    """What is left of a purged saga, so that its id is never used again."""
+    """What is left of a purged saga, so that its id is never used again.
+
+    `decision` and `round` are those of a two-phase commit's last round, else None and 0: a
+    participant may still ask.
+    """
 
     saga_id: str
     content_hash: str
     state: SagaState
     ended_at_ms: int
+    decision: CommitDecision | None = None
+    round: int = 0
 
 
 class RegisteredDefinition(msgspec.Struct, frozen=True):
@@ -338,6 +350,19 @@ class Insights(Protocol):
 
     async def audit(self, limit: int) -> list[AuditEntry]:
         """What operators did that is no saga's history, newest first."""
+        ...
+
+    @property
+    def restored(self) -> bool:
+        """Whether it came from a backup or from elsewhere, and no operator has confirmed it."""
+        ...
+
+    def believes(self, incarnation: str) -> bool:
+        """Whether this store answers for what was asked under `incarnation`.
+
+        It does for its own; for those before it once an operator has confirmed the restore; never
+        for any other, which another copy of it had.
+        """
         ...
 
     @property
@@ -447,6 +472,13 @@ class Store(Insights, Protocol):
         """
         ...
 
+    async def confirm_restore(self, words: OperatorWords) -> bool:
+        """Takes a restored store for the truth; with its audit entry. False: it is not restored.
+
+        The same request once more changes nothing and answers True.
+        """
+        ...
+
     async def close(self) -> None:
         """Ends everything in order; afterwards another runtime may open the store."""
         ...
@@ -456,7 +488,11 @@ class Store(Insights, Protocol):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt as it goes on the wire. `results` are (step name, result) pairs."""
+    """One attempt as it goes on the wire. `results` are (step name, result) pairs.
+
+    `two_phase`: it belongs to a two-phase commit. `executed` is for Compensate: the step's Done is
+    recorded, in a two-phase commit its yes vote.
+    """
 
     saga_id: str
     definition_name: str
@@ -476,6 +512,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     turn_step_name: str = ""
     traceparent: str = ""
     poll: bool = False
+    two_phase: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True):

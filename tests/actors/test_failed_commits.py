@@ -8,7 +8,7 @@ else's write would.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,7 +76,31 @@ def a_shop(folder: Path) -> amends.Participant:
     def refuse(call: amends.Call) -> None:
         raise amends.Rejected("not_today")
 
+    for action in ("move", "refuse_to_move"):
+        vote_for(shop, action, note)
     return shop
+
+
+def vote_for(
+    shop: amends.Participant,
+    action: str,
+    note: Callable[[amends.Call, amends.Transaction, int], None],
+) -> None:
+    """The three verbs of a branch: it notes a vote as 0, and then what it was told."""
+
+    @shop.prepare(action)
+    def ask(call: amends.Call, tx: amends.Transaction) -> None:
+        if action == "refuse_to_move":
+            raise amends.Rejected("not_today")
+        note(call, tx, 0)
+
+    @shop.execute(action)
+    def commit(call: amends.Call, tx: amends.Transaction) -> None:
+        note(call, tx, 1)
+
+    @shop.compensate(action)
+    def roll_back(call: amends.Call, tx: amends.Transaction) -> None:
+        note(call, tx, -1)
 
 
 @asynccontextmanager
@@ -108,6 +132,13 @@ async def a_runtime(
                 .step("b", "shop", "do")
                 .pivot("c", "shop", "refuse")
             )
+            for name, last in (("commit", "move"), ("abort", "refuse_to_move")):
+                await client.register(
+                    amends.Definition(name, mode=amends.Mode.TWO_PHASE_COMMIT, ordered=True)
+                    .step("a", "shop", "move")
+                    .step("b", "shop", "move")
+                    .step("c", "shop", last)
+                )
             yield client, stores[-1]
 
 
@@ -165,6 +196,37 @@ async def test_a_saga_ends_as_it_should_whichever_of_its_commits_fails(
         ("bad-1", "b", -1),
         ("bad-1", "a", -1),
     ]
+
+
+@pytest.mark.parametrize("how", ["not written", "written, answer lost", "version conflict"])
+@pytest.mark.parametrize("nth", range(1, 14))  # 7 of the one that commits, 6 of the other
+async def test_a_two_phase_commit_is_atomic_whichever_of_its_commits_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, how: str
+) -> None:
+    """Votes in order, so that each turn is one commit: the decision's and every acknowledgement's.
+
+    Nobody is told what is not durable: each branch has one end, and all the same one.
+    """
+    monkeypatch.setattr(engine_module, "Observers", Told)
+    monkeypatch.setattr(Told, "records", {})
+    async with a_runtime(tmp_path, monkeypatch, nth, how) as (client, store):
+        with anyio.fail_after(20):
+            committed = await client.start("commit", saga_id="commit-1")
+            assert (await committed.result()).state is amends.SagaState.COMPLETED
+            aborted = await client.start("abort", saga_id="abort-1")
+            assert (await aborted.result()).state is amends.SagaState.COMPENSATED
+        assert store.failed
+        for saga_id, saga in (await store.load(["commit-1", "abort-1"])).items():
+            stored = [record for turn in saga.turns for record in turn.records]
+            assert Told.records[saga_id] == stored
+    entries = ledger_of(tmp_path)
+    votes = [(saga, step) for saga, step, sign in entries if sign == 0]
+    ends = [entry for entry in entries if entry[2] != 0]
+    steps = {"commit-1": "abc", "abort-1": "ab"}
+    assert votes == [(saga, step) for saga, all_steps in steps.items() for step in all_steps]
+    assert sorted(ends) == sorted(
+        (saga, step, 1 if saga == "commit-1" else -1) for saga, step in votes
+    )
 
 
 async def test_a_runtime_that_lost_its_store_to_another_ends(

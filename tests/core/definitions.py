@@ -7,15 +7,24 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step
+from amends_runtime.core.definition import (
+    Definition,
+    Kind,
+    Mode,
+    Plan,
+    RetryPolicy,
+    Step,
+    TwoPhase,
+)
 
-__all__ = ["Choose", "chooser", "make_plan", "plans"]
+__all__ = ["Choose", "chooser", "make_plan", "make_two_phase_plan", "plans", "two_phase_plans"]
 
 Choose = Callable[[Sequence[Any]], Any]
 """Where chance comes from: picks one of several. Hypothesis' choices can be shrunk."""
 
 # Short enough that a random world sees give-ups, long enough that it sees retries before them.
 HASTY = RetryPolicy(first_ms=50, factor=2.0, max_ms=400, give_up_after_ms=150)
+HURRIED = RetryPolicy(first_ms=50, factor=2.0, max_ms=400, give_up_after_ms=60)
 PATIENT = RetryPolicy(first_ms=50, factor=2.0, max_ms=400, give_up_after_ms=10**10)
 
 
@@ -71,3 +80,31 @@ def make_plan(choose: Choose, *, patient: bool = False) -> Plan:
     if choose([False, True]):
         steps.reverse()  # once `after` is explicit, the order of the list says nothing
     return Plan(Definition(name="random", steps=tuple(steps)))
+
+
+@st.composite
+def two_phase_plans(draw: st.DrawFn, *, patient: bool = False) -> Plan:
+    """The plan of a random two-phase commit."""
+    return make_two_phase_plan(chooser(draw(st.data())), patient=patient)
+
+
+def make_two_phase_plan(choose: Choose, *, patient: bool = False) -> Plan:
+    """Make a plan of 1 to 5 branches, at once or in order, with or without further rounds."""
+    policies = [PATIENT] if patient else [HURRIED, PATIENT]
+    steps = [
+        Step(
+            name=f"b{number}",
+            participant="bank",
+            action="move",
+            timeout_ms=choose([100, 1_000]),
+            retry=choose(policies),
+            compensation_retry=choose(policies),
+        )
+        for number in range(choose([1, 2, 2, 3, 3, 4, 5]))
+    ]
+    two_phase = TwoPhase(ordered=choose([False, True]), locked_retries=choose([0, 1, 3]))
+    return Plan(
+        Definition(
+            name="random", mode=Mode.TWO_PHASE_COMMIT, steps=tuple(steps), two_phase=two_phase
+        )
+    )

@@ -25,6 +25,7 @@ from amends_runtime.core.definition import (
     Plan,
     RetryPolicy,
     Step,
+    TwoPhase,
     content_hash,
     normalise,
     violations,
@@ -43,6 +44,11 @@ def definition(*steps: Step, **fields: object) -> Definition:
     """A definition called `order`."""
     made = Definition(name="order", steps=steps)
     return msgspec.structs.replace(made, **fields)
+
+
+def votes(*steps: Step, **fields: object) -> Definition:
+    """A two-phase commit called `order`."""
+    return definition(*steps, mode=Mode.TWO_PHASE_COMMIT, **fields)
 
 
 ORDER = definition(step("reserve"), step("charge"), step("ship", Kind.PIVOT))
@@ -78,9 +84,41 @@ REFUSED = {
         definition(step("a"), name="a" * 500),
         ("name", "", f"'{'a' * 64}…' is not a definition name"),
     ),
-    "mode": (
-        definition(step("a"), mode=Mode.TWO_PHASE_COMMIT),
-        ("mode", "", "TWO_PHASE_COMMIT is not available in this version: use SAGA, with a pivot"),
+    "two-phase commit's settings in a saga": (
+        definition(step("a"), two_phase=TwoPhase()),
+        ("two_phase", "", "it has a meaning only with mode TWO_PHASE_COMMIT: leave it out"),
+    ),
+    "too many rounds": (
+        votes(step("a"), two_phase=TwoPhase(locked_retries=101)),
+        ("two_phase.locked_retries", "", "101 is out of range: 0 to 100"),
+    ),
+    "a number of rounds below none": (
+        votes(step("a"), two_phase=TwoPhase(locked_retries=-1)),
+        ("two_phase.locked_retries", "", "-1 is out of range: 0 to 100"),
+    ),
+    "a pivot among votes": (
+        votes(step("a"), step("b", Kind.PIVOT)),
+        ("steps[1].kind", "b", "PIVOT has a meaning only in mode SAGA: leave it out"),
+    ),
+    "votes that wait for each other": (
+        votes(step("a"), step("b", after=["a"])),
+        (
+            "steps[1].after",
+            "b",
+            "or with two_phase.ordered in the order of the list: leave `after`",
+        ),
+    ),
+    "votes that use what nobody brings": (
+        votes(step("a"), step("b", uses=["a"])),
+        ("steps[1].uses", "b", "leave `uses` out"),
+    ),
+    "votes without an order in order": (
+        votes(step("a"), step("b", after=[]), two_phase=TwoPhase(ordered=True)),
+        ("steps[1].after", "b", "leave `after` out"),
+    ),
+    "too many votes at once": (
+        votes(*(step(f"s{n}") for n in range(MAX_PARALLEL + 1))),
+        ("steps", "", "up to 65 steps could run at once; at most 64"),
     ),
     "deadline, negative": (
         definition(step("a"), deadline_ms=-1),
@@ -594,3 +632,50 @@ def test_shuffled_lists_mean_the_same(data: st.DataObject) -> None:
     ]
     again = msgspec.structs.replace(plan.definition, steps=tuple(shuffled))
     assert content_hash(again) == plan.content_hash
+
+
+# -- two-phase commit ------------------------------------------------------------------------------
+
+TRANSFER = votes(step("debit"), step("credit"), step("fees"))
+
+
+@pytest.mark.parametrize("two_phase", [None, TwoPhase(ordered=True), TwoPhase(locked_retries=100)])
+def test_votes_without_a_graph_are_valid_and_so_is_their_normal_form(
+    two_phase: TwoPhase | None,
+) -> None:
+    """Registered again with all defaults written out, it is the same content."""
+    found = msgspec.structs.replace(TRANSFER, two_phase=two_phase)
+    assert said(found) == []
+    assert said(normalise(found)) == []
+    assert normalise(normalise(found)) == normalise(found)
+    assert content_hash(normalise(found)) == content_hash(found)
+
+
+def test_votes_are_asked_for_at_once_within_half_a_minute() -> None:
+    """Without settings: no order, no results handed on, one round, budgets as short as locks."""
+    plan = Plan(TRANSFER)
+    assert plan.two_phase == TwoPhase(ordered=False, locked_retries=0)
+    assert plan.definition.deadline_ms == 30_000
+    assert plan.waits_for == ((), (), ())
+    assert plan.uses == ((), (), ())
+    assert {step.retry for step in plan.steps} == {RetryPolicy(give_up_after_ms=300_000)}
+    assert {step.compensation_retry for step in plan.steps} == {
+        RetryPolicy(give_up_after_ms=300_000)
+    }
+
+
+def test_votes_in_order_wait_for_the_one_before_and_are_handed_all_results() -> None:
+    """A branch is asked once the one before it has voted yes, with what all of them said."""
+    plan = Plan(msgspec.structs.replace(TRANSFER, two_phase=TwoPhase(ordered=True)))
+    assert plan.waits_for == ((), (0,), (1,))
+    assert plan.uses == ((), (0,), (0, 1))
+
+
+def test_each_setting_of_a_two_phase_commit_makes_another_content() -> None:
+    """The mode, the order and the rounds are part of the hash; a default that is named is not."""
+    settings = [None, TwoPhase(ordered=True), TwoPhase(locked_retries=1)]
+    hashes = {content_hash(msgspec.structs.replace(TRANSFER, two_phase=one)) for one in settings}
+    hashes.add(content_hash(msgspec.structs.replace(TRANSFER, mode=Mode.SAGA)))
+    assert len(hashes) == 4
+    named = msgspec.structs.replace(TRANSFER, two_phase=TwoPhase(), deadline_ms=30_000)
+    assert content_hash(named) == content_hash(TRANSFER)

@@ -22,15 +22,18 @@ are counted from the saga's start; `charge#2` is the second attempt of the step 
 `charge#2/1` the first of its second round.
 
 A step may name its kind (COMPENSATABLE where none is named), `after=a,b` (`after=-`: nothing),
-`timeout=`, `give-up=` and `compensation-give-up=`. The messages are:
+`timeout=`, `give-up=` and `compensation-give-up=`. A definition of a two-phase commit begins with
+`TWO_PHASE_COMMIT [ordered] [locked-retries=N]`; then the state says what GetDecision would, too.
+The messages are:
 
     start [deadline T]                      start again [with other content]
-    answered [compensate] STEP#N OUTCOME    not sent [compensate] STEP#N
-    wake      restarted      cancel AUTHOR: REASON
+    answered [VERB] STEP#N OUTCOME          not sent [VERB] STEP#N [REASON]
+    wake [due T]      restarted      revived      cancel AUTHOR: REASON
     retry [STEP ]AUTHOR: REASON [(REQUEST)] abandon [by force ]AUTHOR: REASON
 
-where OUTCOME is `Done [SIZE bytes]`, `Rejected REASON`, `InProgress poll after T`, `Broken REASON`
-or `Unknown REASON [misconfigured | probe]`, each followed by `sent at T` if the call waited in its
+where VERB is `prepare` or `compensate`, and OUTCOME is `Done [SIZE bytes]`, `Rejected REASON`,
+`InProgress poll after T`, `Broken REASON`, `Heuristic (committed | rolled-back) REASON` or
+`Unknown REASON [misconfigured | probe]`, each followed by `sent at T` if the call waited in its
 lane.
 Every message may be preceded by `at T`; when a file is updated, `at ?` becomes the next due time.
 """
@@ -43,7 +46,16 @@ from typing import Protocol
 
 import msgspec
 
-from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step, violations
+from amends_runtime.core.definition import (
+    Definition,
+    Kind,
+    Mode,
+    Plan,
+    RetryPolicy,
+    Step,
+    TwoPhase,
+    violations,
+)
 from amends_runtime.core.effects import (
     CallParticipant,
     Effect,
@@ -57,12 +69,14 @@ from amends_runtime.core.messages import (
     Broken,
     CancelSaga,
     Done,
+    Heuristic,
     InProgress,
     Message,
     NotSent,
     Outcome,
     Rejected,
     RetrySaga,
+    Revived,
     RuntimeRestarted,
     StartSaga,
     Unknown,
@@ -75,20 +89,27 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    DecisionMade,
+    HeuristicReported,
     OperatorActed,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaTurnedBack,
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.saga import Decision, Saga
+from amends_runtime.core.two_phase import decision_of
 from tests.core.rules import Ledger, decide_checked
+from tests.core.two_phase_rules import Minutes, decide_votes
 
 __all__ = ["play"]
 
@@ -105,6 +126,7 @@ def play(text: str) -> str:
     if not head.strip() or not rest:
         raise ValueError("a transcript begins with a paragraph, then `definition` and its steps")
     steps: list[Step] = []
+    two_phase: TwoPhase | None = None
     comments: list[str] = []
     player: Player | None = None
     out = [head.rstrip(), "", "definition"]
@@ -114,9 +136,12 @@ def play(text: str) -> str:
             if line.startswith("#"):
                 comments.append(line)
             elif line.startswith(">"):
-                player = player or Player(_plan(steps))
+                player = player or Player(_plan(steps, two_phase))
                 out += ["", *comments, *player.play(line)]
                 comments = []
+            elif player is None and line.startswith("  TWO_PHASE_COMMIT"):
+                two_phase = _two_phase(line.split()[1:])
+                out.append(line.rstrip())
             elif player is None and line.strip():
                 steps.append(_step(line))
                 out.append(line.rstrip())
@@ -153,8 +178,22 @@ def _step(line: str) -> Step:
     return msgspec.structs.replace(step, **fields)
 
 
-def _plan(steps: list[Step]) -> Plan:
-    definition = Definition(name="order", steps=tuple(steps))
+def _two_phase(options: list[str]) -> TwoPhase:
+    ordered, retries = False, 0
+    for option in options:
+        key, _, value = option.partition("=")
+        if key == "ordered":
+            ordered = True
+        elif key == "locked-retries":
+            retries = int(value)
+        else:
+            raise ValueError(f"{option!r} is no option of a two-phase commit")
+    return TwoPhase(ordered=ordered, locked_retries=retries)
+
+
+def _plan(steps: list[Step], two_phase: TwoPhase | None) -> Plan:
+    mode = Mode.SAGA if two_phase is None else Mode.TWO_PHASE_COMMIT
+    definition = Definition(name="order", steps=tuple(steps), mode=mode, two_phase=two_phase)
     wrong = violations(definition)
     if wrong:
         raise ValueError(f"the definition is refused: {wrong}")
@@ -169,12 +208,14 @@ class Player:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.ledger = Ledger(plan)
+        self.ledger = Ledger(plan) if plan.two_phase is None else Minutes(plan)
+        self.decide = decide_checked if plan.two_phase is None else decide_votes
         self.saga: Saga | None = None
         self.now_ms = START_MS
         self.epoch = 1
         self.sent_at_ms: dict[tuple[int, Verb, int, int], int] = {}
         self.polls: dict[tuple[int, Verb, int, int], int] = {}
+        self.polled: dict[tuple[int, Verb, int, int], PollParticipant] = {}
         self.due: list[int] = []
 
     def play(self, line: str) -> Iterator[str]:
@@ -185,7 +226,7 @@ class Player:
             words = words.removeprefix(at[0])
             self.now_ms = self._next_due() if at[1] == "?" else START_MS + _ms(at[1])
         message = self._message(words)
-        decision = decide_checked(self.plan, self.saga, message, self.now_ms, self.epoch)
+        decision = self.decide(self.plan, self.saga, message, self.now_ms, self.epoch)
         self.ledger.follow(decision)
         self.saga = decision.saga
         self._note(decision.effects)
@@ -201,15 +242,18 @@ class Player:
                 self.sent_at_ms[_key(effect)] = self.now_ms
             elif isinstance(effect, PollParticipant):
                 self.polls[_key(effect)] = effect.polls
+                self.polled[_key(effect)] = effect
                 self.due.append(effect.at_ms)
             elif isinstance(effect, WakeAt):
                 self.due.append(effect.at_ms)
 
     def _message(self, words: str) -> Message:
         if words.startswith("start"):
-            return _start(words)
-        if words == "wake":
-            return Wake()
+            return _start(words, self.plan.definition.deadline_ms)
+        if wake := re.fullmatch(r"wake(?: due (\S+))?", words):
+            return Wake(START_MS + _ms(wake[1])) if wake[1] else Wake()
+        if words == "revived":
+            return self._revived()
         if words == "restarted":
             self.epoch += 1
             self.due.clear()
@@ -223,14 +267,16 @@ class Player:
         if abandon := re.fullmatch(r"abandon (by force )?([a-z]+): (.+)", words):
             return AbandonSaga(author=abandon[2], reason=abandon[3], force=bool(abandon[1]))
         about = re.fullmatch(
-            r"(answered|not sent) (compensate )?([a-z-]+)#(?:(\d+)/)?(\d+)(?: (.+))?", words
+            r"(answered|not sent) (prepare |compensate )?([a-z-]+)#(?:(\d+)/)?(\d+)(?: (.+))?",
+            words,
         )
         if about is None:
             raise ValueError("this is no message")
-        verb = Verb.COMPENSATE if about[2] else Verb.EXECUTE
+        verb = Verb[about[2].strip().upper()] if about[2] else Verb.EXECUTE
         step, round_, attempt = self.plan.number_of[about[3]], int(about[4] or 1), int(about[5])
         if about[1] == "not sent":
-            return NotSent(step=step, verb=verb, round=round_, attempt=attempt)
+            reason = about[6] or ""
+            return NotSent(step=step, verb=verb, round=round_, attempt=attempt, reason=reason)
         what, _, sent_at = about[6].partition(" sent at ")
         outcome = _outcome(what)
         key = (step, verb, round_, attempt)
@@ -247,6 +293,16 @@ class Player:
             probe=what.endswith(" probe"),
         )
 
+    def _revived(self) -> Revived:
+        """What is in progress was looked after meanwhile."""
+        assert self.saga is not None
+        keys = {
+            (number, step.verb, step.round, step.attempt)
+            for number, step in enumerate(self.saga.steps)
+            if step.open
+        }
+        return Revived(tuple(poll for key, poll in self.polled.items() if key in keys))
+
     # -- showing -----------------------------------------------------------------------------------
 
     def _shown(self, decision: Decision) -> Iterator[str]:
@@ -260,7 +316,7 @@ class Player:
             yield f"  answer {decision.answer.name}"
         steps = zip(self.plan.steps, decision.saga.steps, strict=True)
         statuses = ", ".join(f"{step.name} {state.status.name}" for step, state in steps)
-        yield f"  state {decision.saga.state.name}: {statuses}"
+        yield f"  state {decision.saga.state.name}{_decided(decision.saga)}: {statuses}"
 
     def _record(self, record: Record) -> str:
         name = type(record).__name__
@@ -272,6 +328,12 @@ class Player:
             return f"{name} cause={record.cause.name}{step}"
         if isinstance(record, SagaEnded):
             return f"{name} {record.state.name}"
+        if isinstance(record, DecisionMade):
+            step = "" if record.step is None else f" step={self.plan.steps[record.step].name}"
+            cause = "" if record.cause is None else f" cause={record.cause.name}{step}"
+            return f"{name} {record.decision.name}{cause}"
+        if isinstance(record, RoundPlanned):
+            return f"{name} {record.round} from {_instant(record.starts_at_ms)}"
         if isinstance(record, CancelRequested):
             return f"{name} by {record.author}: {record.reason}"
         if isinstance(record, OperatorActed):
@@ -286,6 +348,9 @@ class Player:
         | StepExecuted
         | StepRejected
         | StepCompensated
+        | StepPrepared
+        | VoteRefused
+        | HeuristicReported
         | AttemptFailed
         | AttemptLost
         | AttemptWithdrawn
@@ -297,11 +362,14 @@ class Player:
             return f"{name} after {_duration(record.spent_ms)}"
         if isinstance(record, StepStuck):
             return f"{_verb(record.verb)}{name} {record.failure.reason}"
-        if isinstance(record, StepExecuted | StepCompensated):
+        if isinstance(record, StepExecuted | StepCompensated | StepPrepared):
             return f"{name}#{_number(record)}{_polls(record.timing.polls)}"
-        if isinstance(record, StepRejected):
+        if isinstance(record, StepRejected | VoteRefused):
             return f"{name}#{_number(record)} {record.failure.reason}"
         attempt = f"{_verb(record.verb)}{name}#{_number(record)}"
+        if isinstance(record, HeuristicReported):
+            did = {True: "committed", False: "rolled back", None: "nobody knows"}[record.committed]
+            return f"{attempt} {did}: {record.failure.reason}"
         if isinstance(record, AttemptFailed):
             retry = f", retry at {_instant(record.retry_at_ms)}" if record.retry_at_ms else ""
             misconfigured = ", misconfigured" if record.misconfigured else ""
@@ -319,7 +387,15 @@ class Player:
         return f"{'withdraw' if isinstance(effect, WithdrawCall) else 'call'} {attempt}"
 
 
-def _start(words: str) -> StartSaga:
+def _decided(saga: Saga) -> str:
+    """What GetDecision would say of a two-phase commit."""
+    if not saga.round:
+        return ""
+    decision = decision_of(saga, saga.round).name
+    return f" ({decision})" if saga.round == 1 else f" (round {saga.round}, {decision})"
+
+
+def _start(words: str, deadline_ms: int) -> StartSaga:
     found = re.fullmatch(r"start(?: deadline (\S+)| again( with other content)?)?", words)
     if found is None:
         raise ValueError("this is no message")
@@ -327,7 +403,9 @@ def _start(words: str) -> StartSaga:
         saga_id="s-1",
         content_hash="other" if found[2] else "same",
         input=Payload(b"{}", "application/json"),
-        deadline_at_ms=START_MS + _ms(found[1]) if found[1] else 0,
+        deadline_at_ms=START_MS + (_ms(found[1]) if found[1] else deadline_ms)
+        if found[1] or deadline_ms
+        else 0,
     )
 
 
@@ -342,6 +420,9 @@ def _outcome(words: str) -> Outcome:
         return Rejected(rest)
     if name == "Broken":
         return Broken(rest)
+    if name == "Heuristic":
+        did, _, reason = rest.partition(" ")
+        return Heuristic({"committed": True, "rolled-back": False}[did], reason)
     if name == "Unknown":
         reason, _, misconfigured = rest.partition(" ")
         return Unknown(reason, misconfigured=misconfigured == "misconfigured")

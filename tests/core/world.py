@@ -41,6 +41,7 @@ from amends_runtime.core.saga import Decision, Saga, fold
 from amends_runtime.core.waking import rests_until_ms
 from tests.core.definitions import Choose
 from tests.core.rules import Ledger, decide_checked, observed_transitions, rule
+from tests.core.two_phase_rules import Minutes, decide_votes
 
 __all__ = ["START_MS", "Attempt", "World"]
 
@@ -84,7 +85,8 @@ class World:
         self.now_ms = START_MS
         self.saga: Saga | None = None
         self.records: list[Record] = []
-        self.ledger = Ledger(plan)
+        self.ledger = Ledger(plan) if plan.two_phase is None else Minutes(plan)
+        self.decide = decide_checked if plan.two_phase is None else decide_votes
         self.lane: list[Attempt] = []
         self.timers: list[int] = []
         self.echoes: list[Message] = []
@@ -111,7 +113,7 @@ class World:
     def tell(self, message: Message) -> Decision:
         """Give the saga a message; check the decision; perform its effects."""
         before = self.saga
-        decision = decide_checked(self.plan, before, message, self.now_ms)
+        decision = self.decide(self.plan, before, message, self.now_ms)
         self.transitions |= observed_transitions(self.plan, before, decision.records)
         self.told.append((message, decision))
         self.ledger.follow(decision)

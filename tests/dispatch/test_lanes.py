@@ -101,7 +101,9 @@ def _key(call: Call) -> tuple[str, int, bool]:
     return call.saga_id, call.attempt, call.poll
 
 
-def a_call(saga_id: str, *, verb: Verb = Verb.EXECUTE, attempt: int = 1) -> Call:
+def a_call(
+    saga_id: str, *, verb: Verb = Verb.EXECUTE, attempt: int = 1, two_phase: bool = False
+) -> Call:
     """One attempt of the step `charge` of a saga."""
     return Call(
         saga_id=saga_id,
@@ -115,7 +117,13 @@ def a_call(saga_id: str, *, verb: Verb = Verb.EXECUTE, attempt: int = 1) -> Call
         attempt=attempt,
         timeout_ms=10_000,
         input=Payload(),
+        two_phase=two_phase,
     )
+
+
+def a_vote(saga_id: str, attempt: int = 1) -> Call:
+    """A Prepare."""
+    return a_call(saga_id, verb=Verb.PREPARE, attempt=attempt, two_phase=True)
 
 
 @asynccontextmanager
@@ -585,3 +593,159 @@ async def test_of_a_removed_lane_without_calls_nothing_is_left_to_see() -> None:
         assert not lane.is_gone
         lane.move(ParticipantAddress("payments", ""), None)
         assert lane.is_gone
+
+
+# -- votes -----------------------------------------------------------------------------------------
+
+ONE_FAILS = BreakerPolicy(failures_to_open=1, open_ms=1_000, max_open_ms=1_000)
+
+
+@asynccontextmanager
+async def an_open_lane() -> AsyncIterator[tuple[Lane, ScriptedTransport, Sagas]]:
+    """In virtual time: its breaker has just opened, because the saga `first` was not answered."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    async with a_lane(policy=ONE_FAILS, clock=VirtualClock(loop), patience_s=DAY_S) as made:
+        lane, transport, sagas = made
+        lane.submit(a_vote("first"), started_at_ms=0)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(1)
+        assert lane.status().breaker.state is BreakerState.OPEN
+        yield made
+
+
+def refused(sagas: Sagas) -> list[tuple[str, str]]:
+    """Which sagas' votes were not asked for, and why."""
+    return [(saga_id, told.reason) for saga_id, told in sagas.told if isinstance(told, NotSent)]
+
+
+def test_a_vote_does_not_wait_for_an_open_breaker_and_everything_else_does() -> None:
+    """Whoever has voted yes already holds what it prepared until all others have voted."""
+
+    async def main() -> None:
+        async with an_open_lane() as (lane, transport, sagas):
+            lane.submit(a_vote("vote"), started_at_ms=1)
+            lane.submit(a_call("step"), started_at_ms=2)
+            lane.submit(a_call("commit", two_phase=True), started_at_ms=3)
+            lane.submit(a_call("undo", verb=Verb.COMPENSATE, two_phase=True), started_at_ms=4)
+            assert refused(sagas) == [("vote", "BREAKER_OPEN")]
+            told = sagas.told[-1][1]
+            assert (told.step, told.verb, told.round, told.attempt) == (0, Verb.PREPARE, 1, 1)
+            assert lane.status().waiting == 3
+            assert not lane.holds("vote", 0, Verb.PREPARE)
+            await transport.wait_sent(2)  # what waits is the probe, by the usual order
+            assert transport.names()[1:] == ["commit"]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+def test_a_vote_is_the_probe_when_one_is_due_and_others_are_refused_meanwhile() -> None:
+    """Else a participant that is only asked for votes would stay shut out for ever."""
+
+    async def main() -> None:
+        async with an_open_lane() as (lane, transport, sagas):
+            await anyio.sleep(0.9)
+            lane.submit(a_vote("early"), started_at_ms=1)
+            await anyio.sleep(3_600)  # nothing waits, and nobody probes
+            assert transport.names() == ["first"]
+            lane.submit(a_vote("probe"), started_at_ms=2)
+            lane.submit(a_vote("beside"), started_at_ms=3)
+            await transport.wait_sent(2)
+            assert transport.names() == ["first", "probe"]
+            assert refused(sagas) == [("early", "BREAKER_OPEN"), ("beside", "BREAKER_OPEN")]
+            transport.answer(transport.sent[1], Done())
+            await sagas.wait_told(4)
+            lane.submit(a_vote("later"), started_at_ms=4)
+            await transport.wait_sent(3)
+            assert lane.status().breaker.state is BreakerState.CLOSED
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+def test_queued_votes_are_refused_when_the_breaker_opens() -> None:
+    """They waited for room, which they may; now they would wait for a participant."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with a_lane(limit=1, policy=ONE_FAILS, clock=VirtualClock(loop)) as made:
+            lane, transport, sagas = made
+            lane.submit(a_vote("on the wire"), started_at_ms=0)
+            for number in range(3):
+                lane.submit(a_vote(f"vote-{number}"), started_at_ms=number)
+            lane.submit(a_call("step"), started_at_ms=9)
+            await transport.wait_sent(1)
+            assert refused(sagas) == []
+            transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+            await sagas.wait_told(4)
+            assert sorted(refused(sagas)) == [(f"vote-{n}", "BREAKER_OPEN") for n in range(3)]
+            assert lane.status().waiting == 1
+            await transport.wait_sent(2)
+            assert transport.names() == ["on the wire", "step"]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+async def test_nobody_waits_for_the_vote_of_a_participant_that_is_not_registered() -> None:
+    """Nor of one that is taken away while its votes wait for room."""
+    async with a_lane(connected=False) as (lane, _, sagas):
+        lane.submit(a_vote("s"), started_at_ms=0)
+        assert refused(sagas) == [("s", "NO_PARTICIPANT")]
+    async with a_lane(limit=1) as (lane, transport, sagas):
+        lane.submit(a_vote("out"), started_at_ms=0)
+        lane.submit(a_vote("queued"), started_at_ms=1)
+        lane.submit(a_call("commit", two_phase=True), started_at_ms=2)
+        await transport.wait_sent(1)
+        lane.move(ParticipantAddress("payments", ""), None)
+        assert refused(sagas) == [("queued", "NO_PARTICIPANT")]
+        assert lane.status().waiting == 1
+
+
+def test_a_vote_in_progress_that_cannot_be_asked_is_unknown_and_not_unsent() -> None:
+    """It was sent: it may have been cast, and only Compensate makes sure of it."""
+
+    async def main() -> None:
+        async with an_open_lane() as (lane, transport, sagas):
+            lane.poll(a_vote("s", attempt=2), 0, at_ms=2, sent_at_ms=1, polls=1)
+            await sagas.wait_told(2)
+            saga_id, told = sagas.told[1]
+            assert saga_id == "s"
+            assert isinstance(told, Answered)
+            assert isinstance(told.outcome, Unknown)
+            assert (told.outcome.reason, told.attempt) == ("BREAKER_OPEN", 2)
+            assert not told.probe
+            assert lane.status().waiting == 0
+            assert transport.names() == ["first"]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+async def test_a_lane_that_stops_sending_refuses_no_vote() -> None:
+    """A shutdown decides nothing: the next runtime asks again."""
+    async with a_lane(connected=False) as (lane, _, sagas):
+        lane.stop_sending()
+        lane.submit(a_vote("s"), started_at_ms=0)
+        assert sagas.told == []
+        assert lane.status().waiting == 1
+
+
+async def test_commits_of_a_two_phase_commit_leave_with_the_compensations() -> None:
+    """They end a holding, too: before votes and steps of older sagas, and by a share of places."""
+    async with a_lane(limit=8) as (lane, transport, sagas):
+        for number in range(9):
+            lane.submit(a_vote(f"vote-{number}"), started_at_ms=number)
+        await transport.wait_sent(7)
+        lane.submit(a_call("commit", two_phase=True), started_at_ms=99)
+        await transport.wait_sent(8)
+        assert transport.names()[7:] == ["commit"]
+        lane.submit(a_call("step"), started_at_ms=0)
+        lane.submit(a_call("commit-2", two_phase=True), started_at_ms=98)
+        transport.answer(transport.sent[0], Done())
+        await transport.wait_sent(9)
+        assert transport.names()[8:] == ["commit-2"]
+        assert refused(sagas) == []

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amends_runtime.core import saga as core
-from amends_runtime.core.definition import Definition, Plan, Step, normalise
+from amends_runtime.core.definition import Definition, Mode, Plan, Step, TwoPhase, normalise
 from amends_runtime.core.effects import CallParticipant
 from amends_runtime.core.messages import (
     Answered,
     CancelSaga,
     Done,
+    Heuristic,
     Message,
     Outcome,
     Rejected,
@@ -33,6 +34,15 @@ ORDER = normalise(
     )
 )
 PLAN = Plan(ORDER)
+
+TRANSFER = normalise(
+    Definition(
+        name="transfer",
+        mode=Mode.TWO_PHASE_COMMIT,
+        steps=tuple(Step(name=name, participant=name, action="do") for name in ("east", "west")),
+        two_phase=TwoPhase(locked_retries=1),
+    )
+)
 
 
 class Played:
@@ -86,6 +96,12 @@ class Played:
     def rejected(self) -> Transition:
         return self.answer(Rejected("declined", "card declined"))
 
+    def locked(self) -> Transition:
+        return self.answer(Rejected("LOCKED"))
+
+    def alone(self) -> Transition:
+        return self.answer(Heuristic(committed=False, reason="by_hand"))
+
     def unknown(self) -> Transition:
         return self.answer(Unknown("UNAVAILABLE", "connection refused"))
 
@@ -118,9 +134,12 @@ class Played:
         return transition
 
 
-async def start(store: Store, count: int = 1, **facts: object) -> list[Played]:
-    """So many sagas of ORDER, each with its first turn committed in one batch."""
-    await store.put_definition(ORDER, NOW_MS)
+async def start(
+    store: Store, count: int = 1, definition: Definition = ORDER, **facts: object
+) -> list[Played]:
+    """So many sagas of a definition, each with its first turn committed in one batch."""
+    await store.put_definition(definition, NOW_MS)
+    facts["plan"] = Plan(definition)
     begun = [Played(store.next_saga_no(), **facts) for _ in range(count)]  # type: ignore[arg-type]
     await store.commit([played.transitions[0] for played in begun])
     return begun

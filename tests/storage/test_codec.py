@@ -16,10 +16,14 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    CommitDecision,
+    DecisionMade,
     Failure,
+    HeuristicReported,
     OperatorActed,
     OperatorAction,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaState,
@@ -27,11 +31,13 @@ from amends_runtime.core.records import (
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Timing,
     TurnCause,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.errors import StoreError
 from amends_runtime.storage.codec import (
@@ -42,8 +48,9 @@ from amends_runtime.storage.codec import (
     decode_labels,
     encode_definition,
     encode_labels,
+    new_kinds,
 )
-from tests.storage.samples import NOW_MS, ORDER
+from tests.storage.samples import NOW_MS, ORDER, TRANSFER
 
 GOLDEN = [
     Path(__file__).with_name(f"records_format_{number}.txt")
@@ -79,6 +86,11 @@ ONE_OF_EACH: tuple[Record, ...] = (
     SagaTurnedBack(NOW_MS, TurnCause.DEADLINE, None, FAILURE),
     SagaEnded(NOW_MS, SagaState.COMPENSATED),
     OperatorActed(NOW_MS, OperatorAction.RETRY, 3, "ops@example.org", "mended", 2, "r-1"),
+    StepPrepared(NOW_MS, 1, 2, 3, TIMING, PAYLOAD),
+    VoteRefused(NOW_MS, 1, 2, 3, TIMING, FAILURE),
+    DecisionMade(NOW_MS, CommitDecision.ABORT, 2, TurnCause.REJECTED, 1, FAILURE),
+    HeuristicReported(NOW_MS, 1, Verb.EXECUTE, 2, 3, TIMING, None, FAILURE),
+    RoundPlanned(NOW_MS, 3, NOW_MS + 250),
 )
 
 
@@ -137,6 +149,17 @@ def test_old_formats_are_lifted_one_version_at_a_time() -> None:
         assert decoded == (SagaEnded(NOW_MS, SagaState.COMPENSATED),)
 
 
+def test_a_format_of_new_kinds_alone_is_read_as_it_is() -> None:
+    """Nothing of its rows changes, so nothing is spent on them; a change before it still counts."""
+    turn = [SagaEnded(NOW_MS, SagaState.COMPENSATED)]
+    codec = RecordCodec((ended_by_name, new_kinds))
+    by_name = msgspec.msgpack.encode([[13, NOW_MS, "COMPENSATED"]])
+    assert codec.decode(1, by_name, "s", 1) == tuple(turn)
+    assert codec.decode(2, codec.encode(turn), "s", 1) == tuple(turn)
+    with pytest.raises(StoreError, match="format 2, "):
+        codec.decode(2, by_name, "s", 1)
+
+
 @pytest.mark.parametrize("row_format", [0, -1, RECORDS.format + 1])
 def test_an_unknown_format_is_refused(row_format: int) -> None:
     """What a newer program wrote is not guessed at."""
@@ -181,6 +204,14 @@ def test_definitions_are_stored_with_every_default() -> None:
     decoded = decode_definition("h", data)
     assert decoded == ORDER
     assert content_hash(decoded) == content_hash(ORDER)
+
+
+def test_a_two_phase_commit_is_stored_with_its_settings() -> None:
+    """And a definition that an older program stored, which knew of none, is still what it was."""
+    assert decode_definition("h", encode_definition(TRANSFER)) == TRANSFER
+    plain = msgspec.json.decode(encode_definition(ORDER))
+    del plain["two_phase"]
+    assert decode_definition("h", msgspec.json.encode(plain)) == ORDER
 
 
 def test_a_definition_that_is_not_normalised_survives_too() -> None:

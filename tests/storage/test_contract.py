@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from amends_runtime.core.definition import Definition, Plan, RetryPolicy, content_hash, normalise
-from amends_runtime.core.records import SagaState
+from amends_runtime.core.records import CommitDecision, SagaState
 from amends_runtime.core.saga import fold
 from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, VersionConflict
 from amends_runtime.ports import (
@@ -59,6 +59,10 @@ class Place:
         """What a purge leaves behind. The store is closed."""
         raise NotImplementedError
 
+    def restore(self) -> None:
+        """From here on it is what came from a backup. The store is closed."""
+        raise NotImplementedError
+
     def usurp(self) -> None:
         """Another runtime takes the next epoch."""
         raise NotImplementedError
@@ -74,6 +78,9 @@ class MemoryPlace(Place):
     def bury(self, tombstone: Tombstone) -> None:
         self.disk.tombstones[tombstone.saga_id] = tombstone
 
+    def restore(self) -> None:
+        self.disk.mark_restored()
+
     def usurp(self) -> None:
         MemoryStore(self.disk)
 
@@ -88,12 +95,17 @@ class SqlitePlace(Place):
     def bury(self, tombstone: Tombstone) -> None:
         execute(
             self.path,
-            "INSERT INTO tombstones VALUES (?, ?, ?, ?)",
+            "INSERT INTO tombstones VALUES (?, ?, ?, ?, ?, ?)",
             tombstone.saga_id,
             tombstone.content_hash,
             tombstone.state,
             tombstone.ended_at_ms,
+            tombstone.decision or 0,
+            tombstone.round,
         )
+
+    def restore(self) -> None:
+        self.path.with_name(self.path.name + ".lock").unlink()
 
     def usurp(self) -> None:
         # The lock keeps a well-behaved runtime out; this is one whose lock file was removed.
@@ -283,6 +295,81 @@ async def test_a_later_owner_ends_every_write_of_an_earlier_one(
         await store.reopen()
 
 
+async def test_a_later_owner_ends_a_confirmation(place: Place) -> None:
+    """Whoever confirms must still own what is confirmed."""
+    async with place.open():
+        pass
+    place.restore()
+    async with place.open() as store:
+        place.usurp()
+        with pytest.raises(OwnershipLost):
+            await store.confirm_restore(BY)
+        assert store.restored
+
+
+# -- after a restore -------------------------------------------------------------------------------
+
+LOOKED = OperatorWords("ada", "the backup of last night, looked at", NOW_MS, "r-1")
+
+
+async def test_a_store_believes_in_itself_alone(store: AnyStore) -> None:
+    """Without a restore there is nothing before it, and nothing to confirm."""
+    assert store.believes(store.identity.incarnation)
+    assert not store.believes("another")
+    assert not store.believes("")
+    assert not store.restored
+    assert not await store.confirm_restore(BY)
+    assert await store.audit(9) == []
+
+
+async def test_what_was_before_a_restore_is_believed_once_somebody_confirms_it(
+    place: Place,
+) -> None:
+    """Of a restored store nothing is taken for the truth that others were told before, until then.
+
+    It is one act, however often it is asked for, and lasts over restarts.
+    """
+    async with place.open() as store:
+        before = store.identity.incarnation
+    place.restore()
+    async with place.open() as store:
+        now = store.identity.incarnation
+        assert now != before
+        assert store.restored
+        assert [store.believes(one) for one in (now, before, "another")] == [True, False, False]
+    async with place.open() as store:
+        assert store.restored, "a restart is no confirmation"
+    async with place.open() as store:
+        assert await store.confirm_restore(LOOKED)
+        assert await store.confirm_restore(LOOKED)
+        assert not await store.confirm_restore(BY)
+        assert not store.restored
+        assert [store.believes(one) for one in (now, before, "another")] == [True, True, False]
+    async with place.open() as store:
+        assert store.identity.incarnation == now
+        assert [store.believes(one) for one in (now, before, "another")] == [True, True, False]
+        assert await store.confirm_restore(LOOKED)
+        assert await store.audit(9) == [
+            AuditEntry("confirm_restore", now, f"with what it knows of {before}", LOOKED)
+        ]
+
+
+async def test_a_confirmation_is_for_one_restore(place: Place) -> None:
+    """The next one may have lost what the first had: all that was before is open again."""
+    seen = []
+    for _ in range(3):
+        async with place.open() as store:
+            seen.append(store.identity.incarnation)
+            await store.confirm_restore(BY)
+        place.restore()
+    async with place.open() as store:
+        assert [store.believes(one) for one in seen] == [False] * 3
+        # It was confirmed before, but not as this one.
+        assert await store.confirm_restore(LOOKED)
+        assert [store.believes(one) for one in seen] == [True] * 3
+        assert len(await store.audit(9)) == 3
+
+
 # -- after a failure, after a restart --------------------------------------------------------------
 
 
@@ -420,6 +507,17 @@ async def test_tombstones_answer_for_purged_sagas(place: Place) -> None:
         with pytest.raises(VersionConflict) as caught:
             await store.commit([again.transitions[0], played.done()])
         assert caught.value.saga_nos == (again.saga_no,)
+
+
+@pytest.mark.parametrize("decision", [CommitDecision.COMMIT, CommitDecision.ABORT])
+async def test_a_tombstone_keeps_the_decision(place: Place, decision: CommitDecision) -> None:
+    """A participant may still be in doubt when the saga's history is gone."""
+    tombstone = Tombstone("gone", "c" * 64, SagaState.MIXED, NOW_MS, decision, 3)
+    async with place.open():
+        pass
+    place.bury(tombstone)
+    async with place.open() as store:
+        assert await store.load(["gone"]) == {"gone": tombstone}
 
 
 async def test_open_sagas_in_pages(store: AnyStore) -> None:

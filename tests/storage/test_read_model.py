@@ -22,7 +22,7 @@ from amends_runtime.storage import (
     rebuild_read_model,
     verify_read_model,
 )
-from tests.storage.samples import NOW_MS, ORDER, Played, commit_rest, loaded, start
+from tests.storage.samples import NOW_MS, ORDER, TRANSFER, Played, commit_rest, loaded, start
 from tests.storage.sqlite_file import execute
 
 AnyStore = SqliteStore | MemoryStore
@@ -55,6 +55,41 @@ async def all_sorts(store: AnyStore) -> list[Played]:
     begun[6].rejected()
     begun[6].done()
     await commit_rest(store, begun)
+    return [*begun, *await all_sorts_of_commits(store)]
+
+
+async def all_sorts_of_commits(store: AnyStore) -> list[Played]:
+    """Two-phase commits at every stage: votes, another round, both decisions, every end."""
+    begun = await start(store, 8, TRANSFER, labels={"tenant": "a"})
+    begun[0].to_completion()
+    begun[1].done()
+    begun[2].done()
+    begun[2].done()
+    begun[3].done()
+    begun[3].rejected()
+    begun[4].done()
+    begun[4].rejected()
+    begun[4].done()
+    begun[5].done()
+    begun[5].locked()
+    begun[5].done()
+    for _ in range(2):
+        begun[6].done()
+    begun[6].alone()
+    begun[6].done()
+    begun[7].done()
+    begun[7].done()
+    begun[7].unknown()
+    await commit_rest(store, begun)
+    assert [played.state for played in begun] == [
+        SagaState.COMPLETED,
+        *[SagaState.RUNNING] * 2,
+        SagaState.COMPENSATING,
+        SagaState.COMPENSATED,
+        SagaState.RUNNING,
+        SagaState.MIXED,
+        SagaState.RUNNING,
+    ]
     return begun
 
 
@@ -68,6 +103,7 @@ async def test_what_the_turns_wrote_equals_the_history(
         SagaState.COMPENSATING,
         SagaState.COMPENSATED,
         SagaState.COMPLETED,
+        SagaState.MIXED,
     }
     assert await verify_read_model(store) == []
     monkeypatch.setattr(read_model, "PAGE", 5)

@@ -202,6 +202,23 @@ async def test_a_failed_change_of_a_participant_reopens_the_store_by_itself(path
         await store.commit([played.done()])
 
 
+async def test_a_failed_confirmation_reopens_the_store_by_itself(path: Path) -> None:
+    """It is confirmed whole or not at all, and asking once more is safe."""
+    words = OperatorWords("ada", "test", NOW_MS, "r-1")
+    async with open_sqlite_store(path) as store:
+        before = store.identity.incarnation
+    path.with_name("amends.db.lock").unlink()
+    async with open_sqlite_store(path) as store:
+        assert store._writer is not None
+        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1 AS request_id")
+        with pytest.raises(CommitUnknown):
+            await store.confirm_restore(words)
+        assert store.restored
+        assert not store.believes(before)
+        assert await store.confirm_restore(words)
+        assert store.believes(before)
+
+
 @pytest.mark.parametrize("what", ["participant", "definition"])
 async def test_a_store_that_cannot_reopen_by_itself_says_so(path: Path, what: str) -> None:
     """To whoever waits for that: the caller of the write only learns that nobody knows."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from amends_runtime.errors import StoreError, StoreInUse, StoreUnusable
-from amends_runtime.storage import SqliteStore, connection, open_sqlite_store
+from amends_runtime.ports import OperatorWords
+from amends_runtime.storage import SqliteStore, connection, open_sqlite_store, sqlite
 from amends_runtime.storage.connection import pragma
 from amends_runtime.storage.migrations import SCHEMA_VERSION
 from amends_runtime.storage.ownership import filesystem_of
 from tests.storage.process import ENDS_WITHIN_S, line, run, running
-from tests.storage.samples import start
+from tests.storage.samples import NOW_MS, start
 from tests.storage.sqlite_file import execute
 
 NOBODY = 65534  # a user without rights on any system
@@ -299,6 +300,68 @@ async def test_a_restored_file_says_so(path: Path) -> None:
     async with open_sqlite_store(path) as store:
         assert store.restored, "until an operator confirms"
         assert store.identity.incarnation == restored.incarnation
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "closed"])
+async def test_a_backup_of_the_last_opening_counts_as_restored(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,  # noqa: FBT001
+) -> None:
+    """A runtime may run for months: its nightly backups are all of one epoch, and are noticed.
+
+    The lock file knows of turns that the backup has not got; after a crash, but for the last ones.
+    """
+    monkeypatch.setattr(sqlite, "NOTE_EVERY_S", 0.0 if killed else 1e9)
+    backup, note = path.with_name("backup"), path.with_name("amends.db.lock")
+    async with open_sqlite_store(path) as store:
+        [saga] = await start(store)
+        execute(path, "VACUUM INTO ?", str(backup))
+        await store.commit([saga.done()])
+        original, noted = store.identity, note.read_bytes()
+    if killed:
+        note.write_bytes(noted)
+    backup.replace(path)
+    async with open_sqlite_store(path) as store:
+        assert store.restored
+        assert store.identity.incarnation != original.incarnation
+        assert store.identity.epoch > original.epoch
+
+
+async def test_what_was_open_here_is_one_of_its_earlier_selves(path: Path) -> None:
+    """Restored twice from one backup, the second knows of the first by its lock file alone."""
+    words = OperatorWords("ada", "looked at it", NOW_MS)
+    copy = path.with_name("backup")
+    async with open_sqlite_store(path) as store:
+        original = store.identity.incarnation
+    shutil.copy(path, copy)
+    async with open_sqlite_store(path):
+        pass
+    shutil.copy(copy, path)
+    async with open_sqlite_store(path) as store:
+        first = store.identity.incarnation
+        await store.confirm_restore(words)
+        assert [store.believes(one) for one in (original, first)] == [True, True]
+    shutil.copy(copy, path)
+    async with open_sqlite_store(path) as store:
+        assert store.restored
+        assert store.identity.incarnation not in (original, first)
+        assert [store.believes(one) for one in (original, first)] == [False, False]
+        await store.confirm_restore(words)
+        assert [store.believes(one) for one in (original, first)] == [True, True]
+
+
+async def test_another_stores_incarnation_is_not_believed(path: Path) -> None:
+    """It stood here before, and has nothing to do with the one that is here now."""
+    async with open_sqlite_store(path) as store:
+        there = store.identity.incarnation
+    other = path.with_name("other.db")
+    async with open_sqlite_store(other) as store:
+        here = store.identity.incarnation
+    other.replace(path)
+    async with open_sqlite_store(path) as store:
+        assert await store.confirm_restore(OperatorWords("ada", "it is meant", NOW_MS))
+        assert [store.believes(one) for one in (here, there)] == [True, False]
 
 
 async def test_a_file_without_its_lock_file_counts_as_restored(path: Path) -> None:

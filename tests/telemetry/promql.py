@@ -16,6 +16,7 @@ TOKEN: Final = re.compile(
     r"""
       (?P<space>\s+)
     | (?P<string>"(?:[^"\\]|\\.)*")
+    | (?P<offset>offset\s+\d+[smhd]\b)
     | (?P<range>\[(?:\d+[smhd]|\$__rate_interval)\])
     | (?P<number>\d+(?:\.\d+)?)
     | (?P<word>[A-Za-z_:][A-Za-z0-9_:]*)

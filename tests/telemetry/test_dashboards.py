@@ -113,7 +113,27 @@ def a_shop() -> amends.Participant:
     def fail(call: amends.Call) -> None:
         raise ZeroDivisionError
 
+    vote_for(shop)
     return shop
+
+
+def vote_for(shop: amends.Participant) -> None:
+    """A branch that would have to wait for a lock, once; and one that breaks its vote."""
+    locked: set[str] = set()
+
+    @shop.prepare("move")
+    def ask(call: amends.Call) -> None:
+        if call.saga_id not in locked:
+            locked.add(call.saga_id)
+            raise amends.Rejected("LOCKED")
+
+    @shop.execute("move")
+    def commit(call: amends.Call) -> None:
+        raise amends.Broken("vote_lost")
+
+    @shop.compensate("move")
+    def roll_back(call: amends.Call) -> None:
+        """Nothing is held."""
 
 
 DEFINITIONS: Final = (
@@ -122,6 +142,9 @@ DEFINITIONS: Final = (
     amends.Definition("broken").read_only("a", "shop", "break"),
     amends.Definition("failing").read_only(
         "a", "shop", "fail", retry=amends.Retry(first_s=0.01, max_s=0.01, give_up_after_s=0.02)
+    ),
+    amends.Definition("mixed", mode=amends.Mode.TWO_PHASE_COMMIT, locked_retries=1).step(
+        "a", "shop", "move"
     ),
     amends.Definition("away").step("a", "absent", "do"),
 )
@@ -151,7 +174,7 @@ async def one_of_each(client: amends.Client) -> None:
     """Sagas of every outcome, a breaker that opens, a request that is refused."""
     for definition in DEFINITIONS:
         await client.register(definition)
-    for name in ("done", "turned", "failing"):
+    for name in ("done", "turned", "failing", "mixed"):
         await (await client.start(name)).result(timeout_s=30)
     await until_stuck(client, lambda: client.start("broken", saga_id="broken-1"))
     await until_stuck(client, lambda: client.retry("broken-1", author="test", reason="test"))
@@ -299,8 +322,9 @@ def test_names_labels_and_values_are_compared(
         ("histogram_quantile(0.5, sum by (le) (rate(a_bucket[5m])))", ["a_bucket"], {"le"}),
         ("sum(a and on (b) c) / 1024 ^ 3", ["a", "c"], {"b"}),
         ("min_over_time(a[15m]) > 128 * 1024", ["a"], set()),
+        ("sum by (b) (a unless a offset 1h) > 0", ["a", "a"], {"b"}),
     ],
-    ids=["name", "selector", "quantile", "join", "range"],
+    ids=["name", "selector", "quantile", "join", "range", "offset"],
 )
 def test_queries_are_read(query: str, names: list[str], labels: set[str]) -> None:
     """Names of metrics are told from functions, operators and labels."""
@@ -328,7 +352,7 @@ def test_the_dashboard_can_be_imported() -> None:
     assert board["id"] is None
     assert board["uid"]
     rows = [panel["title"].partition(":")[0] for panel in panels() if panel["type"] == "row"]
-    assert rows == ["Business", "Participants", "Runtime", "Trouble"]
+    assert rows == ["Business", "Participants", "Runtime", "Trouble", "Two-phase commits"]
     source = {"type": "prometheus", "uid": "${datasource}"}
     assert any(
         (one["name"], one["type"]) == ("datasource", "datasource")

@@ -15,8 +15,16 @@ import structlog.testing
 
 from amends_runtime.actors.supervisor import StartRequest
 from amends_runtime.actors.survey import SLICE, Survey, in_doubt
-from amends_runtime.core.definition import Definition, Step
-from amends_runtime.core.messages import Broken, Done, InProgress, Outcome, Rejected, Unknown
+from amends_runtime.core.definition import Definition, Mode, RetryPolicy, Step
+from amends_runtime.core.messages import (
+    Broken,
+    Done,
+    Heuristic,
+    InProgress,
+    Outcome,
+    Rejected,
+    Unknown,
+)
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import SagaState, Verb
 from amends_runtime.core.saga import StepState, StepStatus
@@ -74,6 +82,14 @@ class ScriptedShop(Shop):
         return Reply(outcome, status, healthy=not isinstance(outcome, Unknown))
 
 
+class WellShop(ScriptedShop):
+    """One whose breaker stays closed whatever it answers."""
+
+    async def call(self, call: Call) -> Reply:
+        """Answers as scripted."""
+        return msgspec.structs.replace(await super().call(call), healthy=True)
+
+
 TWO_STEPS = Definition(
     name="two",
     steps=(
@@ -84,7 +100,7 @@ TWO_STEPS = Definition(
 
 
 async def begin(engine: Engine, saga_id: str, deadline_ms: int = 0) -> None:
-    """Starts a saga of `two`."""
+    """Starts a saga of the definition `two`."""
     await engine.supervisor.start_saga(
         StartRequest(
             saga_id=saga_id,
@@ -139,6 +155,59 @@ def test_no_healthy_saga_is_ever_without_something_that_wakes_it() -> None:
     last = seen[-1]
     assert last.active == {SagaState.RUNNING: 0, SagaState.COMPENSATING: 0, SagaState.STUCK: 1}
     assert (last.stuck, last.in_doubt, last.backlog, last.messages) == (1, 1, 0, 0)
+
+
+def test_no_two_phase_commit_is_ever_without_something_that_wakes_it() -> None:
+    """Nor does one look as if it held something before a vote, or after the last acknowledgement.
+
+    One whose participant is told for longer than its budget is stuck for whoever counts, and ends.
+    """
+    seen: list[Survey] = []
+    script: dict[str, list[Outcome | None]] = {
+        "done": [],
+        "refused": [Done(), Rejected("no")],
+        "polled": [InProgress(poll_after_ms=50), InProgress(poll_after_ms=50)],
+        "deadline": [InProgress(poll_after_ms=60_000)],
+        "unknown": [NO_ANSWER, NO_ANSWER],
+        "told for long": [Done(), Done(), *[NO_ANSWER] * 9],
+        "undone for long": [Done(), Rejected("no"), *[NO_ANSWER] * 9],
+        "mixed": [Done(), Done(), Broken("vote_lost"), Heuristic(True, "by_hand")],
+    }
+    policy = RetryPolicy(first_ms=1_000, factor=1.0, max_ms=1_000, give_up_after_ms=2_000)
+    steps = tuple(
+        Step(name=name, participant="shop", action="do", retry=policy, compensation_retry=policy)
+        for name in "ab"
+    )
+
+    async def main() -> None:
+        store, shop = LookedAtStore(MemoryDisk()), WellShop(script)
+        async with a_runtime(store, shop) as engine:
+
+            async def look() -> None:
+                seen.append(await engine.supervisor.survey())
+
+            store.look = shop.look = look
+            await engine.definitions.register(
+                Definition(name="two", mode=Mode.TWO_PHASE_COMMIT, steps=steps)
+            )
+            async with anyio.create_task_group() as tasks:
+                for saga_id in script:
+                    deadline_ms = 5_000 if saga_id == "deadline" else 0
+                    tasks.start_soon(begin, engine, saga_id, deadline_ms)
+            for _ in range(300):
+                await anyio.sleep(0.5)
+                await look()
+
+    in_virtual_time(main)
+    assert {survey.without_wake_up for survey in seen} == {0}
+    assert seen[0].branches_in_doubt == 0
+    assert max(survey.branches_in_doubt for survey in seen) > 2
+    assert max(survey.stuck for survey in seen) == 2
+    assert max(survey.in_doubt for survey in seen) > 1
+    last = seen[-1]
+    assert last.active == {SagaState.RUNNING: 0, SagaState.COMPENSATING: 0, SagaState.STUCK: 0}
+    assert (last.stuck, last.in_doubt, last.branches_in_doubt) == (0, 0, 0)
+    assert last.oldest_in_doubt_s == 0
 
 
 def test_a_stuck_branch_counts_while_the_other_goes_on() -> None:
@@ -225,11 +294,16 @@ def test_recovery_is_over_when_every_saga_is_here() -> None:
         (StepState(StepStatus.COMPENSATING, Verb.COMPENSATE, executed=True), False),
         (StepState(StepStatus.COMPENSATING, Verb.COMPENSATE, executed=True, failures=1), True),
         (StepState(StepStatus.COMPENSATED, Verb.COMPENSATE, unknown=True, failures=1), False),
+        (StepState(StepStatus.PREPARING, Verb.PREPARE, unknown=True), True),
+        (StepState(StepStatus.PREPARED, Verb.PREPARE, unknown=True, prepared_at_ms=1), False),
+        (StepState(StepStatus.EXECUTING, unknown=True, prepared_at_ms=1), False),
+        (StepState(StepStatus.EXECUTING, prepared_at_ms=1, failures=1), True),
+        (StepState(StepStatus.BROKEN, unknown=True, prepared_at_ms=1, failures=1), False),
     ],
     ids=[
         *("pending", "asked", "asked-again", "executed-at-last", "refused-at-last", "given-up"),
         *("stuck-unknown", "stuck-refused", "undoing-unknown", "undoing", "undoing-again"),
-        "undone",
+        *("undone", "vote-unknown", "voted-at-last", "committing", "committing-again", "broken"),
     ],
 )
 def test_a_step_is_in_doubt_until_something_definite_is_known(

@@ -10,13 +10,23 @@ import pytest
 
 from amends_runtime.core import saga as core
 from amends_runtime.core.breaker import BreakerState
-from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step, normalise
+from amends_runtime.core.definition import (
+    Definition,
+    Kind,
+    Mode,
+    Plan,
+    RetryPolicy,
+    Step,
+    TwoPhase,
+    normalise,
+)
 from amends_runtime.core.messages import (
     AbandonSaga,
     Answered,
     Broken,
     CancelSaga,
     Done,
+    Heuristic,
     Message,
     NotSent,
     Outcome,
@@ -51,8 +61,8 @@ def a_step(name: str, kind: Kind = Kind.COMPENSATABLE, retry: RetryPolicy | None
 class Course:
     """A saga that is told messages, second by second, and the metrics that look on."""
 
-    def __init__(self, *steps: Step) -> None:
-        self.plan = a_plan(*steps)
+    def __init__(self, *steps: Step, plan: Plan | None = None) -> None:
+        self.plan = plan or a_plan(*steps)
         self.metrics = Metrics()
         self.saga: Saga | None = None
         self.now_ms = 1_000_000
@@ -236,6 +246,138 @@ def test_attempts_that_are_open_when_a_saga_is_abandoned() -> None:
         ("one", "compensate", "abandoned"): 1,
     }
     assert sum(count for count, _ in course.shown("amends.attempt.duration").values()) == 4
+
+
+def a_transfer(*, locked_retries: int = 0, retry: RetryPolicy | None = None) -> Course:
+    """A two-phase commit of `debit` and `credit`, whose votes are both asked for."""
+    steps = tuple(a_step(name, retry=retry) for name in ("debit", "credit"))
+    definition = Definition(
+        name="order",
+        mode=Mode.TWO_PHASE_COMMIT,
+        steps=steps,
+        two_phase=TwoPhase(locked_retries=locked_retries),
+    )
+    return Course(plan=Plan(normalise(definition)))
+
+
+def test_a_two_phase_commit_that_commits() -> None:
+    """Its votes, its decision, and for how long participants kept what others may have needed."""
+    course = a_transfer()
+    course.answer(0, Done())
+    course.answer(1, Done())
+    course.answer(1, Done())
+    course.answer(0, Done())
+    assert course.shown("amends.saga.ends") == {("order", "completed"): 1}
+    assert course.shown("amends.two_phase.votes") == {("shop", "yes"): 2}
+    assert course.shown("amends.two_phase.decisions") == {("order", "commit", "all_prepared"): 1}
+    assert course.shown("amends.two_phase.acknowledgement.duration") == {
+        ("order", "commit"): (1, 2.0)
+    }
+    assert course.shown("amends.step.duration") == {
+        ("order", "debit", "prepared"): (1, 1.0),
+        ("order", "credit", "prepared"): (1, 2.0),
+        ("order", "credit", "executed"): (1, 1.0),
+        ("order", "debit", "executed"): (1, 2.0),
+    }
+    assert course.shown("amends.attempts") == {
+        ("shop", "prepare", "done"): 2,
+        ("shop", "execute", "done"): 2,
+    }
+    assert course.shown("amends.two_phase.heuristics") == {}
+
+
+def test_a_two_phase_commit_that_meets_a_lock_and_tries_again() -> None:
+    """Each round has a decision, and its own acknowledgements; the second one is refused."""
+    course = a_transfer(locked_retries=1)
+    course.answer(0, Done())
+    course.answer(1, Rejected("LOCKED"))
+    course.answer(0, Done())
+    assert course.shown("amends.two_phase.rounds.retried") == {("order",): 1}
+    course.now_ms += 10_000
+    course.tell(Wake())
+    course.answer(0, Rejected("no_funds"))
+    course.answer(1, Rejected("no_funds"))
+    assert course.shown("amends.saga.ends") == {("order", "compensated"): 1}
+    assert course.shown("amends.two_phase.votes") == {
+        ("shop", "yes"): 1,
+        ("shop", "locked"): 1,
+        ("shop", "no"): 2,
+    }
+    assert course.shown("amends.two_phase.decisions") == {("order", "abort", "rejected"): 2}
+    assert course.shown("amends.two_phase.rounds.retried") == {("order",): 1}
+    # One second until what had been debited was undone, and one until the other no had come.
+    assert course.shown("amends.two_phase.acknowledgement.duration") == {
+        ("order", "abort"): (2, 2.0)
+    }
+
+
+def test_votes_that_nobody_has_cast() -> None:
+    """Not asked for, never answered, and an answer that is none: each counts as a no."""
+    course = a_transfer()
+    course.tell(NotSent(step=0, verb=Verb.PREPARE, round=1, attempt=1, reason="BREAKER_OPEN"))
+    assert course.shown("amends.two_phase.votes") == {("shop", "not_asked"): 1}
+    assert course.shown("amends.two_phase.decisions") == {("order", "abort", "gave_up"): 1}
+
+    course = a_transfer(retry=ONE_TRY)
+    course.answer(0, IN_DOUBT)
+    assert course.shown("amends.two_phase.votes") == {("shop", "unknown"): 1}
+    assert course.shown("amends.attempts") == {("shop", "prepare", "unknown"): 1}
+
+    course = a_transfer()
+    course.answer(0, Broken("ledger_lost"))
+    assert course.shown("amends.two_phase.votes") == {("shop", "unknown"): 1}
+    assert course.shown("amends.attempts") == {("shop", "prepare", "broken"): 1}
+
+    course = a_transfer()
+    course.tell(CancelSaga(author="ada"))
+    assert course.shown("amends.two_phase.votes") == {}
+    assert course.shown("amends.two_phase.decisions") == {("order", "abort", "cancelled"): 1}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "heuristic", "attempt", "step", "end"),
+    [
+        (Broken("vote_lost"), "broken", "broken", "broken", "mixed"),
+        (Rejected("fenced"), "broken", "broken", "broken", "mixed"),
+        (Heuristic(False, "by_hand"), "broken", "broken", "broken", "mixed"),
+        (Heuristic(True, "by_hand"), "agrees", "done", "executed", "completed"),
+    ],
+)
+def test_a_branch_that_decides_alone(
+    outcome: Outcome, heuristic: str, attempt: str, step: str, end: str
+) -> None:
+    """It is counted at once, before the others have been told."""
+    course = a_transfer()
+    course.answer(0, Done())
+    course.answer(1, Done())
+    course.answer(1, outcome)
+    assert course.shown("amends.two_phase.heuristics") == {("order", "credit", heuristic): 1}
+    assert course.shown("amends.attempts")[("shop", "execute", attempt)] == 1
+    assert course.shown("amends.step.duration")[("order", "credit", step)] == (1, 1.0)
+    assert course.shown("amends.saga.ends") == {}
+    course.answer(0, Done())
+    assert course.shown("amends.saga.ends") == {("order", end): 1}
+
+
+def test_a_branch_that_an_operator_should_see_to_has_not_come_to_anything_yet() -> None:
+    """It is told on and on, and counted once: when it has acknowledged."""
+    course = a_transfer(retry=ONE_TRY)
+    course.answer(0, Done())
+    course.answer(1, Done())
+    course.answer(0, Done())
+    course.answer(1, IN_DOUBT)
+    assert course.saga is not None
+    assert course.saga.steps[1].stuck_since_ms
+    course.now_ms += 10_000
+    course.tell(Wake())
+    course.answer(1, Done())
+    durations = course.shown("amends.step.duration")
+    assert [outcome for _, name, outcome in durations if name == "credit"] == [
+        "prepared",
+        "executed",
+    ]
+    assert course.shown("amends.attempts")[("shop", "execute", "unknown")] == 1
+    assert course.shown("amends.saga.ends") == {("order", "completed"): 1}
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_time() -> None:

@@ -1,5 +1,7 @@
 """The history in the log: who reads it finds sagas, traces and steps, and what can be done."""
 
+from typing import get_args
+
 import msgspec
 import structlog.testing
 
@@ -12,10 +14,14 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    CommitDecision,
+    DecisionMade,
     Failure,
+    HeuristicReported,
     OperatorActed,
     OperatorAction,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaState,
@@ -23,11 +29,13 @@ from amends_runtime.core.records import (
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Timing,
     TurnCause,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.tracing import Tracing
 from amends_runtime.telemetry.observers import HistoryLog, Observers
@@ -76,6 +84,12 @@ EVERY_RECORD: tuple[Record, ...] = (
     SagaTurnedBack(1, TurnCause.CANCELLED, None, Failure("CANCELLED", "secret words")),
     OperatorActed(1, OperatorAction.RETRY, 1, "ada", "secret words", 2),
     SagaEnded(1, SagaState.ABANDONED),
+    StepPrepared(1, 1, 1, 2, TIMING, Payload(b"secret words")),
+    VoteRefused(1, 1, 1, 2, TIMING, LOST),
+    DecisionMade(1, CommitDecision.COMMIT, 1),
+    HeuristicReported(1, 1, Verb.EXECUTE, 1, 2, TIMING, None, LOST),
+    RoundPlanned(1, 2, 701),
+    SagaEnded(1, SagaState.MIXED),
 )
 
 
@@ -87,6 +101,7 @@ def test_every_line_names_the_saga_its_trace_and_its_step() -> None:
         assert (entry["saga_id"], entry["trace_id"]) == ("s-1", "a" * 32), entry
     steps = {str(entry["event"]): entry.get("step") for entry in entries}
     of_sagas = {"saga_started", "saga_ended", "saga_turned_back", "cancel_requested"}
+    of_sagas |= {"decision_made", "round_planned", "saga_mixed"}
     assert {event for event, step in steps.items() if step is None} == of_sagas
     assert set(steps.values()) == {None, "charge"}
 
@@ -114,7 +129,14 @@ def test_without_detail_there_is_what_a_person_may_have_to_see_to() -> None:
         ("info", "cancel_requested"),
         ("info", "saga_turned_back"),
         ("info", "operator_acted"),
+        ("error", "heuristic_reported"),
+        ("error", "saga_mixed"),
     ]
+
+
+def test_there_is_an_example_of_every_record() -> None:
+    """So that none is forgotten here."""
+    assert {type(record) for record in EVERY_RECORD} == set(get_args(Record))
 
 
 def test_an_attempt_s_line_tells_how_it_went() -> None:
@@ -182,3 +204,63 @@ def test_what_an_operator_did_is_written_with_who() -> None:
     assert abandoned["action"] == "ABANDON"
     assert "step" not in abandoned
     assert "words" not in f"{retried}{abandoned}"
+
+
+# -- two-phase commits -----------------------------------------------------------------------------
+
+
+def committing() -> core.Saga:
+    """A two-phase commit that is decided."""
+    saga = core.evolve(PLAN, None, STARTED)
+    return msgspec.structs.replace(saga, round=1, decision=CommitDecision.COMMIT)
+
+
+def test_a_decision_says_which_one_and_an_abort_why() -> None:
+    """In detail only: an abort is no accident."""
+    commit, abort = logged(
+        DecisionMade(1, CommitDecision.COMMIT, 1),
+        DecisionMade(1, CommitDecision.ABORT, 2, TurnCause.REJECTED, 1, LOST),
+    )
+    assert (commit["log_level"], commit["event"]) == ("debug", "decision_made")
+    assert (commit["decision"], commit["round"], "cause" in commit) == ("COMMIT", 1, False)
+    assert (abort["decision"], abort["round"], abort["step"]) == ("ABORT", 2, "charge")
+    assert (abort["cause"], abort["reason"]) == ("REJECTED", "ledger_lost")
+
+
+def test_a_broken_vote_is_an_error_and_one_that_happens_to_agree_a_warning() -> None:
+    """Both say what was decided and what the participant did."""
+    attempt = (1, Verb.EXECUTE, 1, 2, TIMING)
+    nobody_knows, broken, agrees, undone = logged(
+        HeuristicReported(1, *attempt, None, LOST),
+        HeuristicReported(1, *attempt, False, LOST),
+        HeuristicReported(1, *attempt, True, LOST),
+        HeuristicReported(1, 1, Verb.COMPENSATE, 1, 2, TIMING, False, LOST),
+        saga=committing(),
+    )
+    entries = (nobody_knows, broken, agrees, undone)
+    assert [(each["decision"], each["did"]) for each in entries] == [
+        ("COMMIT", "UNKNOWN"),
+        ("COMMIT", "ABORT"),
+        ("COMMIT", "COMMIT"),
+        ("ABORT", "ABORT"),
+    ]
+    levels = [each["log_level"] for each in entries]
+    assert levels == ["error", "error", "warning", "warning"]
+    assert {each["event"] for each in entries} == {"heuristic_reported"}
+    assert str(broken["hint"]).startswith("settle it by hand; amends get s-1 ")
+
+
+def test_a_branch_that_does_not_acknowledge_needs_an_operator_and_is_not_stuck() -> None:
+    """It is told again and again: a warning, and no advice to retry or to cancel."""
+    [entry] = logged(StepStuck(1, 1, Verb.EXECUTE, LOST), saga=committing(), in_detail=False)
+    assert (entry["log_level"], entry["event"]) == ("warning", "branch_needs_operator")
+    assert (entry["step"], entry["verb"], entry["reason"]) == ("charge", "EXECUTE", "ledger_lost")
+    assert "cancel" not in str(entry["hint"])
+
+
+def test_a_mixed_end_is_an_error_whatever_the_level() -> None:
+    """It has the decision that not all have followed; any other end is a detail."""
+    [entry] = logged(SagaEnded(1, SagaState.MIXED), saga=committing(), in_detail=False)
+    assert (entry["log_level"], entry["event"]) == ("error", "saga_mixed")
+    assert entry["decision"] == "COMMIT"
+    assert logged(SagaEnded(1, SagaState.COMPLETED), saga=committing(), in_detail=False) == []

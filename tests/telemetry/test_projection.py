@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from amends_runtime.core.definition import Definition, Kind, Plan, Step
+from amends_runtime.core.definition import (
+    Definition,
+    Kind,
+    Mode,
+    Plan,
+    RetryPolicy,
+    Step,
+    TwoPhase,
+    normalise,
+)
+from amends_runtime.core.messages import (
+    Answered,
+    Broken,
+    Done,
+    Heuristic,
+    Outcome,
+    Rejected,
+    StartSaga,
+    Unknown,
+    Wake,
+)
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
@@ -28,17 +50,22 @@ from amends_runtime.core.records import (
     TurnCause,
     Verb,
 )
+from amends_runtime.core.saga import decide
 from amends_runtime.core.tracing import Tracing
-from amends_runtime.telemetry.encoding import encode_span
+from amends_runtime.telemetry.encoding import Frame, encode_span, sender_attributes
 from amends_runtime.telemetry.projection import MAX_EVENTS, project
 from amends_runtime.telemetry.spans import Span, SpanKind
-from tests.core.definitions import chooser, plans
+from tests.core.definitions import Choose, chooser, plans, two_phase_plans
+from tests.core.two_phase_world import VotingWorld
 from tests.core.world import World
+from tests.telemetry.otlp_receiver import ReceivedSpan
+from tests.telemetry.trace_rules import Expectation, assert_well_formed
 
 TRACING = Tracing("store-1")
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 AT = 1_700_000_000_000
 MS = 1_000_000
+AMENDS = {"service.version": "1", "service.instance.id": "store-1"}
 
 DO, UNDO = Verb.EXECUTE, Verb.COMPENSATE
 EXECUTE = "amends.v1.ParticipantService/Execute"
@@ -413,6 +440,173 @@ def test_a_clock_that_is_set_back_makes_no_nonsense() -> None:
     ]
 
 
+# -- two-phase commits -----------------------------------------------------------------------------
+
+PREPARE = "amends.v1.ParticipantService/Prepare"
+
+Told = tuple[int, Outcome]
+"""A step, and what its open attempt ends with."""
+
+
+def a_transfer(*answers: Told, retry: RetryPolicy | None = None) -> list[Span]:
+    """The trace of a two-phase commit of `debit` and `credit`, answered 10 ms after each other."""
+    steps = tuple(
+        Step(name=name, participant=bank, action=name, retry=retry, compensation_retry=retry)
+        for name, bank in (("debit", "east"), ("credit", "west"))
+    )
+    definition = Definition(
+        name="transfer",
+        mode=Mode.TWO_PHASE_COMMIT,
+        steps=steps,
+        two_phase=TwoPhase(locked_retries=1),
+    )
+    plan, now_ms = Plan(normalise(definition)), AT
+    start = StartSaga(saga_id="t-1", content_hash="c", input=Payload(b""))
+    decision = decide(plan, None, start, now_ms, 1)
+    records = [*decision.records]
+    for number, outcome in answers:
+        now_ms += 10
+        step = decision.saga.steps[number]
+        if not step.open:  # another round's, or another attempt's, time has come
+            decision = decide(plan, decision.saga, Wake(now_ms + 600_000), now_ms, 1)
+            records += decision.records
+            step = decision.saga.steps[number]
+        message = Answered(
+            step=number,
+            verb=step.verb,
+            round=step.round,
+            attempt=step.attempt,
+            sent_at_ms=now_ms - 5,
+            answered_at_ms=now_ms,
+            status=outcome.reason if isinstance(outcome, Unknown) else "OK",
+            polls=0,
+            outcome=outcome,
+        )
+        decision = decide(plan, decision.saga, message, now_ms, 1)
+        records += decision.records
+    assert decision.saga.ended
+    return project(TRACING, plan, records)
+
+
+def outcomes(spans: list[Span]) -> list[tuple[str, object]]:
+    """What became of each step's life, in order."""
+    return [(each.name, each.attributes["amends.outcome"]) for each in spans if each.parent_id]
+
+
+def test_a_two_phase_commit_shows_votes_and_what_was_told() -> None:
+    """The decision is an event of the root, at the instant of the last vote."""
+    spans = a_transfer((0, Done()), (1, Done()), (1, Done()), (0, Done()))
+    assert tree(spans) == [
+        "saga transfer 0..40",
+        "  prepare debit 0..10",
+        f"    {PREPARE} 5..10",
+        "  prepare credit 0..20",
+        f"    {PREPARE} 15..20",
+        "  commit debit 20..40",
+        f"    {EXECUTE} 35..40",
+        "  commit credit 20..30",
+        f"    {EXECUTE} 25..30",
+    ]
+    root = spans[0]
+    [decided] = root.events
+    assert (decided.name, decided.at_ns) == ("decision made", (AT + 20) * MS)
+    assert decided.attributes == {"amends.decision": "commit", "amends.round": 1}
+    assert (root.attributes["amends.decision"], root.attributes["amends.round"]) == ("commit", 1)
+    [link] = named(spans, "commit debit").links
+    assert link.span_id == named(spans, "prepare debit").span_id
+    assert link.attributes == {"amends.link": "commits"}
+
+
+def test_a_lock_another_round_and_a_refusal() -> None:
+    """Each round's lives link those of the one before; the root says why the last one failed."""
+    locked = ((0, Done()), (1, Rejected("LOCKED")), (0, Done()))
+    spans = a_transfer(*locked, (0, Done()), (1, Rejected("no_funds")), (0, Done()))
+    root = spans[0]
+    assert events(root) == ["decision made", "round planned", "decision made"]
+    assert root.error == "COMPENSATED: no_funds at credit"
+    assert root.events[0].attributes == {
+        "amends.decision": "abort",
+        "amends.round": 1,
+        "amends.cause": "rejected",
+        "amends.reason": "LOCKED",
+        "amends.step": "credit",
+    }
+    assert (root.attributes["amends.decision"], root.attributes["amends.round"]) == ("abort", 2)
+    first, second = (each for each in spans if each.name == "prepare debit")
+    assert [link.span_id for link in second.links] == [first.span_id]
+    _, undone = (each for each in spans if each.name == "compensate debit")
+    assert {link.attributes["amends.link"]: link.span_id for link in undone.links} == {
+        "undoes": second.span_id,
+        "retries": next(each for each in spans if each.name == "compensate debit").span_id,
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "did"),
+    [
+        (Broken("vote_lost"), "nobody knows"),
+        (Rejected("vote_lost"), "rolled back"),
+        (Heuristic(False, "vote_lost"), "rolled back"),
+    ],
+)
+def test_a_broken_vote_is_an_error_from_the_attempt_up_to_the_root(
+    outcome: Outcome, did: str
+) -> None:
+    """And an event of the root at once, though the others are told for a while yet."""
+    spans = a_transfer((0, Done()), (1, Done()), (0, outcome), (1, Done()))
+    branch = named(spans, "commit debit")
+    [attempt] = [each for each in spans if each.parent_id == branch.span_id]
+    assert (branch.error, branch.attributes["amends.outcome"]) == ("vote_lost", "broken")
+    assert (attempt.error, attempt.attributes["amends.outcome"]) == ("vote_lost", "broken")
+    assert named(spans, "commit credit").error is None
+    root = spans[0]
+    assert root.error == "MIXED: vote_lost at debit"
+    assert events(root) == ["decision made", "heuristic reported"]
+    assert root.events[1].attributes == {
+        "amends.step": "debit",
+        "amends.decision": "commit",
+        "amends.did": did,
+        "amends.reason": "vote_lost",
+    }
+
+
+def test_a_heuristic_outcome_that_agrees_is_no_error_and_is_not_hidden() -> None:
+    """It is on the branch and on the root."""
+    spans = a_transfer((0, Done()), (1, Done()), (0, Heuristic(True, "by_hand")), (1, Done()))
+    assert all(each.error is None for each in spans)
+    assert events(named(spans, "commit debit")) == ["heuristic outcome"]
+    assert events(spans[0]) == ["decision made", "heuristic reported"]
+
+
+def test_a_branch_that_needs_an_operator_is_one_life_all_the_same() -> None:
+    """It is told on and on: nothing has ended until it acknowledges."""
+    hasty = RetryPolicy(first_ms=1, max_ms=1, give_up_after_ms=1)
+    unknown = Unknown("UNAVAILABLE")
+    spans = a_transfer(
+        (0, Done()), (1, Done()), (1, Done()), (0, unknown), (0, unknown), (0, Done()), retry=hasty
+    )
+    told = named(spans, "commit debit")
+    assert (told.error, told.attributes["amends.outcome"]) == (None, "done")
+    assert [name for name in events(told) if name != "retry scheduled"] == ["needs operator"]
+    assert events(spans[0]) == ["decision made", "branch needs operator"]
+    assert len([each for each in spans if each.parent_id == told.span_id]) == 3
+
+
+def test_a_participant_that_cannot_vote_is_broken_and_the_others_not_run_or_undone() -> None:
+    """Its attempt says so; who was asked meanwhile and answers is rolled back."""
+    spans = a_transfer((0, Broken("ledger_lost")), (1, Done()), (0, Done()), (1, Done()))
+    asked = named(spans, "prepare debit")
+    [attempt] = [each for each in spans if each.parent_id == asked.span_id]
+    assert attempt.attributes["amends.outcome"] == "broken"
+    assert outcomes([each for each in spans if each.kind is SpanKind.INTERNAL]) == [
+        ("prepare debit", "broken"),
+        ("prepare credit", "prepared"),
+        ("compensate debit", "done"),
+        ("compensate credit", "done"),
+    ]
+    assert spans[0].error == "COMPENSATED: ledger_lost at debit"
+
+
 def check_form(trace: list[Span], *, ended_too: bool) -> None:
     """What must hold of every trace, given with its open spans."""
     by_id = {span.span_id: span for span in trace}
@@ -448,6 +642,41 @@ def test_every_history_has_a_well_formed_trace(
     world = World(plan, choose)
     for _ in range(count):
         world.act()
+    check_every_prefix(world, choose, clock_jumps=clock_jumps)
+
+
+@given(two_phase_plans(), st.data(), st.integers(0, 60), st.booleans())
+def test_every_two_phase_commit_has_a_well_formed_trace(
+    plan: Plan,
+    data: st.DataObject,
+    count: int,
+    clock_jumps: bool,  # noqa: FBT001  # drawn
+) -> None:
+    """The same, whatever is voted, decided and broken; and by all the rules of a trace at its end.
+
+    Nobody is told what is not decided, in any round, and each end links its vote.
+    """
+    choose = chooser(data)
+    world = VotingWorld(plan, choose, deadline_ms=60_000)
+    for _ in range(count):
+        world.act()
+    world.calm_down()
+    check_every_prefix(world, choose, clock_jumps=clock_jumps)
+    frame = Frame(sender_attributes("store-1", {}))
+    message = frame.encode(project(TRACING, plan, world.records))
+    request = ExportTraceServiceRequest.FromString(message)
+    received = [
+        ReceivedSpan(proto, {"service.name": "amends", **AMENDS}, scoped.scope.name)
+        for resource in request.resource_spans
+        for scoped in resource.scope_spans
+        for proto in scoped.spans
+    ]
+    assert_well_formed(received, Expectation(crashed=True, traced=False))
+
+
+def check_every_prefix(world: World, choose: Choose, *, clock_jumps: bool) -> None:
+    """Of a history, turn by turn; `clock_jumps`: each turn may be at another time of its own."""
+    plan = world.plan
     records: list[Record] = []
     sent: dict[str, Span] = {}
     off_ms = 0

@@ -37,6 +37,8 @@ AMENDS = {"service.name": "amends", "service.version": "0.1.0", "service.instanc
 Spans: TypeAlias = dict[str, ReceivedSpan]
 """By names of the tests' own."""
 
+Break: TypeAlias = Callable[[Spans], None]
+
 
 def pairs(attributes: dict[str, Any]) -> list[KeyValue]:
     """Attributes as they travel."""
@@ -98,7 +100,8 @@ class Maker:
         self, key: str, verb: str, step: str, ms: tuple[float, float], outcome: str, **more: Any
     ) -> None:
         """Add a step's span."""
-        name = f"{'compensate' if verb == 'compensate' else 'step'} {step}"
+        name = f"{'step' if verb == 'execute' else verb} {step}"
+        verb = "execute" if verb == "commit" else verb
         undoes: dict[str, Any] = {"amends__undoes": step} if verb == "compensate" else {}
         about: dict[str, Any] = {
             "amends__saga_id": "order-1",
@@ -186,6 +189,48 @@ def a_saga() -> Spans:
     return maker.spans
 
 
+def a_commit() -> Spans:
+    """A two-phase commit: both vote yes, both are told; the participant is not traced."""
+    maker = Maker()
+    maker.add(
+        "root",
+        "saga order",
+        INTERNAL,
+        (0, 100),
+        amends__saga_id="order-1",
+        amends__definition="order",
+        amends__definition_hash="f00d",
+        amends__store_id="store",
+        amends__outcome="COMPLETED",
+    )
+    attempt = {"amends__attempt": 1, "rpc__response__status_code": "OK"}
+    for step, until_ms in (("debit", 20), ("credit", 30)):
+        maker.step(f"ask {step}", "prepare", step, (1, until_ms), "prepared")
+        maker.attempt(f"ask {step} 1", f"ask {step}", (2, until_ms), "done", **attempt)
+    decided_as("root", 30, "commit")(maker.spans)
+    for step in ("debit", "credit"):
+        links = (("commits", f"ask {step}"),)
+        maker.step(f"tell {step}", "commit", step, (30, 60), "done", links=links)
+        maker.attempt(f"tell {step} 1", f"tell {step}", (31, 60), "done", **attempt)
+    return maker.spans
+
+
+def decided_as(key: str, ms: float, decision: str) -> Break:
+    """A decision more, of the first round."""
+
+    def do(spans: Spans) -> None:
+        told = pairs({"amends.decision": decision, "amends.round": 1})
+        event = spans[key].proto.events.add(name="decision made", attributes=told)
+        event.time_unix_nano = round((1000 + ms) * MS)
+
+    return do
+
+
+def undecided(key: str) -> Break:
+    """A root without its events."""
+    return lambda spans: spans[key].proto.ClearField("events")
+
+
 def test_a_well_formed_trace_breaks_no_rule() -> None:
     """All rules together, and the tree that a failure would show."""
     trace = assert_well_formed(a_saga().values(), Expectation(after=AFTER))
@@ -197,8 +242,6 @@ def test_a_well_formed_trace_breaks_no_rule() -> None:
 
 
 # -- what breaks each of them ----------------------------------------------------------------------
-
-Break: TypeAlias = Callable[[Spans], None]
 
 
 def moved(key: str, start_ms: float, end_ms: float) -> Break:
@@ -430,9 +473,41 @@ def test_a_rule_that_is_broken_is_named(rule: str, do: Break) -> None:
     assert rule in {line.partition(":")[0] for line in broken}
 
 
+TOLD = "nobody_is_told_what_is_not_decided"
+
+BREAKS_OF_COMMIT: list[tuple[str, str, Break]] = [
+    (TOLD, "no decision", undecided("root")),
+    (TOLD, "two decisions", decided_as("root", 90, "commit")),
+    (TOLD, "told too early", moved("tell debit", 29, 60)),
+    (TOLD, "told something else", set_field("tell debit", "name", "compensate debit")),
+    (TOLD, "a vote after the decision", moved("ask debit", 1, 31)),
+    ("links_are_there", "commits nothing", unlinked("tell debit")),
+    ("steps_follow_each_other", "told while it votes", moved("ask debit", 1, 31)),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "do"),
+    [
+        pytest.param(rule, do, id=f"{rule}-{what}".replace(" ", "_"))
+        for rule, what, do in BREAKS_OF_COMMIT
+    ],
+)
+def test_a_rule_that_a_two_phase_commit_breaks_is_named(rule: str, do: Break) -> None:
+    """Of a trace that broke none."""
+    spans, untraced = a_commit(), Expectation(traced=False)
+    assert broken_rules(spans.values(), untraced) == []
+    do(spans)
+
+    broken = broken_rules(spans.values(), untraced)
+
+    assert rule in {line.partition(":")[0] for line in broken}
+
+
 def test_every_rule_is_broken_somewhere() -> None:
     """A rule that nothing breaks shows nothing."""
-    assert {rule.__name__ for rule in RULES} == {rule for rule, _, _ in BREAKS}
+    broken = {rule for rule, _, _ in [*BREAKS, *BREAKS_OF_COMMIT]}
+    assert {rule.__name__ for rule in RULES} == broken
 
 
 def test_what_a_caller_brings() -> None:

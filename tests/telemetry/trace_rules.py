@@ -26,6 +26,9 @@ A trace of the runtime looks like this::
           amends.v1.ParticipantService/Execute  SERVER     the participant's, one for each poll, too
             authorise card                      INTERNAL   the author's own
       compensate charge                         INTERNAL   linked to `step charge`
+
+In a two-phase commit's there is `prepare charge`, and then `commit charge` or `compensate charge`,
+which are linked to it; its root has an event for each decision.
 """
 
 from __future__ import annotations
@@ -50,9 +53,11 @@ CLIENT: Final = trace_pb2.Span.SPAN_KIND_CLIENT
 UNSET: Final = trace_pb2.Status.STATUS_CODE_UNSET
 ERROR: Final = trace_pb2.Status.STATUS_CODE_ERROR
 
+ROUND: Final = "amends.round"
+
 RPC: Final = "amends.v1.ParticipantService/"
 
-STEP_NAMES: Final = ("step ", "prepare ", "compensate ")
+STEP_NAMES: Final = ("step ", "prepare ", "commit ", "compensate ")
 WAIT_NAMES: Final = ("breaker open: ", "queued: ")
 
 NOBODY_WAITS: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED"})
@@ -333,6 +338,9 @@ def steps_follow_each_other(trace: Trace) -> Iterator[str]:
         spans[each.name].append(each)
     for step in {each.text("amends.step") for each in trace.steps}:
         yield from _in_order(spans[f"step {step}"], spans[f"compensate {step}"])
+        for votes in _grouped(spans[f"prepare {step}"], "amends.round"):
+            told = [*spans[f"commit {step}"], *spans[f"compensate {step}"]]
+            yield from _in_order(votes, [each for each in told if _same(each, votes[0], ROUND)])
     for step, waits_for in trace.known.after.items():
         pairs = [
             pair
@@ -353,19 +361,57 @@ def _in_order(before: Sequence[Seen], behind: Sequence[Seen]) -> Iterator[str]:
                 yield f"{second}: begins before {first} has ended"
 
 
+def nobody_is_told_what_is_not_decided(trace: Trace) -> Iterator[str]:
+    """A round of a two-phase commit has one decision; commits wait for it and for all votes."""
+    for root in trace.roots:
+        steps = [each for each in trace.steps if each.parent_id == root.span_id]
+        votes = [each for each in steps if each.name.startswith("prepare ")]
+        decided: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for event in root.proto.events:
+            if event.name == "decision made":
+                told = plain(event.attributes)
+                what = str(told["amends.decision"]), event.time_unix_nano
+                decided[str(told[ROUND])].append(what)
+        for of_round in _grouped(votes, ROUND):
+            decisions = decided[of_round[0].text(ROUND)]
+            if len(decisions) != 1:
+                yield f"{root}: round {of_round[0].text(ROUND)} has the decisions {decisions}"
+        for each in steps:
+            wanted = {"commit": "commit", "compensate": "abort"}.get(each.name.partition(" ")[0])
+            decisions = decided[each.text(ROUND)]
+            if wanted is None or not votes:
+                continue
+            if not any(what == wanted and at <= _times(each)[0] for what, at in decisions):
+                yield f"{each}: nothing was decided before it, but {decisions}"
+            if wanted == "commit":
+                of_round = [vote for vote in votes if _same(vote, each, ROUND)]
+                yield from _in_order(of_round, [each])
+
+
 def links_are_there(trace: Trace) -> Iterator[str]:
-    """A compensation links the step that it undoes, a step's next life the one before it."""
+    """A compensation links the step that it undoes, a step's next life the one before it.
+
+    In a two-phase commit both ends of a branch link its vote of the same round.
+    """
     for each in trace.steps:
         if each.name.startswith("compensate "):
             undone = each.text("amends.undoes")
-            forward = [step for step in trace.steps if step.name == f"step {undone}"]
+            forward = _votes_of(trace, each)
+            forward += [step for step in trace.steps if step.name == f"step {undone}"]
             if undone != each.text("amends.step"):
                 yield f"{each}: says that it undoes {undone!r}"
             if not (trace.known.is_open and not forward):
                 yield from _link_missing(each, "undoes", forward[-1:])
+        if each.name.startswith("commit "):
+            yield from _link_missing(each, "commits", _votes_of(trace, each)[-1:])
     for lives in _grouped(trace.steps, "amends.saga_id", "amends.step", "amends.verb"):
         for before, behind in pairwise(lives):
             yield from _link_missing(behind, "retries", [before])
+
+
+def _votes_of(trace: Trace, each: Seen) -> list[Seen]:
+    name = f"prepare {each.text('amends.step')}"
+    return [vote for vote in trace.steps if vote.name == name and _same(vote, each, ROUND)]
 
 
 def _link_missing(each: Seen, what: str, to: Sequence[Seen]) -> Iterator[str]:
@@ -485,6 +531,7 @@ RULES: Final[tuple[Rule, ...]] = (
     participants_are_below_their_attempts,
     attempts_follow_each_other,
     steps_follow_each_other,
+    nobody_is_told_what_is_not_decided,
     links_are_there,
     links_lead_somewhere,
     services_have_names,

@@ -12,6 +12,7 @@ is read ahead, so that no turn waits for the disk once there is room.
 
 Behind does not mean never: after `ASKED_IN_A_ROW` readings of what is asked for it is their turn.
 Those that compensate have a line of their own, before the others, because somebody's money waits.
+So does somebody for what a two-phase commit's participants hold: it is in that line, too.
 """
 
 from __future__ import annotations

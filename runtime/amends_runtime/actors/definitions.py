@@ -85,6 +85,14 @@ class Definitions:
             key=lambda registered: (registered.definition.name, registered.version),
         )
 
+    def two_phase(self) -> dict[str, set[str]]:
+        """The two-phase commits: the hashes of the versions that are such, by name."""
+        found: dict[str, set[str]] = {}
+        for content_hash, plan in self._plans.items():
+            if plan.two_phase is not None:
+                found.setdefault(plan.definition.name, set()).add(content_hash)
+        return found
+
     def is_latest(self, registered: RegisteredDefinition) -> bool:
         """Whether a start that names no version gets this one."""
         latest = self.find(registered.definition.name)

@@ -4,9 +4,9 @@ A saga leaves when it has ended, and when a turn leaves it at rest for long. One
 stays, and is a candidate for leaving when the bound of live sagas is reached. One that somebody
 asked for stays for `LINGER_S`, because who asks once asks again.
 
-The bound refuses starts. What exists has a reserve above it, and what compensates twice as much of
-it: else sagas that wait for a participant which is away, and so cannot leave, would keep out those
-that have nothing to do with it, somebody's refund among them.
+The bound refuses starts. What exists has a reserve above it, and what compensates, or is a
+two-phase commit, twice as much of it: else sagas that wait for a participant which is away, and so
+cannot leave, would keep out those that have nothing to do with it, somebody's refund among them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Leaving:
             self._timers.forget(timers)
         if not by_row or waiters:
             timers = [timer for timer in timers if timer.saga_id is not None]
-            compensates = actor.saga.phase is Phase.BACKWARD
+            compensates = actor.saga.phase is Phase.BACKWARD or actor.saga.round > 0
             parked = Parked(timers, actor.polls, waiters, compensates=compensates)
             self._parking.keep(actor.saga_id, parked)
         actor.timers, actor.polls = [], ()

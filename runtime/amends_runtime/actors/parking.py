@@ -8,28 +8,32 @@ record, and whoever waits for its end.
 
 Those that rest are counted by their state, from the rows once, and from then on as they go and
 come: a million of them is never walked. How many of their steps are in doubt stands in no row. So
-a saga that rested when the runtime began counts as one, which it usually is, until it moves.
+a saga that rested when the runtime began counts as one, which it usually is, until it moves. Of a
+two-phase commit's branches none counts until then: it moves when its next attempt is due.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from amends_runtime.actors.saga_actor import SagaActor, Waiter
-from amends_runtime.actors.survey import in_doubt
+from amends_runtime.actors.survey import branches_in_doubt, in_doubt
 from amends_runtime.actors.timers import Timer
 from amends_runtime.core.effects import PollParticipant
 from amends_runtime.core.records import SagaState
 
-__all__ = ["Parked", "Parking"]
+__all__ = ["Parked", "Parking", "SinceWhen"]
+
+AGE_STEP_MS: Final = 5_000  # an alert asks for minutes
 
 
 class Parked:
     """What memory keeps of a parked saga.
 
-    `compensates`: it goes backward, and comes in before others. `is_near`: it is kept because the
-    horizon has come to its instant.
+    `compensates`: it goes backward, or is a two-phase commit, and comes in before others.
+    `is_near`: it is kept because the horizon has come to its instant.
     """
 
     __slots__ = ("compensates", "is_near", "polls", "timers", "waiters")
@@ -66,6 +70,30 @@ class Parked:
         self.waiters = None
 
 
+class SinceWhen:
+    """Counts what goes and comes by its instant, about: a night's outage is some thousand counts.
+
+    `AGE_STEP_MS` is how much older the oldest one may be shown than it is.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._by_instant: Counter[int] = Counter()
+
+    def count_in(self, since_ms: int, one: int) -> None:
+        """One more of that instant, or with -1 one less."""
+        self.count += one
+        at = since_ms // AGE_STEP_MS
+        self._by_instant[at] += one
+        if not self._by_instant[at]:
+            del self._by_instant[at]
+
+    @property
+    def oldest_ms(self) -> int:
+        """The instant of the oldest one; 0: there is none."""
+        return min(self._by_instant, default=0) * AGE_STEP_MS
+
+
 class Parking:
     """All that is kept, by saga, and the counts."""
 
@@ -74,6 +102,8 @@ class Parking:
         self._by_state: Counter[SagaState] = Counter()
         self.in_doubt = 0
         """Steps in doubt of sagas that rest outside memory."""
+        self.branches = SinceWhen()
+        """Branches in doubt of two-phase commits that do."""
         self.near = 0
         """Entries that are kept because the horizon has come to them."""
 
@@ -132,6 +162,8 @@ class Parking:
         self._by_state[saga.state] += one
         if actor.has_moved:
             self.in_doubt += one * sum(in_doubt(step) for step in saga.steps)
+            for since_ms in branches_in_doubt(saga):
+                self.branches.count_in(since_ms, one)
         else:
             self.in_doubt += one
 

@@ -1,9 +1,10 @@
 """Recovery: the sagas that had not ended when the store was opened are brought in again.
 
 Recovery only names them; each is read as it is by then, so that what a page said is never taken for
-what a saga is. Those that rest are left to the horizon. First come those that compensate, because
-somebody's money is waiting, then the oldest; page by page, each page's arrivals before the next, so
-that memory is not flooded. It is over when all are named and none is awaited.
+what a saga is. Those that rest are left to the horizon. First come the two-phase commits, whose
+participants keep what others need, with those that compensate, because somebody's money is waiting,
+then the oldest; page by page, each page's arrivals before the next, so that memory is not flooded.
+It is over when all are named and none is awaited.
 
 How it is paced:
 
@@ -21,8 +22,9 @@ How it is paced:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
@@ -30,7 +32,7 @@ import structlog
 
 from amends_runtime.core.records import SagaState
 from amends_runtime.errors import StoreError
-from amends_runtime.ports import Clock, OpenSaga, Store
+from amends_runtime.ports import Clock, OpenSaga, SagaFilter, Store
 
 __all__ = ["Recovering", "Recovery"]
 
@@ -41,6 +43,8 @@ RETRY_S: Final = 0.05  # a reopened store is back after a checkpoint
 PAUSE_S: Final = 0.01  # about one commit
 
 ORDER: Final = (SagaState.COMPENSATING, SagaState.RUNNING, SagaState.STUCK)
+
+T = TypeVar("T")
 
 
 class Recovery(msgspec.Struct, frozen=True):
@@ -58,21 +62,25 @@ class Recovery(msgspec.Struct, frozen=True):
 class Recovering:
     """Names what is to be brought in, and knows what of it is still awaited, and since when.
 
-    `name` is told a saga's id and state, and says whether it has to arrive; then `arrived` is
-    called once it has. `waiting` is how many have been named and not yet read.
+    `name` is told a saga's id and whether it comes before others, and says whether it has to
+    arrive; then `arrived` is called once it has. `waiting` is how many have been named and not yet
+    read, `two_phase` which definitions are two-phase commits: their hashes, by name.
     """
 
     def __init__(
         self,
         store: Store,
         clock: Clock,
-        name: Callable[[str, SagaState], bool],
+        *,
+        name: Callable[[str, bool], bool],
         waiting: Callable[[], int],
+        two_phase: Callable[[], Mapping[str, Collection[str]]],
     ) -> None:
         self._store = store
         self._clock = clock
         self._name = name
         self._waiting = waiting
+        self._two_phase = two_phase
         self._began_s: float | None = None
         self._ended_s: float | None = None
         self._all_named = False
@@ -83,24 +91,46 @@ class Recovering:
         """Until all are named. A store that cannot be read for a moment is waited for."""
         boundary = self._store.next_saga_no()  # what starts from now on is nobody's to recover
         self._began_s = self._clock.monotonic_s()
+        for name, hashes in self._two_phase().items():
+            await self._name_two_phase(name, hashes, boundary)
         for state in ORDER:
-            after_no, page = 0, [OpenSaga(0, "")]
-            while page and after_no < boundary:
-                page = await self._page(state, after_no)
-                for named in page:
-                    after_no = named.saga_no
-                    if after_no < boundary and self._name(named.saga_id, state):
-                        self._awaited += 1
-                while self._waiting() > RECOVERY_PAGE // 2:  # noqa: ASYNC110  # a pace
-                    await anyio.sleep(PAUSE_S)
+            await self._name_all(state, boundary)
         self._all_named = True
         self._note_end()
         _log.info("recovered", sagas=self._sagas + self._awaited)
 
-    async def _page(self, state: SagaState, after_no: int) -> list[OpenSaga]:
+    async def _name_two_phase(self, name: str, hashes: Collection[str], boundary: int) -> None:
+        where, before_no = SagaFilter(states=ORDER, definition_name=name), boundary
+        while page := await self._read(
+            partial(self._store.list_sagas, where, RECOVERY_PAGE, before_no)
+        ):
+            for row in page:
+                if row.wake_at_ms or row.definition_hash not in hashes:
+                    continue
+                if self._name(row.saga_id, True):  # as those that compensate
+                    self._awaited += 1
+            before_no = page[-1].saga_no
+            await self._wait_for_most()
+
+    async def _name_all(self, state: SagaState, boundary: int) -> None:
+        after_no, page = 0, [OpenSaga(0, "")]
+        while page and after_no < boundary:
+            page = await self._read(partial(self._store.open_sagas, state, after_no, RECOVERY_PAGE))
+            for named in page:
+                after_no = named.saga_no
+                is_ours = after_no < boundary
+                if is_ours and self._name(named.saga_id, state is SagaState.COMPENSATING):
+                    self._awaited += 1
+            await self._wait_for_most()
+
+    async def _wait_for_most(self) -> None:
+        while self._waiting() > RECOVERY_PAGE // 2:  # noqa: ASYNC110  # a pace
+            await anyio.sleep(PAUSE_S)
+
+    async def _read(self, read: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await self._store.open_sagas(state, after_no, RECOVERY_PAGE)
+                return await read()
             except StoreError as error:
                 _log.warning("recovery_waits_for_the_store", error=str(error))
                 await anyio.sleep(RETRY_S)

@@ -242,6 +242,7 @@ def call_for(
             effect.attempt,
         ),
         poll=type(effect) is PollParticipant,
+        two_phase=plan.two_phase is not None,
     )
     return call if effect.verb is not _COMPENSATE else _to_compensate(call, plan, saga)
 
@@ -254,7 +255,8 @@ def _to_compensate(call: Call, plan: Plan, saga: Saga) -> Call:
     state, turn = saga.steps[call.step], saga.turn
     return msgspec.structs.replace(
         call,
-        executed=state.executed,
+        # A yes vote promised the effect, so a participant that has forgotten it must say so.
+        executed=state.executed or state.prepared_at_ms > 0,
         own_result=state.result,
         turn=turn,
         turn_step_name=plan.step_names[turn.step] if turn and turn.step is not None else "",

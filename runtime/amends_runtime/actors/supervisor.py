@@ -173,7 +173,11 @@ class Supervisor:
         self._unreadable: dict[str, str] = {}
         self._began_at_seq = store.head_seq
         self._recovery = Recovering(
-            store, clock, self._recover, lambda: self._arrivals.waiting_at_leisure
+            store,
+            clock,
+            name=self._recover,
+            waiting=lambda: self._arrivals.waiting_at_leisure,
+            two_phase=definitions.two_phase,
         )
         self._turns = Turns(
             store,
@@ -331,8 +335,9 @@ class Supervisor:
     ) -> tuple[SagaView, Answer]:
         """Ends a stuck saga as it is, by `force` any that has not ended.
 
-        The answer is ABANDONED, ALREADY_ABANDONED, NOT_STUCK or ENDED, and durable. Raises
-        NotFound, Overloaded, Unavailable.
+        A two-phase commit is not ended by it, it is aborted (ABORTED), or has been decided
+        (DECIDED). Else the answer is ABANDONED, ALREADY_ABANDONED, NOT_STUCK or ENDED, and durable.
+        Raises NotFound, Overloaded, Unavailable.
         """
         self._check_accepting()
         # A saga whose deciding fails is shown as stuck, and cannot become so by itself.
@@ -415,6 +420,8 @@ class Supervisor:
             parked=parked,
             stuck=tally.stuck + parked.get(SagaState.STUCK, 0),
             in_doubt=tally.in_doubt + self._parking.in_doubt,
+            branches_in_doubt=tally.branches.count + self._parking.branches.count,
+            oldest_in_doubt_s=self._oldest_in_doubt_s(tally),
             without_wake_up=len(self._unreadable) + tally.sleepless,
             unreadable=len(self._unreadable),
             quarantined=tally.quarantined,
@@ -425,6 +432,11 @@ class Supervisor:
             fullest=tally.fullest,
             held_s=held_s,
         )
+
+    def _oldest_in_doubt_s(self, tally: Tally) -> float:
+        since = (tally.branches.oldest_ms, self._parking.branches.oldest_ms)
+        known = [since_ms for since_ms in since if since_ms]
+        return max(0, self._clock.now_ms() - min(known)) / 1000 if known else 0.0
 
     @property
     def recovery(self) -> Recovery:
@@ -605,13 +617,11 @@ class Supervisor:
         self._read_again([actor], Unavailable("this saga is read again; ask again"))
         return True
 
-    def _recover(self, saga_id: str, state: SagaState) -> bool:
+    def _recover(self, saga_id: str, compensates: bool) -> bool:  # noqa: FBT001  # as `_room`
         """Recovery names a saga; whether it is awaited from now on."""
         if saga_id in self._actors or self._parking.find(saga_id) is not None:
             return False  # it has come in meanwhile
-        arrival = self._arrivals.of(
-            saga_id, at_leisure=True, compensates=state is SagaState.COMPENSATING
-        )
+        arrival = self._arrivals.of(saga_id, at_leisure=True, compensates=compensates)
         named_before, arrival.recovering = arrival.recovering, True
         return not named_before
 
@@ -686,9 +696,11 @@ class Supervisor:
             self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
         elif not saga.ended and (parked is not None or loaded.wake_at_ms):
             self._parking.came(actor)  # one that has ended went as a live one: its entry is old
-        # To be abandoned must not depend on whether the saga can go on.
-        first = [one for one in arrival.envelopes if isinstance(one.message, AbandonSaga)]
-        rest = [one for one in arrival.envelopes if not isinstance(one.message, AbandonSaga)]
+        # To be abandoned must not depend on whether the saga can go on. A two-phase commit does go
+        # on when it is: it is told first what it has lost, or it would call twice.
+        ends = AbandonSaga if plan.two_phase is None else ()
+        first = [one for one in arrival.envelopes if isinstance(one.message, ends)]
+        rest = [one for one in arrival.envelopes if not isinstance(one.message, ends)]
         if parked is not None:
             first.append(Envelope(Revived(self._polls_by_now(parked))))
             self._timers.forget(parked.timers)
@@ -791,7 +803,7 @@ class Supervisor:
 
     def _poll(self, actor: SagaActor, saga: Saga, poll: PollParticipant) -> None:
         """An attempt in progress: what is asked again only much later is no lane's matter yet."""
-        withdrawn = saga.phase is core.Phase.BACKWARD and poll.verb is Verb.EXECUTE
+        withdrawn = saga.phase is core.Phase.BACKWARD and poll.verb is not Verb.COMPENSATE
         if not withdrawn and poll.at_ms - self._clock.now_ms() > self._limits.park_after_ms:
             actor.polls = (*(one for one in actor.polls if one.step != poll.step), poll)
             actor.keep_timer(self._timers.set(actor.saga_id, poll.at_ms))

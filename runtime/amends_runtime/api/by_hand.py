@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Final
 
 from amends_runtime.actors.supervisor import SagaView
-from amends_runtime.core.records import SagaState
+from amends_runtime.core.records import CommitDecision, SagaState
 from amends_runtime.core.saga import Answer, StepStatus
+from amends_runtime.core.two_phase import is_held
 from amends_runtime.errors import WrongState
 
-__all__ = ["not_abandoned", "not_retried", "stuck_steps"]
+__all__ = ["not_abandoned", "not_retried", "stuck_steps", "waits_for"]
 
 
 def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
@@ -41,6 +43,8 @@ def not_abandoned(view: SagaView, answer: Answer) -> WrongState:
     """The refusal to abandon."""
     if answer is Answer.ENDED:
         return _ended(view, "its end stays what it is")
+    if answer is Answer.DECIDED:
+        return _decided(view)
     saga_id = view.saga.saga_id
     return WrongState(
         "NOT_STUCK",
@@ -50,10 +54,38 @@ def not_abandoned(view: SagaView, answer: Answer) -> WrongState:
     )
 
 
+def _decided(view: SagaView) -> WrongState:
+    saga, waited_for = view.saga, ", ".join(waits_for(view))
+    return WrongState(
+        "DECIDED",
+        f"saga {saga.saga_id!r} has decided COMMIT, which nobody takes back: whoever has committed"
+        f" would keep what others never did. It waits for {waited_for} to acknowledge that, and"
+        " says it again and again until then: mend what is in the way, and amends retry"
+        f" {saga.saga_id} --reason WHY tries at once. For a participant that is lost for ever let a"
+        " program in its place say what became of its vote (Heuristic); the saga then ends MIXED,"
+        " unless that was to commit",
+        {
+            "saga_id": saga.saga_id,
+            "state": saga.state.name,
+            "decision": CommitDecision.COMMIT.name,
+            "waits_for": waited_for,
+        },
+    )
+
+
+def waits_for(view: SagaView) -> Iterator[str]:
+    """The names of a two-phase commit's steps that have not acknowledged its decision."""
+    for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
+        if is_held(state):
+            yield step.name
+
+
 def _ended(view: SagaView, so: str) -> WrongState:
     saga = view.saga
     if saga.state is SagaState.COMPLETED:
         mend = "to reverse what it did, start a saga that does the opposite"
+    elif saga.state is SagaState.MIXED:
+        mend = "its history says which participant broke its vote: put that right there"
     else:
         mend = "start a new one, with another id"
     return WrongState(
@@ -66,7 +98,7 @@ def _ended(view: SagaView, so: str) -> WrongState:
 def stuck_steps(view: SagaView) -> Iterator[str]:
     """The names of its steps that wait for an operator."""
     for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
-        if state.status is StepStatus.STUCK:
+        if state.status is StepStatus.STUCK or (view.saga.round and state.stuck_since_ms):
             yield step.name
 
 
@@ -77,9 +109,12 @@ def _doing(view: SagaView) -> str:
     return f"it is {state}, and at {'; '.join(under_way)}" if under_way else f"it is {state}"
 
 
+_AT_WORK: Final = (StepStatus.PREPARING, StepStatus.EXECUTING, StepStatus.COMPENSATING)
+
+
 def _under_way(view: SagaView) -> Iterator[str]:
     for step, state in zip(view.plan.steps, view.saga.steps, strict=True):
-        if state.status not in (StepStatus.EXECUTING, StepStatus.COMPENSATING):
+        if state.status not in _AT_WORK:
             continue
         attempt = f"{step.name} ({state.status.name}, attempt {state.attempt}"
         if state.open:

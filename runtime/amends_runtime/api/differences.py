@@ -17,6 +17,10 @@ def differences(before: Definition, after: Definition) -> list[str]:
 def _differences(before: Definition, after: Definition) -> Iterator[str]:
     for field in ("mode", "deadline_ms", "retention_ms"):
         yield from _changed("", field, getattr(before, field), getattr(after, field))
+    if before.two_phase is not None and after.two_phase is not None:
+        for field in ("ordered", "locked_retries"):
+            old_value, new_value = (getattr(each.two_phase, field) for each in (before, after))
+            yield from _changed("", f"two_phase.{field}", old_value, new_value)
     old = {step.name: step for step in before.steps}
     new = {step.name: step for step in after.steps}
     yield from (f"step {name!r} is gone" for name in old if name not in new)
@@ -25,12 +29,15 @@ def _differences(before: Definition, after: Definition) -> Iterator[str]:
     if kept != [name for name in old if name in new]:
         yield f"steps that both have stand in another order: {', '.join(kept)}"
     for name in kept:
-        yield from _step_differences(old[name], new[name])
+        # A two-phase commit's steps have no order of their own: it is drawn from `ordered`.
+        is_drawn = after.two_phase is not None
+        yield from _step_differences(old[name], new[name], is_drawn=is_drawn)
 
 
-def _step_differences(before: Step, after: Step) -> Iterator[str]:
+def _step_differences(before: Step, after: Step, *, is_drawn: bool) -> Iterator[str]:
     where = f"step {before.name!r}: "
-    for field in ("kind", "participant", "action", "after", "uses", "timeout_ms"):
+    order = () if is_drawn else ("after", "uses")
+    for field in ("kind", "participant", "action", *order, "timeout_ms"):
         yield from _changed(where, field, getattr(before, field), getattr(after, field))
     for field in ("retry", "compensation_retry"):
         yield from _policy_differences(
@@ -49,6 +56,8 @@ def _changed(where: str, field: str, before: object, after: object) -> Iterator[
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ", ".join(value) or "nothing"
     return str(getattr(value, "value", value))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+import structlog
 
 from amends.v1 import operator_pb2, operator_pb2_grpc, types_pb2
 from amends_runtime import wire
@@ -25,10 +26,17 @@ from amends_runtime.dispatch.lanes import Lanes, LaneStatus
 from amends_runtime.dispatch.participants import Participants
 from amends_runtime.dispatch.reaching import why_not_reached
 from amends_runtime.errors import FieldViolation, InvalidRequest, NotFound, WrongState
-from amends_runtime.ports import Insights, RegisteredDefinition, StoreIdentity
+from amends_runtime.ports import (
+    Clock,
+    OperatorWords,
+    RegisteredDefinition,
+    Store,
+    StoreIdentity,
+)
 
 __all__ = ["OperatorService", "RuntimeFacts"]
 
+_log = structlog.get_logger(__name__)
 
 _BY_HAND: Final = (
     "this verb is not available in this version: a stuck saga can be retried and abandoned, and"
@@ -56,7 +64,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         definitions: Definitions,
         lanes: Lanes,
         participants: Participants,
-        insights: Insights,
+        store: Store,
+        clock: Clock,
         facts: RuntimeFacts,
         door: Door,
     ) -> None:
@@ -65,7 +74,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._definitions = definitions
         self._lanes = lanes
         self._participants = participants
-        self._insights = insights
+        self._store = store
+        self._clock = clock
         self._facts = facts
 
     # -- definitions ---------------------------------------------------------------------------
@@ -232,6 +242,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         view, answer = await self._supervisor.abandon_saga(
             saga_id, author, reason, force=request.force, request_id=request_id
         )
+        if answer is Answer.ABORTED:  # its participants are told, so that nothing stays behind
+            return operator_pb2.AbandonSagaResponse(saga=wire.saga_to_proto(view))
         if answer not in (Answer.ABANDONED, Answer.ALREADY_ABANDONED):
             raise not_abandoned(view, answer)
         return operator_pb2.AbandonSagaResponse(
@@ -247,7 +259,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     async def GetRuntime(
         self, request: operator_pb2.GetRuntimeRequest, context: Context
     ) -> operator_pb2.GetRuntimeResponse:
-        by_state = await self._insights.count_by_state()
+        by_state = await self._store.count_by_state()
         identity = self._facts.identity
         return operator_pb2.GetRuntimeResponse(
             version=self._facts.version,
@@ -257,7 +269,33 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             started_at_ms=self._facts.started_at_ms,
             sagas={state.name: count for state, count in by_state.items()},
             without_wake_up=(await self._supervisor.survey()).without_wake_up,
+            restored=self._store.restored,
         )
+
+    @answering
+    async def ConfirmRestore(
+        self, request: operator_pb2.ConfirmRestoreRequest, context: Context
+    ) -> operator_pb2.ConfirmRestoreResponse:
+        checks = Checks()
+        incarnation = checks.incarnation("incarnation", request.incarnation)
+        author, reason, request_id = checks.audit("audit", request.audit)
+        checks.passed()
+        if self.door.closing:
+            raise ShuttingDown
+        here = self._facts.identity.incarnation
+        if incarnation != here:
+            raise WrongState(
+                "OTHER_INCARNATION",
+                f"this store is not incarnation {incarnation} but {here}: what was looked at is not"
+                " what is here. Nothing was confirmed; look at it again, and name the incarnation"
+                " that the runtime shows now",
+                {"incarnation": here},
+            )
+        words = OperatorWords(author, reason, self._clock.now_ms(), request_id)
+        confirmed = await self._store.confirm_restore(words)
+        if confirmed:
+            _log.warning("restore_confirmed", incarnation=here, author=author)
+        return operator_pb2.ConfirmRestoreResponse(confirmed=confirmed)
 
     # -- what comes later ----------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.saga_actor import ended
 from amends_runtime.actors.supervisor import SagaView, StartRequest, Supervisor
 from amends_runtime.api.awaiting import AwaitedSagas
-from amends_runtime.api.by_hand import stuck_steps
+from amends_runtime.api.by_hand import stuck_steps, waits_for
+from amends_runtime.api.deciding import Decisions
 from amends_runtime.api.door import Context, Door, answering, error_for, not_available, streaming
 from amends_runtime.api.paging import fitting, question, token_for
 from amends_runtime.api.resuming import check_position
@@ -71,6 +72,7 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         self._identity = identity
         self._traces = traces
         self._watchers = Watchers(insights, definitions, identity)
+        self._decisions = Decisions(supervisor, insights, identity)
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -269,6 +271,21 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         with self.door.holding():
             return await self._supervisor.wait(saga_id, max(0.0, timeout_s), until)
 
+    @answering
+    async def GetDecision(
+        self, request: saga_pb2.GetDecisionRequest, context: Context
+    ) -> saga_pb2.GetDecisionResponse:
+        checks = Checks()
+        saga_id = checks.saga_id("saga_id", request.saga_id)
+        round_ = checks.round("round", request.round)
+        store_id = checks.of_prepare("store_id", request.store_id)
+        incarnation = checks.of_prepare("incarnation", request.incarnation)
+        checks.passed()
+        decision = await self._decisions.find(
+            saga_id, round_, store_id=store_id, incarnation=incarnation
+        )
+        return saga_pb2.GetDecisionResponse(decision=wire.decision_to_proto(decision))
+
     # -- turning back --------------------------------------------------------------------------
 
     @answering
@@ -335,10 +352,6 @@ class SagaService(saga_pb2_grpc.SagaServiceServicer):
         "signals are not available in this version: definitions with signal waits are refused, too,"
         " so no saga waits for one"
     )
-    GetDecision = not_available(
-        "two-phase commit is not available in this version: a participant that was prepared was not"
-        " prepared by this runtime"
-    )
 
 
 _DISPOSITIONS: Final = {
@@ -358,6 +371,13 @@ def _not_cancelled(view: SagaView, answer: Answer) -> WrongState:
             " to reverse what it did, start a saga that does the opposite",
             metadata,
         )
+    if saga.state is SagaState.MIXED:
+        return WrongState(
+            "SAGA_MIXED",
+            f"saga {saga.saga_id!r} has ended MIXED, and nothing of it is told to anybody any more:"
+            " its history says which participant broke its vote, and that is put right there",
+            metadata,
+        )
     if answer is Answer.ENDED:
         return WrongState(
             "SAGA_ABANDONED",
@@ -366,6 +386,15 @@ def _not_cancelled(view: SagaView, answer: Answer) -> WrongState:
             metadata,
         )
     stuck = list(stuck_steps(view))
+    if saga.round:
+        waited_for = ", ".join(waits_for(view))
+        return WrongState(
+            "PAST_NO_RETURN",
+            f"saga {saga.saga_id!r} has decided COMMIT, which nobody takes back: it waits for"
+            f" {waited_for} to acknowledge it, and says it again and again until then; to reverse"
+            " what it does, start a saga that does the opposite once it has completed",
+            {**metadata, "decision": "COMMIT", "waits_for": waited_for, "stuck": ", ".join(stuck)},
+        )
     if stuck:
         return WrongState(
             "PAST_NO_RETURN",

@@ -44,6 +44,8 @@ MAX_REASON_BYTES: Final = 1024
 """A few sentences; it lands in the history."""
 MAX_REQUEST_ID_BYTES: Final = 128
 """Room for a UUID with a prefix. It is kept for as long as what it did."""
+MAX_STORE_ID_BYTES: Final = 128
+"""Of a store or an incarnation; ours are UUIDs, another runtime's are its own affair."""
 MAX_SHOWN_CHARS: Final = 64
 """Of a wrong value: enough to recognise it."""
 
@@ -176,6 +178,30 @@ class Checks:
                 " 47 of a-z 0-9 _ -",
             )
         return value or None
+
+    def round(self, field: str, value: int) -> int:
+        """A round that was prepared."""
+        if value < 1:
+            self.refuse(field, f"{value} is no round: send that of the call of Prepare, from 1")
+        return value
+
+    def of_prepare(self, field: str, value: str) -> str:
+        """A store's id or incarnation, as the call of Prepare brought it, whosever it is."""
+        if not value:
+            self.refuse(field, "it is missing: send that of the call of Prepare")
+        return self._id_of_store(field, value)
+
+    def incarnation(self, field: str, value: str) -> str:
+        """The incarnation of a store."""
+        if not value:
+            self.refuse(field, "it is missing: send the one that GetRuntime shows")
+        return self._id_of_store(field, value)
+
+    def _id_of_store(self, field: str, value: str) -> str:
+        size = len(value.encode())
+        if size > MAX_STORE_ID_BYTES:
+            self.refuse(field, f"{size} bytes, and {MAX_STORE_ID_BYTES} are the most: it is a UUID")
+        return value
 
     def participant_name(self, field: str, value: str) -> str:
         """The name of a participant."""

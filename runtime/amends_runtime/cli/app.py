@@ -21,6 +21,7 @@ from amends_runtime.cli import (
     completion,
     definitions,
     dev,
+    in_doubt,
     observing,
     operating,
     participants,
@@ -93,6 +94,7 @@ def build_app() -> App:
     app.command(dev.dev, group=runtime)
     app.command(serving.serve, group=runtime)
     app.command(observing.runtime, group=runtime)
+    app.command(operating.confirm_restore, group=runtime)
     app.command(observing.version, group=runtime)
     app.command(completion.completion, group=runtime)
 
@@ -115,6 +117,8 @@ def build_app() -> App:
     app.command(sagas.cancel, group=of_sagas)
     app.command(operating.retry, group=of_sagas)
     app.command(operating.abandon, group=of_sagas)
+    app.command(in_doubt.in_doubt, group=of_sagas)
+    app.command(in_doubt.decision, group=of_sagas)
 
     of_definitions = App(
         name="definitions",

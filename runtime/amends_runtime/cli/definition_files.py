@@ -216,13 +216,18 @@ def _refusals_of_rest(
         return []
     wrong = {each.path[:3] if each.path[:1] == ("steps",) else each.path for each in problems}
     of_steps = {path for path in wrong if path[:1] == ("steps",)}
-    graph_is_known = all(
+    mode_is_known = not wrong & {("mode",), ("ordered",)}  # which decides what the graph is
+    graph_is_known = mode_is_known and all(
         len(path) == 3 and path[2] in FIELDS and path[2] not in IN_GRAPH for path in of_steps
     )
     definition = amends.Definition.from_dict(
         {
             "name": "unnamed",
-            **{key: content[key] for key in TOP if key in content and (key,) not in wrong},
+            **{
+                key: content[key]
+                for key in (TOP if ("mode",) not in wrong else OF_ANY_MODE)
+                if key in content and (key,) not in wrong
+            },
             "steps": [
                 _rest_of_step(number, table, wrong, graph_is_known=graph_is_known)
                 for number, table in enumerate(tables)
@@ -242,7 +247,8 @@ def _refusals_of_rest(
     return found
 
 
-TOP: Final = ("name", "mode", "deadline_s", "retention_s")
+OF_ANY_MODE: Final = ("name", "deadline_s", "retention_s")
+TOP: Final = (*OF_ANY_MODE, "mode", "ordered", "locked_retries")
 
 
 def _rest_of_step(
@@ -269,9 +275,10 @@ PART: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 def _in_words_of_file(field: str, message: str, definition: amends.Definition) -> DefinitionProblem:
     """What the runtime says of a field, with the field's place in a file and its words."""
     message = KIND.sub(lambda kind: kind[0].lower(), message)
+    message = message.replace("two_phase.ordered", "`ordered`")
+    field = field.removeprefix("definition.").removeprefix("two_phase.")  # of no table in a file
     path: list[str | int] = [
-        int(number) if number else word
-        for word, number in PART.findall(field.removeprefix("definition."))
+        int(number) if number else word for word, number in PART.findall(field)
     ]
     is_duration = field.endswith("_ms")
     if is_duration:

@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from amends_runtime.cli import candidates
 from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.options import COMMON, SHARED, Common, Debug, Flag
+
+if TYPE_CHECKING:
+    import amends
 
 __all__ = ["HELP", "check", "diff", "get", "list_", "register"]
 
@@ -113,6 +116,7 @@ async def get(
             ("mode", str(definition.mode) if definition else ""),
             ("deadline", _seconds(definition.deadline_s) if definition else ""),
             ("retention", _seconds(definition.retention_s) if definition else ""),
+            *(_of_two_phase(definition) if definition else ()),
         ]
     )
     if definition is None:
@@ -232,7 +236,8 @@ async def diff(
         for line in found.differences:
             # The values are the last part of a line; before them may be a step called pay2.
             head, changed, values = line.partition("_ms was ")
-            print_line(f"{head}{in_seconds(changed + values)}" if changed else line)
+            said = f"{head}{in_seconds(changed + values)}" if changed else line
+            print_line(said.removeprefix("two_phase."))  # of no table in a file
     if found.violations:
         raise Exit(ExitCode.USAGE, *(problem_line(read, each) for each in found.violations))
     return ExitCode.CONFLICT if exit_code and not found.same else ExitCode.OK
@@ -315,6 +320,13 @@ def check(
     if problems:
         raise Exit(ExitCode.USAGE, *map(str, problems))
     return ExitCode.OK
+
+
+def _of_two_phase(definition: amends.Definition) -> list[tuple[str, str]]:
+    if definition.mode != "TWO_PHASE_COMMIT":
+        return []
+    votes = "one after the other, in the order below" if definition.ordered else "all at once"
+    return [("votes", votes), ("locked retries", str(definition.locked_retries))]
 
 
 def _seconds(duration_s: float | None) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from amends.definition import Definition
 from amends.errors import PayloadError
 from amends.payload import EMPTY, Payload, decode
-from amends.sagas import Record
+from amends.sagas import Record, RecordKind
 
 __all__ = [
     "document",
@@ -62,6 +62,8 @@ def document(value: object, *, payloads: bool = False) -> Any:
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Record):
         always = {"seq", "version", "at_ms", "kind"}
+        if value.kind is RecordKind.HEURISTIC_REPORTED:
+            always.add("committed")  # false is a fact of it, and so is null: nobody knows
         fields = {
             name: each
             for name, each in fields.items()

@@ -18,7 +18,7 @@ from amends_runtime.cli.options import Labels, parse_pairs
 if TYPE_CHECKING:
     from amends.sagas import SagaState
 
-__all__ = ["ALL", "Filters", "Matching", "instant_ms"]
+__all__ = ["ALL", "Filters", "Matching", "duration_ms", "instant_ms"]
 
 FILTERS: Final = Group("Filters", sort_key=10)
 
@@ -125,6 +125,17 @@ def instant_ms(given: str, flag: str, *, now_ms: int) -> int:
             "how long ago, as in 90s, 15m, 2h, 3d",
         )
     return found
+
+
+def duration_ms(given: str, flag: str) -> int:
+    """A duration that a person wrote, in milliseconds. Ends the command if it is none."""
+    found = AGO.fullmatch(given)
+    if found is None:
+        raise Exit(
+            ExitCode.USAGE,
+            f"{flag} {given}: is no duration: write a number and its unit, as in 30s, 15m, 2h, 3d",
+        )
+    return round(float(found[1]) * UNITS_MS[found[2]])
 
 
 AGO: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)")

@@ -50,6 +50,13 @@ async def runtime(*, common: Common = COMMON) -> None:
             ("started", instant(found.started_at_ms)),
             ("store", found.store_id),
             ("incarnation", found.incarnation),
+            (
+                "restored",
+                "yes, and nobody has confirmed it: participants in doubt are answered UNKNOWN; "
+                "amends confirm-restore --help says more"
+                if found.restored
+                else "",
+            ),
             ("epoch", str(found.epoch)),
             ("sagas", ", ".join(f"{count} {state}" for state, count in found.sagas.items()) or "0"),
             (

@@ -1,4 +1,4 @@
-"""`amends retry` and `abandon`: what a person does for a saga that does not go on by itself."""
+"""`amends retry`, `abandon` and `confirm-restore`: what only a person can decide."""
 
 # ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
 
@@ -16,9 +16,11 @@ from amends_runtime.cli.options import COMMON, Common, Flag
 
 if TYPE_CHECKING:
     from amends.errors import WrongState
-    from amends.sagas import Saga
+    from amends.sagas import RuntimeInfo, Saga
 
-__all__ = ["abandon", "retry"]
+__all__ = ["abandon", "confirm_restore", "retry"]
+
+Yes = Annotated[Flag, Parameter(name=("--yes", "-y"))]
 
 SagaId = Annotated[str, Parameter(name="ID", completer=candidates.saga_ids("STUCK"))]
 
@@ -71,7 +73,7 @@ async def abandon(
     reason: str,
     author: str | None = None,
     force: Flag = False,
-    yes: Annotated[Flag, Parameter(name=("--yes", "-y"))] = False,
+    yes: Yes = False,
     common: Common = COMMON,
 ) -> None:
     """End a stuck saga as it is: nothing more is tried, and nothing is undone.
@@ -82,6 +84,9 @@ async def abandon(
 
     A saga that is not stuck is left alone, with exit code 4; --force abandons it
     all the same. amends cancel undoes what was done, and is mostly what is meant.
+
+    A two-phase commit that is not decided is aborted instead, and rolled back. One
+    that is decided is left alone, with exit code 4: who has voted yes must be told.
 
     For example:
 
@@ -140,8 +145,88 @@ def _confirm(saga: Saga) -> None:
     sys.stderr.write(
         f"saga {one_line(saga.saga_id)} is {saga.state}"
         + (f" ({one_line(steps)})" if steps else "")
-        + ".\nAbandon it? It ends as it is, for good, and nothing is undone. [y/N] "
+        + ".\nAbandon it? "
+        + (
+            "It ends as it is, for good, and nothing is undone."
+            if saga.decision is None
+            else "If it is not decided, it is aborted, and what was prepared is rolled back."
+        )
+        + " [y/N] "
     )
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not _is_answered_yes():
         raise Exit(ExitCode.USAGE, f"saga {saga.saga_id} is left as it is")
+
+
+def _is_answered_yes() -> bool:
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# -- a restored store ------------------------------------------------------------------------------
+
+
+async def confirm_restore(
+    *,
+    reason: str,
+    author: str | None = None,
+    yes: Yes = False,
+    common: Common = COMMON,
+) -> None:
+    """Say that a store which was restored from a backup is to be believed as it is.
+
+    Until then it answers participants that were prepared before the restore with
+    UNKNOWN, and they keep what they hold. From then on they are told what it knows:
+    of a two-phase commit that is not in the backup, ABORT, although it may have been
+    decided COMMIT and carried out elsewhere after the backup was made. So look at
+    what the participants hold first. At a terminal you are shown the incarnation
+    and asked; elsewhere --yes is needed. It lasts, also over restarts.
+
+    For example:
+
+      amends confirm-restore --reason "backup of 03:00, participants compared"
+
+    Parameters
+    ----------
+    reason:
+        Why; lands in the audit table.
+    author:
+        Who; lands in the audit table. Default: your user name.
+    yes:
+        Do not ask.
+    """
+    from amends_runtime.cli.client import connect
+    from amends_runtime.cli.documents import print_document
+    from amends_runtime.cli.tables import print_line
+
+    reason = checked_reason(reason, "audit table")
+    if not yes and not sys.stdin.isatty():
+        raise Exit(
+            ExitCode.USAGE,
+            "--yes: is missing: what participants are told cannot be taken back, and there is no "
+            "terminal to ask at",
+        )
+    async with connect(common) as client:
+        found = await client.runtime()
+        if found.restored and not yes:
+            _confirm_store(found)
+        # Also if it is not: it may have been confirmed by another at this moment.
+        confirmed = await client.confirm_restore(
+            found.incarnation, author=whoever(author), reason=reason
+        )
+    if common.output != "table":
+        print_document({"incarnation": found.incarnation, "confirmed": confirmed}, common.output)
+    elif confirmed:
+        print_line(f"incarnation {found.incarnation} is confirmed")
+    else:
+        print_line(f"there is nothing to confirm: incarnation {found.incarnation} is believed")
+
+
+def _confirm_store(found: RuntimeInfo) -> None:
+    """Asks at the terminal. Ends the command unless the answer is yes."""
+    sys.stderr.write(
+        f"store {found.store_id} was restored from a backup; its incarnation is now "
+        f"{found.incarnation}.\nConfirm it? Participants are then told to roll back what it does "
+        "not know of. [y/N] "
+    )
+    if not _is_answered_yes():
+        raise Exit(ExitCode.USAGE, f"incarnation {found.incarnation} is not confirmed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable
 
+from amends.outcomes import Verb
 from amends.payload import Payload
 from amends.sagas import Failure, Record, RecordKind
 from amends_runtime.cli.documents import document, print_document, print_each
@@ -72,6 +73,10 @@ def _what(record: Record) -> str:
             return call
         case RecordKind.STEP_EXECUTED:
             return f"{step} is executed"
+        case RecordKind.STEP_PREPARED:
+            return f"{step} votes yes"
+        case RecordKind.STEP_REJECTED if record.verb is Verb.PREPARE:
+            return f"{step} votes no"
         case RecordKind.STEP_REJECTED:
             return f"{step} is rejected"
         case RecordKind.STEP_COMPENSATED:
@@ -90,6 +95,12 @@ def _what(record: Record) -> str:
             return f"{record.author} asks to cancel it"
         case RecordKind.SAGA_TURNED_BACK:
             return "turns back"
+        case RecordKind.DECISION_MADE:
+            return f"decides {record.decision}"
+        case RecordKind.HEURISTIC_REPORTED:
+            return f"{step} {_did_alone(record)}"
+        case RecordKind.ROUND_PLANNED:
+            return f"is to be tried again in round {record.round}"
         case RecordKind.SAGA_ENDED:
             return f"ended {record.state}"
         case RecordKind.OPERATOR_ACTED:
@@ -98,12 +109,24 @@ def _what(record: Record) -> str:
             return f"{record.kind} {step}".rstrip()
 
 
+def _did_alone(record: Record) -> str:
+    if record.committed is None:
+        return "has broken its vote"
+    return f"has {'committed' if record.committed else 'rolled back'} alone"
+
+
 def _why(record: Record, *, payloads: bool) -> str:
     match record.kind:
         case RecordKind.CANCEL_REQUESTED | RecordKind.OPERATOR_ACTED:
             return record.reason
         case RecordKind.SAGA_ENDED:
             return ""
+        case RecordKind.DECISION_MADE:
+            return _turn(record)
+        case RecordKind.HEURISTIC_REPORTED:
+            return str(record.failure or "")
+        case RecordKind.ROUND_PLANNED:
+            return _starts(record)
         case RecordKind.SAGA_STARTED:
             return payload_text(record.input, payloads=True) if payloads else ""
         case _:
@@ -143,21 +166,42 @@ def _attempt(record: Record) -> str:
 
 
 def _details(record: Record, *, payloads: bool, sizes: bool = True) -> str:
-    turn, timing = record.turn, record.timing
+    timing = record.timing
     status = timing.status if timing and timing.status != "OK" else ""
     said = [
         record.definition,
         record.state or "",
+        record.decision or "",
+        _round(record),
+        _did_alone(record) if record.kind is RecordKind.HEURISTIC_REPORTED else "",
         record.detail,
         f"by {record.author}" if record.author else "",
         record.reason,
-        f"{turn.cause} {turn.step}".strip() if turn else "",
-        failure_text(turn.failure, said=turn.cause) if turn else "",
+        _turn(record),
         status if not record.failure or record.failure.reason != status else "",
         str(record.failure or ""),
         f"retry at {short_instant(record.retry_at_ms)}" if record.retry_at_ms else "",
+        _starts(record),
         f"after {record.spent_s:g} s" if record.spent_s else "",
         payload_text(record.result, payloads=payloads) if sizes else "",
         payload_text(record.input, payloads=payloads) if sizes else "",
     ]
     return ", ".join(each for each in said if each)
+
+
+def _turn(record: Record) -> str:
+    turn = record.turn
+    if turn is None:
+        return ""
+    said = [f"{turn.cause} {turn.step}".strip(), failure_text(turn.failure, said=turn.cause)]
+    return ", ".join(each for each in said if each)
+
+
+def _round(record: Record) -> str:
+    """The round of what is about a whole one; an attempt has its own in the column before."""
+    of_round = record.kind in (RecordKind.DECISION_MADE, RecordKind.ROUND_PLANNED)
+    return f"round {record.round}" if of_round and record.round > 1 else ""
+
+
+def _starts(record: Record) -> str:
+    return f"from {short_instant(record.starts_at_ms)}" if record.starts_at_ms else ""

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amends.sagas import Abandoned, CancelDisposition, CancelResult, Saga, SagaState, Step
+from amends.in_doubt import Decision
+from amends.sagas import (
+    Abandoned,
+    CancelDisposition,
+    CancelResult,
+    Saga,
+    SagaState,
+    Step,
+    StepState,
+)
 from amends_runtime.cli.documents import document, instant, print_document
 from amends_runtime.cli.options import Common
 from amends_runtime.cli.record_views import attempt_number, failure_text, payload_text
@@ -29,6 +38,9 @@ CANCELLED = {
 }
 
 
+ABORTED = "is aborted: what was prepared is rolled back"
+
+
 def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
     """Prints one saga with its steps."""
     if common.output != "table":
@@ -43,7 +55,9 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
             ("started", instant(saga.started_at_ms)),
             ("ended", _instant_or_nothing(saga.ended_at_ms)),
             ("deadline", _instant_or_nothing(saga.deadline_at_ms)),
-            ("turned back", _turn(saga)),
+            ("decision", _decision(saga)),
+            ("turned back" if saga.decision is None else "aborted", _turn(saga)),
+            ("broken", _broken(saga)),
             *_stuck_facts(saga),
             ("labels", _pairs(saga.labels)),
             ("parent", saga.parent_saga_id or ""),
@@ -51,12 +65,14 @@ def print_saga(saga: Saga, common: Common, *, payloads: bool) -> None:
         ]
     )
     print_line()
+    held = () if saga.decision is None else ("HOLDS SINCE",)
     print_table(
-        ("STEP", "STATE", "ATTEMPT", "NEXT", "RESULT", "LAST ERROR"),
+        ("STEP", "STATE", *held, "ATTEMPT", "NEXT", "RESULT", "LAST ERROR"),
         (
             (
                 step.name,
                 step.state,
+                *(_holds_since(step) for _ in held),
                 _attempt(step),
                 "" if saga.ended else _next(step),
                 payload_text(step.result, payloads=payloads),
@@ -101,6 +117,8 @@ def print_cancelled(cancelled: CancelResult, common: Common) -> None:
         return
     saga = cancelled.saga
     said = CANCELLED.get(cancelled.disposition, "has recorded the request")
+    if saga.decision is not None and cancelled.disposition is CancelDisposition.TURNED_BACK:
+        said = ABORTED
     if saga.state is SagaState.STUCK:
         then = f": amends get {saga.saga_id} shows why"  # its end may never come by itself
     else:
@@ -123,6 +141,10 @@ def print_abandoned(abandoned: Abandoned, common: Common) -> None:
         print_document(document(abandoned), common.output)
         return
     saga, steps = abandoned.saga, abandoned.remaining_steps
+    if saga.decision is not None:
+        then = "" if saga.ended else f"; amends wait {saga.saga_id} waits for its end"
+        print_line(f"{saga.saga_id} {ABORTED}; it is {saga.state}{then}")
+        return
     print_line(f"{saga.saga_id} has ended {saga.state}")
     if not steps:
         print_line("no step of it has left an effect")
@@ -151,6 +173,9 @@ def why_stuck(saga: Saga) -> str:
 def ways_out(saga: Saga) -> list[tuple[str, str]]:
     """What can be done about a saga that is STUCK: commands, each with what it does."""
     found = [(f"amends retry {saga.saga_id} --reason WHY", "tries again")]
+    if saga.decision is not None and saga.decision is not Decision.PENDING:
+        # Neither skipped nor forced, ever: who has voted yes must be told.
+        return [(f"amends in-doubt {saga.saga_id}", "shows who is waited for"), *found]
     if saga.turn is None and not saga.past_no_return:
         found.append((f"amends cancel {saga.saga_id} --reason WHY", "turns it back"))
     found.append((f"amends abandon {saga.saga_id} --reason WHY", "ends it as it is"))
@@ -164,6 +189,28 @@ def _stuck_facts(saga: Saga) -> list[tuple[str, str]]:
     longest = max(len(command) for command, _ in ways)
     lines = [f"{command:<{longest}}   {does}" for command, does in ways]
     return [("what can be done" if n == 0 else "", line) for n, line in enumerate(lines)]
+
+
+def _decision(saga: Saga) -> str:
+    if saga.decision is None:
+        return ""
+    said = str(saga.decision)
+    if saga.decision is Decision.PENDING:
+        yes = sum(step.state is StepState.PREPARED for step in saga.steps)
+        said = f"none yet: {yes} of {len(saga.steps)} have voted yes"
+    return said if saga.round <= 1 else f"{said} (round {saga.round})"
+
+
+def _broken(saga: Saga) -> str:
+    """The branches of a two-phase commit that have not done what was decided."""
+    broken = [step.name for step in saga.steps if step.state is StepState.BROKEN]
+    if not broken:
+        return ""
+    return f"{', '.join(broken)}: not as was decided; look there, and put it right by hand"
+
+
+def _holds_since(step: Step) -> str:
+    return "" if step.prepared_at_ms is None else short_instant(step.prepared_at_ms)
 
 
 def _turn(saga: Saga) -> str:
@@ -181,7 +228,7 @@ def _attempt(step: Step) -> str:
 
 
 def _next(step: Step) -> str:
-    if step.stuck_since_ms:
+    if step.stuck_since_ms and not step.next_attempt_at_ms and not step.call_open:
         return f"an operator (stuck since {short_instant(step.stuck_since_ms)})"
     if step.next_attempt_at_ms:
         return short_instant(step.next_attempt_at_ms)

@@ -290,7 +290,7 @@ async def cancel(
 
     Past the pivot it is too late: the exit code is 4 then, and nothing changes.
     While the pivot is being tried, the request is recorded and the pivot's
-    outcome decides.
+    outcome decides. A two-phase commit is aborted, unless COMMIT is decided.
 
     For example:
 

@@ -37,10 +37,15 @@ STYLES: Final = {
     "MIXED": "red",
     "OPEN": "red",
     "STUCK": "bold red",
+    "BROKEN": "bold red",
+    "COMMIT": "green",
+    "ABORT": "yellow",
     "RUNNING": "cyan",
     "EXECUTING": "cyan",
+    "PREPARING": "cyan",
+    "PREPARED": "cyan",
 }
-WHOLE: Final = frozenset({"ID", "STATE", "HASH", "STARTED", "ENDED", "REGISTERED", "AT"})
+WHOLE: Final = frozenset({"ID", "STATE", "HASH", "STARTED", "ENDED", "REGISTERED", "AT", "SINCE"})
 """Columns whose cells never wrap."""
 UNBOUNDED: Final = 1_000_000  # columns of a pipe, which has none
 COLUMN_GAP: Final = 2

@@ -410,7 +410,8 @@ def _graph_violations(definition: Definition) -> Iterator[Violation]:
             f"up to {width} steps could run at once; at most {MAX_PARALLEL}:"
             " let some wait for others",
         )
-    yield from _no_return_violations(steps, _ancestors(_drawn(steps)), path)
+    if definition.mode is Mode.SAGA:  # elsewhere no step is a point of no return
+        yield from _no_return_violations(steps, _ancestors(_drawn(steps)), path)
 
 
 def _no_return_violations(

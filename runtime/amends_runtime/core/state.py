@@ -61,6 +61,7 @@ class StepState(msgspec.Struct, frozen=True, gc=False):
     open              an attempt lies in a lane or is on the wire
     unknown           an attempt to execute ended, or was lost, without a definite outcome
     refused           a definite refusal ended the round
+    locked            that refusal was a vote of LOCKED
     retry_at_ms       when the next attempt is due; 0: none is planned
     began_at_ms       when the first attempt began, of this verb, round and operator's retry
     running_until_ms  until when a lost attempt to execute may still be running; 0: none may
@@ -87,13 +88,15 @@ class StepState(msgspec.Struct, frozen=True, gc=False):
     stuck_since_ms: int = 0
     began_at_ms: int = 0
     prepared_at_ms: int = 0
+    locked: bool = False
 
 
 class Saga(msgspec.Struct, frozen=True, gc=False):
     """A saga's state: the fold of its records.
 
     `round` and `decision` are those of a two-phase commit, else 0 and None. In one, `phase` is
-    FORWARD until ABORT is decided, `past_no_return` says that COMMIT was, and `turn` why ABORT was.
+    FORWARD until ABORT is decided, `past_no_return` says that COMMIT was, and `turn` why ABORT was;
+    `cancel_requested` that somebody cancelled or abandoned it, and no further round follows.
     """
 
     saga_id: str

@@ -29,20 +29,24 @@ The rules. Those of attempts (1, 2, 8, 9 of `saga`) are the same.
    nothing, and is told nothing.
 5. The second phase gives up nothing. Its waits are capped; a branch that has used up its budget, or
    has answered for a minute what a retry won't mend, is marked for an operator (StepStuck), and its
-   attempts go on.
+   attempts go on. So is one whose participant is not there when its breaker probes it, once it has
+   been told for longer than the budget: a probe costs no retry, but locks are held meanwhile.
 6. A vote is a promise. In the second phase Broken, a commit that is Rejected, or a Heuristic
    outcome contrary to the decision breaks it: the branch is BROKEN, at once and for good, the
    others are told all the same, and the end is MIXED. A Heuristic outcome that agrees with the
    decision acknowledges it. A roll back that is Rejected is a failed attempt, as a compensation's
    is.
-7. Where everything that was refused was refused as LOCKED, all of it is acknowledged, the deadline
-   has not passed and the definition allows one more try, a new round follows after a random wait:
-   under new keys, for the fence of the old ones stands.
+7. Where everything that was refused was refused as LOCKED, all of it is acknowledged, nobody has
+   asked to end it meanwhile and the definition allows one more try, a new round follows after a
+   random wait, if that is over before the deadline: under new keys, for the fence of the old ones
+   stands.
 8. Nothing is silent: one that has not ended has an open attempt or a wake-up.
-9. A retry by an operator makes what waits for its next attempt due, and forgets the mark.
+9. A retry by an operator makes what waits for its next attempt due, and forgets the mark, also of
+   a branch whose attempt is under way.
 10. It ends COMPLETED when all are EXECUTED, COMPENSATED when nothing is held any more, and MIXED if
     any is BROKEN. Cancelling and abandoning are possible before the decision, and abort it; after
-    it nothing is skipped and nothing is forced.
+    ABORT they keep another round from following, and for the rest nothing is skipped and nothing is
+    forced.
 
 Presumed abort is Mohan, Lindsay and Obermarck's ("Transaction Management in the R* Distributed
 Database Management System", 1986), but for one thing: ABORT is recorded and acknowledged, too,
@@ -139,17 +143,20 @@ _COMPENSATE: Final = Verb.COMPENSATE
 _COMMIT: Final = CommitDecision.COMMIT
 _ABORT: Final = CommitDecision.ABORT
 
-_ENDS: Final = (SagaState.COMPLETED, SagaState.COMPENSATED, SagaState.MIXED)
-
 TRANSITIONS: dict[SagaState, tuple[SagaState, ...]] = {
-    SagaState.RUNNING: (SagaState.COMPENSATING, SagaState.STUCK, *_ENDS),
+    SagaState.RUNNING: (
+        SagaState.COMPENSATING,
+        SagaState.STUCK,
+        SagaState.COMPLETED,
+        SagaState.MIXED,
+    ),
     SagaState.COMPENSATING: (
         SagaState.RUNNING,  # a new round
         SagaState.STUCK,
         SagaState.COMPENSATED,
         SagaState.MIXED,
     ),
-    SagaState.STUCK: (SagaState.RUNNING, SagaState.COMPENSATING, *_ENDS),
+    SagaState.STUCK: (SagaState.RUNNING, SagaState.COMPENSATING),
     SagaState.COMPLETED: (),
     SagaState.COMPENSATED: (),
     SagaState.MIXED: (),
@@ -165,7 +172,7 @@ def decision_of(saga: Saga, round_: int) -> CommitDecision:
 
     A round that this history does not have is UNKNOWN: another history asked for that vote.
     """
-    if round_ > saga.round:
+    if not 1 <= round_ <= saga.round:
         return CommitDecision.UNKNOWN
     if round_ < saga.round:
         return _ABORT  # no round follows a commit
@@ -292,7 +299,12 @@ def _on_cancel(turn: _Turn, message: CancelSaga) -> None:
         _abort(turn, TurnCause.CANCELLED, None, Failure("CANCELLED", message.reason))
         turn.answer = Answer.TURNED_BACK
         _advance(turn)
+    elif saga.end is SagaState.MIXED:
+        turn.answer = Answer.ENDED
     elif saga.decision is _ABORT:
+        if _may_try_again(turn.plan, saga):
+            turn.record(CancelRequested(turn.now_ms, message.author, message.reason))
+            _advance(turn)
         turn.answer = Answer.ALREADY_TURNED_BACK
     else:
         turn.answer = Answer.COMPLETED if saga.ended else Answer.PAST_NO_RETURN
@@ -300,15 +312,22 @@ def _on_cancel(turn: _Turn, message: CancelSaga) -> None:
 
 def _on_abandon(turn: _Turn, message: AbandonSaga) -> None:
     saga = turn.saga
-    if saga.decision is None:
+    if message.request_id and message.request_id == saga.operator_request:
+        turn.answer = Answer.ABORTED  # and what came of it is what the sender is shown
+    elif saga.decision is None:
         turn.record(_operated(turn, message, OperatorAction.ABANDON))
         _abort(turn, TurnCause.CANCELLED, None, Failure("ABANDONED", message.reason))
         turn.answer = Answer.ABORTED
         _advance(turn)
     elif saga.ended:
         turn.answer = Answer.ENDED
+    elif saga.decision is _ABORT:
+        if _may_try_again(turn.plan, saga):
+            turn.record(_operated(turn, message, OperatorAction.ABANDON))
+            _advance(turn)
+        turn.answer = Answer.ABORTED
     else:
-        turn.answer = Answer.ABORTED if saga.decision is _ABORT else Answer.DECIDED
+        turn.answer = Answer.DECIDED
 
 
 def _on_retry(turn: _Turn, message: RetrySaga) -> None:
@@ -353,7 +372,9 @@ def _on_not_sent(turn: _Turn, message: NotSent) -> None:
     turn.record(AttemptWithdrawn(turn.now_ms, message.step, step.verb, step.round, step.attempt))
     if message.reason and step.verb is _PREPARE and turn.saga.decision is None:
         participant = turn.plan.steps[message.step].participant
-        why = f"participant {participant} is not asked for votes: its calls have been failing"
+        failing = "its calls have been failing"
+        because = "it is not registered" if message.reason == "NO_PARTICIPANT" else failing
+        why = f"participant {participant} is not asked for votes: {because}"
         _abort(turn, TurnCause.GAVE_UP, message.step, Failure(message.reason, why))
     _advance(turn)
 
@@ -460,8 +481,11 @@ def _acknowledged(
         if message.verb is _COMPENSATE:
             turn.record(StepCompensated(now_ms, *attempt))
         else:
-            # It is committed, whatever it says of it: a result that is too large is left out.
-            fits = too_large(turn.saga, outcome.result) is None
+            # It is committed, whatever it says of it: a result that is too large is left out. What
+            # the vote brought makes room for it.
+            vote = turn.saga.steps[number].result or Payload()
+            room = _replace(turn.saga, payload_bytes=turn.saga.payload_bytes - len(vote.data))
+            fits = too_large(room, outcome.result) is None
             turn.record(StepExecuted(now_ms, *attempt, outcome.result if fits else Payload()))
     elif isinstance(outcome, Unknown):
         _repeat(turn, message, outcome)
@@ -490,13 +514,15 @@ def _repeat(turn: _Turn, message: Answered, outcome: Unknown) -> None:
     number, step = message.step, turn.saga.steps[message.step]
     policy = _phase_2_policy(turn.plan, number, message.verb)
     failure = Failure(outcome.reason, outcome.message)
-    wait_ms = 0 if message.probe else _wait_ms(turn, policy, message, step)
-    needs_operator = not message.probe and (
-        is_misconfigured(step, message, outcome)
-        or exhausted(
-            turn.plan, step, message, outcome, wait_ms=wait_ms, budget_ms=policy.give_up_after_ms
+    budget_ms = policy.give_up_after_ms
+    if message.probe:
+        wait_ms = 0  # its lane paces it
+        needs_operator = turn.now_ms - step.began_at_ms > budget_ms
+    else:
+        wait_ms = _wait_ms(turn, policy, message, step)
+        needs_operator = is_misconfigured(step, message, outcome) or exhausted(
+            turn.plan, step, message, outcome, wait_ms=wait_ms, budget_ms=budget_ms
         )
-    )
     turn.record(
         failed(
             turn.now_ms,
@@ -566,14 +592,14 @@ def _ask_for_votes(turn: _Turn) -> None:
         if step.open or step.retry_at_ms > turn.now_ms:
             continue
         if step.status is StepStatus.PREPARING or (
-            step.status is StepStatus.PENDING and _is_next(turn, number)
+            step.status is StepStatus.PENDING and _is_next(turn.plan, turn.saga, number)
         ):
             _start_attempt(turn, number, _PREPARE)
 
 
-def _is_next(turn: _Turn, number: int) -> bool:
-    steps = turn.saga.steps
-    return all(steps[n].status is StepStatus.PREPARED for n in turn.plan.waits_for[number])
+def _is_next(plan: Plan, saga: Saga, number: int) -> bool:
+    """Whether all those before it have voted yes; see rule 1."""
+    return all(saga.steps[n].status is StepStatus.PREPARED for n in plan.waits_for[number])
 
 
 def _tell_decision(turn: _Turn, verb: Verb) -> None:
@@ -597,34 +623,34 @@ def _start_attempt(turn: _Turn, number: int, verb: Verb) -> None:
 
 def _finish(turn: _Turn) -> None:
     saga = turn.saga
-    if any(step.status is StepStatus.BROKEN for step in saga.steps):
-        turn.record(SagaEnded(turn.now_ms, SagaState.MIXED))
-    elif saga.decision is _COMMIT:
-        turn.record(SagaEnded(turn.now_ms, SagaState.COMPLETED))
-    elif _may_try_again(turn):
-        assert saga.turn is not None, "aborted"
-        number = saga.turn.step or 0
-        key = (saga.saga_id, number, _PREPARE, saga.round, 0)
-        wait_ms = backoff_ms(policy_of(turn.plan, number), saga.round, *key)
-        turn.record(RoundPlanned(turn.now_ms, saga.round + 1, turn.now_ms + wait_ms))
-    else:
-        turn.record(SagaEnded(turn.now_ms, SagaState.COMPENSATED))
+    if _may_try_again(turn.plan, saga):
+        starts_at_ms = turn.now_ms + _wait_for_round_ms(turn)
+        if not 0 < saga.deadline_at_ms <= starts_at_ms:
+            turn.record(RoundPlanned(turn.now_ms, saga.round + 1, starts_at_ms))
+            return
+    turn.record(SagaEnded(turn.now_ms, _end_of(saga)))
 
 
-def _may_try_again(turn: _Turn) -> bool:
-    """See rule 7."""
-    saga, settings = turn.saga, turn.plan.two_phase
-    assert settings is not None, "two-phase commit"
+def _wait_for_round_ms(turn: _Turn) -> int:
+    saga = turn.saga
+    assert saga.turn is not None, "aborted"
+    number = saga.turn.step
+    assert number is not None, "by a refusal"
+    key = (saga.saga_id, number, _PREPARE, saga.round, 0)
+    return backoff_ms(policy_of(turn.plan, number), saga.round, *key)
+
+
+def _may_try_again(plan: Plan, saga: Saga) -> bool:
+    """Whether another round may follow what is aborted and has not ended; see rule 7."""
+    assert plan.two_phase is not None, "two-phase commit"
     return (
-        saga.round <= settings.locked_retries
-        and not 0 < saga.deadline_at_ms <= turn.now_ms
+        saga.round <= plan.two_phase.locked_retries
+        and not saga.ended
+        and not saga.cancel_requested
         and saga.turn is not None
         and saga.turn.cause is TurnCause.REJECTED
-        and all(
-            step.failure is not None and step.failure.reason == LOCKED
-            for step in saga.steps
-            if step.refused
-        )
+        and all(step.locked for step in saga.steps if step.refused)
+        and all(step.status is not StepStatus.BROKEN for step in saga.steps)
     )
 
 
@@ -636,15 +662,17 @@ def owed(_: Plan, saga: Saga) -> list[Effect]:
     effects: list[Effect] = []
     if saga.ended:
         return effects
+    instants = set()
     for number, step in enumerate(saga.steps):
         key = (number, step.verb, step.round, step.attempt)
         if step.open:
             effects.append(CallParticipant(*key))
             if step.verb is _PREPARE and saga.decision is not None:
                 effects.append(WithdrawCall(*key))
-        elif step.retry_at_ms:
+        elif step.retry_at_ms and step.retry_at_ms not in instants:  # a round's is all branches'
+            instants.add(step.retry_at_ms)
             effects.append(WakeAt(step.retry_at_ms))
-    if saga.deadline_at_ms and saga.decision is None:
+    if saga.deadline_at_ms and saga.decision is None and saga.deadline_at_ms not in instants:
         effects.append(WakeAt(saga.deadline_at_ms))
     return effects
 
@@ -682,13 +710,19 @@ def _evolve_started(plan: Plan, record: SagaStarted) -> Saga:
     )
 
 
-def _evolve_attempt_started(_: Plan, saga: Saga, record: AttemptStarted) -> Saga:
+def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> Saga:
     step = saga.steps[record.step]
     goes_on = step.verb is record.verb and step.round == record.round
     if step.open or record.round != saga.round or (goes_on and record.attempt <= step.attempt):
         raise illegal(saga, record)
     if record.verb is not _VERB_AFTER[saga.decision]:
         raise illegal(saga, record)  # nobody is told what was not decided
+    if record.verb is _PREPARE:
+        due = step.status in _ASKABLE and _is_next(plan, saga, record.step)
+    else:
+        due = is_held(step)  # nobody is told what it has acknowledged
+    if not due:
+        raise illegal(saga, record)
     if step.verb is not record.verb:
         step = _replace(step, failures=0, spent_ms=0, misconfigured=0)
     step = _replace(
@@ -704,6 +738,7 @@ def _evolve_attempt_started(_: Plan, saga: Saga, record: AttemptStarted) -> Saga
     return with_step(saga, record, step)
 
 
+_ASKABLE: Final = frozenset((StepStatus.PENDING, StepStatus.PREPARING))
 _VERB_AFTER: Final = {None: _PREPARE, _COMMIT: _EXECUTE, _ABORT: _COMPENSATE}
 _UNDER_WAY: Final = {
     _PREPARE: StepStatus.PREPARING,
@@ -730,6 +765,7 @@ def _evolve_vote_refused(_: Plan, saga: Saga, record: VoteRefused) -> Saga:
         status=StepStatus.REJECTED,
         open=False,
         refused=True,
+        locked=record.failure.reason == LOCKED,
         failure=record.failure,
     )
     return with_step(saga, record, step)
@@ -739,7 +775,7 @@ def _evolve_decision(plan: Plan, saga: Saga, record: DecisionMade) -> Saga:
     if saga.decision is not None or record.round != saga.round:
         raise illegal(saga, record)
     if record.decision is _COMMIT:
-        if not _all_prepared(saga):
+        if not _all_prepared(saga) or 0 < saga.deadline_at_ms <= record.at_ms:
             raise illegal(saga, record)
         return _replace(saga, decision=_COMMIT, past_no_return=True, updated_at_ms=record.at_ms)
     if record.decision is not _ABORT or record.cause is None:
@@ -817,6 +853,8 @@ def _evolve_attempt_failed(plan: Plan, saga: Saga, record: AttemptFailed) -> Sag
     since_ms = step.misconfigured_since_ms if step.misconfigured else timing.answered_at_ms
     took = took_ms(plan, record.step, timing, record.failure.reason)
     voting = record.verb is _PREPARE
+    if not voting and not record.retry_at_ms:
+        raise illegal(saga, record)  # the second phase gives up nothing
     step = _replace(
         step,
         open=False,
@@ -847,51 +885,69 @@ def _evolve_attempt_over(_: Plan, saga: Saga, record: AttemptLost | AttemptWithd
 
 
 def _evolve_given_up(_: Plan, saga: Saga, record: StepGivenUp) -> Saga:
-    step = _replace(step_without_attempt(saga, record), status=StepStatus.UNKNOWN, retry_at_ms=0)
+    step = step_without_attempt(saga, record)
+    if step.status is not StepStatus.PREPARING:
+        raise illegal(saga, record)  # only a vote is given up
+    step = _replace(step, status=StepStatus.UNKNOWN, retry_at_ms=0)
     return with_step(saga, record, step)
 
 
 def _evolve_stuck(_: Plan, saga: Saga, record: StepStuck) -> Saga:
-    step = _replace(
-        step_without_attempt(saga, record), failure=record.failure, stuck_since_ms=record.at_ms
-    )
+    step = step_without_attempt(saga, record)
+    if step.verb is not record.verb or step.status not in _TOLD:
+        raise illegal(saga, record)
+    step = _replace(step, failure=record.failure, stuck_since_ms=record.at_ms)
     return with_step(saga, record, step)
 
 
+_TOLD: Final = frozenset((StepStatus.EXECUTING, StepStatus.COMPENSATING))
+
+
 def _evolve_cancel_requested(_: Plan, saga: Saga, record: CancelRequested) -> Saga:
+    if saga.decision is _COMMIT:
+        raise illegal(saga, record)
     return _replace(saga, cancel_requested=True, updated_at_ms=record.at_ms)
 
 
 def _evolve_operated(_: Plan, saga: Saga, record: OperatorActed) -> Saga:
     number, steps = record.step, saga.steps
+    abandons = record.action is OperatorAction.ABANDON
+    if abandons and saga.decision is _COMMIT:
+        raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(ABANDON)")
     if record.action is OperatorAction.RETRY and number is not None:
         if not _can_be_retried(steps[number]):
             raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(RETRY)")
-        steps = steps_with(
-            saga,
-            number,
-            _replace(
-                steps[number],
-                failures=0,
-                spent_ms=0,
-                misconfigured=0,
-                retry_at_ms=record.at_ms,
-                stuck_since_ms=0,
-                began_at_ms=0,
-            ),
-        )
+        steps = steps_with(saga, number, _step_retried(steps[number], record.at_ms))
     return _replace(
-        saga, steps=steps, operator_request=record.request_id, updated_at_ms=record.at_ms
+        saga,
+        steps=steps,
+        cancel_requested=saga.cancel_requested or abandons,
+        operator_request=record.request_id,
+        updated_at_ms=record.at_ms,
     )
 
 
 def _can_be_retried(step: StepState) -> bool:
-    """Whether it waits for its next attempt."""
-    return not step.open and step.retry_at_ms > 0
+    """Whether it waits for its next attempt, or is marked."""
+    return step.stuck_since_ms > 0 or (not step.open and step.retry_at_ms > 0)
+
+
+def _step_retried(step: StepState, at_ms: int) -> StepState:
+    """A branch with a fresh budget: its attempt is due, if none is under way."""
+    return _replace(
+        step,
+        failures=0,
+        spent_ms=0,
+        misconfigured=0,
+        retry_at_ms=0 if step.open else at_ms,
+        stuck_since_ms=0,
+        began_at_ms=at_ms if step.open else 0,
+    )
 
 
 def _evolve_round_planned(plan: Plan, saga: Saga, record: RoundPlanned) -> Saga:
-    if saga.decision is not _ABORT or record.round != saga.round + 1 or _is_left(saga):
+    due = _may_try_again(plan, saga) and not _is_left(saga)
+    if not due or record.round != saga.round + 1 or record.starts_at_ms <= 0:
         raise illegal(saga, record)
     steps = tuple(
         StepState(
@@ -908,6 +964,7 @@ def _evolve_round_planned(plan: Plan, saga: Saga, record: RoundPlanned) -> Saga:
         turn=None,
         round=record.round,
         steps=steps,
+        payload_bytes=len(saga.input.data),  # what the votes brought went with their round
         updated_at_ms=record.at_ms,
     )
 

@@ -372,7 +372,10 @@ class ExchangeTransport:
                 answer = reply_of(code, error.message)
             else:
                 outcome = wire.outcome_from_proto(
-                    reply.outcome, sent.call.verb, self._max_result_bytes
+                    reply.outcome,
+                    sent.call.verb,
+                    self._max_result_bytes,
+                    two_phase=sent.call.two_phase,
                 )
                 answer = Reply(outcome, "OK", healthy=True)
             self._answer(sent, answer)

@@ -5,8 +5,9 @@ from then on the lane owes it exactly one answer: Answered, for what was sent, o
 was withdrawn first. In between the call waits, for as long as it takes, and nothing is compensated
 because of that:
 
-1. Compensations before forward calls, older sagas before younger ones: rather 200 sagas finished
-   than 1,000 half done.
+1. What ends a holding before forward calls: compensations, and the commits of a two-phase commit,
+   whose participants keep what others need until they are told. Older sagas before younger ones:
+   rather 200 sagas finished than 1,000 half done.
 2. At most `limit` calls on the wire, of which forward calls may hold all but a share, so that slow
    forward calls never shut out the compensations. The limit is the operator's, or what the
    participant announces, or the smaller one of both; else `DEFAULT_LIMIT`.
@@ -22,6 +23,13 @@ because of that:
    was known of the old place says nothing about the new one. Calls on the wire get their answer by
    the way they went, whose connection is closed after the last of them; they count for the old
    place's limit, and no more for any breaker.
+7. A vote waits only for room, never for a participant: as long as it is outstanding, others hold
+   what they have prepared. So a Prepare that finds no transport, or a breaker that is not closed,
+   is answered NotSent with the reason, and so are those in the queue when it comes to that. It may
+   be the probe, where one is due and nothing is before it: a participant that is only called for
+   votes would never be probed otherwise. Who comes while a probe is under way is refused: nobody
+   is asked to hold anything before it is known that they can be told. A poll of a vote was sent, so
+   it cannot be answered so: it is Unknown.
 
 A lane has no tasks: calls leave as they come in, or when another's end, a timer or a transport that
 takes more makes room. The queue's bound is that of the live sagas: each has at most `MAX_PARALLEL`
@@ -33,6 +41,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 import structlog
@@ -56,6 +65,10 @@ from amends_runtime.ports import (
 __all__ = ["Deliver", "Lane", "LaneStatus", "Lanes"]
 
 _log = structlog.get_logger(__name__)
+
+BREAKER_OPEN: Final = "BREAKER_OPEN"
+NO_PARTICIPANT: Final = "NO_PARTICIPANT"
+"""Why a vote was not asked for; see rule 7."""
 
 Deliver = Callable[[str, Answered | NotSent], None]
 """Hands a saga (by id) what became of its call. Must not block."""
@@ -172,8 +185,9 @@ class Lane:
         self._deliver = deliver
         self._observer = observer
         self._breaker = Breaker()
-        self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # compensations, forward calls
+        self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # by `_place`
         self._waiting = 0
+        self._votes_waiting = 0  # the Prepares among them; see rule 7
         self._entries: dict[tuple[str, int, Verb], _Entry] = {}
         self._sequence = 0
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -227,10 +241,7 @@ class Lane:
         entry.is_withdrawn = True
         if entry.sent_at_ms == 0 and entry.queued:
             self._remove(entry)
-            call = entry.call
-            self._deliver(
-                saga_id, NotSent(step=step, verb=verb, round=call.round, attempt=call.attempt)
-            )
+            self._deliver(saga_id, _not_sent(entry.call))
         elif entry.poll_timer is not None or entry.queued:
             # A poll that cannot be sent, because nobody is there, tells no more than its deadline.
             left_s = max(0, entry.sent_at_ms + entry.call.timeout_ms - self._clock.now_ms()) / 1000
@@ -338,8 +349,7 @@ class Lane:
 
     def _take_in(self, call: Call, started_at_ms: int) -> _Entry:
         self._sequence += 1
-        forward = 0 if call.verb is Verb.COMPENSATE else 1
-        entry = _Entry(self, call, (forward, started_at_ms, self._sequence))
+        entry = _Entry(self, call, (_place(call), started_at_ms, self._sequence))
         replaced = self._entries.get(entry.key)
         if replaced is not None:
             self._remove(replaced)  # its attempt was recorded as lost; this one follows it
@@ -349,19 +359,24 @@ class Lane:
     def _enqueue(self, entry: _Entry) -> None:
         entry.queued = True
         self._waiting += 1
+        self._votes_waiting += entry.call.verb is _PREPARE
         heapq.heappush(self._queues[entry.order[0]], entry)
 
     def _remove(self, entry: _Entry) -> None:
         """Forgets an entry wherever it is; what lies in a heap is skipped when it comes up."""
         entry.gone = True
         if entry.queued:
-            entry.queued = False
-            self._waiting -= 1
+            self._leaves_queue(entry)
         if entry.poll_timer is not None:
             entry.poll_timer.cancel()
             entry.poll_timer = None
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
+
+    def _leaves_queue(self, entry: _Entry) -> None:
+        entry.queued = False
+        self._waiting -= 1
+        self._votes_waiting -= entry.call.verb is _PREPARE
 
     def _next(self) -> _Entry | None:
         """The call that should leave now, or None when none may."""
@@ -378,8 +393,7 @@ class Lane:
                 self._wake_for_probe(elapsed_ms)
                 return None
             entry = heapq.heappop(queue)
-            entry.queued = False
-            self._waiting -= 1
+            self._leaves_queue(entry)
             self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
             return entry
         return None
@@ -393,10 +407,30 @@ class Lane:
         )
 
     def _pump(self) -> None:
-        """Lets all calls leave that may."""
+        """Lets all calls leave that may, and answers the votes that are not to wait."""
         while self._waiting and (entry := self._next()) is not None:
             assert self._route is not None, "nothing leaves a lane without transport"
             self._send(entry, self._route)
+        if self._votes_waiting:
+            self._refuse_votes()
+
+    def _refuse_votes(self) -> None:
+        """See rule 7. A lane that stops sending refuses nothing: the next runtime asks again."""
+        if self._stopped:
+            return
+        if self._route is None:
+            reason, why = NO_PARTICIPANT, "the participant is not registered any more"
+        elif self._breaker.state is not BreakerState.CLOSED:
+            reason, why = BREAKER_OPEN, "the participant's calls have been failing since"
+        else:
+            return
+        votes = [each for each in self._queues[1] if each.queued and each.call.verb is _PREPARE]
+        for entry in votes:
+            self._remove(entry)
+            if entry.sent_at_ms:
+                self._end_poll(entry, Unknown(reason, f"it was in progress, and {why}"))
+            else:
+                self._deliver(entry.call.saga_id, _not_sent(entry.call, reason))
 
     def _send(self, entry: _Entry, route: _Route) -> None:
         route.calls += 1
@@ -560,8 +594,12 @@ class Lane:
         if entry.gone or not (entry.queued or entry.poll_timer is not None):
             return
         self._remove(entry)
-        call = entry.call
         why = "it was in progress when it was asked last, and could not be asked again"
+        self._end_poll(entry, Unknown("IN_PROGRESS", why))
+
+    def _end_poll(self, entry: _Entry, outcome: Unknown) -> None:
+        """Answers an attempt in progress that is not asked again."""
+        call = entry.call
         self._deliver(
             call.saga_id,
             Answered(
@@ -573,7 +611,7 @@ class Lane:
                 answered_at_ms=self._clock.now_ms(),
                 status="OK",
                 polls=entry.polls,
-                outcome=Unknown("IN_PROGRESS", why),
+                outcome=outcome,
                 held_ms=entry.held_ms,
                 sent_us=entry.sent_us,
             ),
@@ -584,6 +622,23 @@ class Lane:
         if not entry.gone:
             self._enqueue(entry)
             self._pump()
+
+
+_PREPARE: Final = Verb.PREPARE  # bound once: an enumeration's member costs more to look up
+_COMPENSATE: Final = Verb.COMPENSATE
+
+
+def _place(call: Call) -> int:
+    """Which queue a call waits in: 0 for what ends a holding, 1 for all else; see rule 1."""
+    if call.verb is _COMPENSATE:
+        return 0
+    return 0 if call.two_phase and call.verb is not _PREPARE else 1
+
+
+def _not_sent(call: Call, reason: str = "") -> NotSent:
+    return NotSent(
+        step=call.step, verb=call.verb, round=call.round, attempt=call.attempt, reason=reason
+    )
 
 
 class Lanes:

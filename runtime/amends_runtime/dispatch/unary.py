@@ -99,7 +99,10 @@ class UnaryTransport:
             if response is None:  # grpc.aio's word for bytes that it cannot parse
                 return _UNREADABLE
             outcome = wire.outcome_from_proto(
-                response.outcome, call.verb, max_result_bytes=self._max_result_bytes
+                response.outcome,
+                call.verb,
+                max_result_bytes=self._max_result_bytes,
+                two_phase=call.two_phase,
             )
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""

@@ -62,6 +62,8 @@ class MemoryDisk:
     def __init__(self) -> None:
         self.store_id = str(uuid.uuid4())
         self.incarnation = str(uuid.uuid4())
+        self.earlier_incarnations: set[str] = set()
+        self.restored = False
         self.epoch = 0
         self.seq = 0
         self.history: dict[int, list[StoredTurn]] = {}
@@ -74,6 +76,12 @@ class MemoryDisk:
         self.audit: list[AuditEntry] = []
         self.reopens = True
         self._fault: bool | None = None
+
+    def mark_restored(self) -> None:
+        """As if it came from a backup: the next store that opens it is another incarnation."""
+        self.earlier_incarnations.add(self.incarnation)
+        self.incarnation = str(uuid.uuid4())
+        self.restored = True
 
     def fail_next_commit(self, *, written: bool, reopens: bool = True) -> None:
         """The next commit raises CommitUnknown, and has or has not been written.
@@ -102,8 +110,6 @@ async def open_memory_store(disk: MemoryDisk | None = None) -> AsyncIterator[Mem
 class MemoryStore:
     """A Store on a `MemoryDisk`. Making one begins the disk's next epoch."""
 
-    restored = False
-
     def __init__(self, disk: MemoryDisk) -> None:
         disk.epoch += 1
         self.disk = disk
@@ -120,6 +126,15 @@ class MemoryStore:
     @property
     def identity(self) -> StoreIdentity:
         return self._identity
+
+    @property
+    def restored(self) -> bool:
+        return self.disk.restored
+
+    def believes(self, incarnation: str) -> bool:
+        if incarnation == self._identity.incarnation:
+            return True
+        return not self.restored and incarnation in self.disk.earlier_incarnations
 
     def next_saga_no(self) -> int:
         self._saga_no += 1
@@ -207,6 +222,22 @@ class MemoryStore:
             return False
         self._write(lambda: self._remove_participant(name, words))
         return True
+
+    async def confirm_restore(self, words: OperatorWords) -> bool:
+        """Takes a restored store for the truth; with its audit entry. False: it is not restored."""
+        await anyio.lowlevel.checkpoint()
+        self._check_writable()
+        if self._is_repeat("confirm_restore", self.disk.incarnation, words):
+            return True
+        if not self.disk.restored:
+            return False
+        self._write(lambda: self._confirm_restore(words))
+        return True
+
+    def _confirm_restore(self, words: OperatorWords) -> None:
+        self.disk.restored = False
+        details = f"with what it knows of {', '.join(sorted(self.disk.earlier_incarnations))}"
+        self.disk.audit.append(AuditEntry("confirm_restore", self.disk.incarnation, details, words))
 
     def _is_repeat(self, verb: str, name: str, words: OperatorWords) -> bool:
         return bool(words.request_id) and any(

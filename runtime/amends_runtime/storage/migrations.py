@@ -24,6 +24,7 @@ MIGRATIONS = (
     "0002_watches_and_operators.sql",
     "0003_resting_sagas.sql",
     "0004_gaps_by_batch.sql",
+    "0005_two_phase_commits.sql",
 )
 
 SCHEMA_VERSION = len(MIGRATIONS)

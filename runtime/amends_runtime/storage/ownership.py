@@ -32,12 +32,17 @@ MAX_NOTE_BYTES = 4096  # a note is about 150 bytes; whatever is larger is none o
 
 
 class LockNote(msgspec.Struct, frozen=True):
-    """What the owner writes into the lock file. `epoch` is that of its opening."""
+    """What the owner writes into the lock file.
+
+    `epoch` is that of its opening; `seq` a position up to which turns are on the disk. A database
+    that has not got them is an earlier copy, also one of the same epoch.
+    """
 
     pid: int
     store_id: str
     incarnation: str
     epoch: int
+    seq: int = 0
 
 
 class Ownership:

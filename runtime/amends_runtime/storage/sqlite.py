@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from amends_runtime.core.definition import Definition, content_hash
-from amends_runtime.core.records import Record, SagaState
+from amends_runtime.core.records import CommitDecision, Record, SagaState
 from amends_runtime.errors import (
     CommitUnknown,
     OwnershipLost,
@@ -90,7 +90,9 @@ ABOVE_ALL = 2**63 - 1  # for conditions that hold always; a NULL would keep SQLi
 _TEMPORARY = (
     *("places", "batch_view", "batch_trigger", "batch_labels_trigger"),
     *("participant_view", "participant_trigger"),
+    *("confirmation_view", "confirmation_trigger"),
 )
+NOTE_EVERY_S = 10.0  # of turns: a backup that misses fewer is noticed after an orderly stop alone
 LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
 
 _SQL = read_queries("sqlite")
@@ -113,7 +115,7 @@ class SqliteStore:
     """A Store in one SQLite file. Made by `open_sqlite_store`; must be closed, or its threads stay.
 
     restored    the file is not the one that was last open here: it came from a backup or from
-    elsewhere
+    elsewhere; until an operator confirms it
     """
 
     def __init__(self, path: Path, ownership: Ownership, codec: RecordCodec) -> None:
@@ -132,7 +134,9 @@ class SqliteStore:
         self._moved = anyio.Event()  # something was committed, or the store is closed
         self._definitions: dict[int, RegisteredDefinition] = {}
         self._definition_nos: dict[str, int] = {}
+        self._note_due_s = 0.0  # when the lock file is told again how far the history goes
         self.restored = False
+        self._earlier: frozenset[str] = frozenset()  # incarnations, before it was restored
         self._lost = anyio.Event()
 
     @classmethod
@@ -238,6 +242,16 @@ class SqliteStore:
                 self._or_reopen(lambda: self._change_participant(writer, name, "", words, False))
             )
 
+    async def confirm_restore(self, words: OperatorWords) -> bool:
+        """Takes a restored store for the truth; with its audit entry. False: it is not restored.
+
+        After CommitUnknown the store has reopened itself if it could, as for a definition; asking
+        once more is safe.
+        """
+        async with self._write_lock:
+            writer = self._usable_writer()
+            return await to_the_end(self._or_reopen(lambda: self._confirm_restore(writer, words)))
+
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
         """The read model becomes these rows, in one transaction.
 
@@ -268,7 +282,30 @@ class SqliteStore:
             raise self._unknown(error) from error
         self._seq += len(transitions)
         self._note_move()
+        if time.monotonic() >= self._note_due_s:
+            await anyio.to_thread.run_sync(self._note_position)
         await self._watch_log(writer)
+
+    def _note_position(self) -> None:
+        """Tells the lock file how far the history goes; see `_take_epoch`.
+
+        A note that cannot be written is missed at the next opening at most, so a commit that is
+        durable does not fail for it.
+        """
+        self._note_due_s = time.monotonic() + NOTE_EVERY_S
+        identity = self._identity
+        try:
+            self._ownership.write(
+                LockNote(
+                    os.getpid(),
+                    identity.store_id,
+                    identity.incarnation,
+                    identity.epoch,
+                    self._seq,
+                )
+            )
+        except StoreUnusable as error:
+            _log.error("position_not_noted", path=str(self._path), error=str(error))
 
     def _packed(self, transitions: Sequence[Transition]) -> list[Sequence[Any]]:
         """The parameters of `append`, once for each `MAX_TURNS` transitions."""
@@ -413,6 +450,28 @@ class SqliteStore:
             raise self._unknown(error) from error
         return existed
 
+    async def _confirm_restore(self, writer: aiosqlite.Connection, words: OperatorWords) -> bool:
+        """Whether it was restored, or this very request has confirmed it before."""
+        parameters = {"epoch": self._identity.epoch, **msgspec.structs.asdict(words)}
+        request = {
+            "request_id": words.request_id,
+            "verb": "confirm_restore",
+            "subject": self._identity.incarnation,
+        }
+        try:
+            if list(await writer.execute_fetchall(_SQL["find_request"], request)):
+                return True
+            if not self.restored:
+                return False
+            await writer.execute_fetchall(_SQL["confirm_restore"], parameters)
+        except sqlite3.IntegrityError as error:
+            await self._check_epoch(writer)  # the only thing that the statement refuses
+            raise self._unknown(error) from error
+        except Exception as error:
+            raise self._unknown(error) from error
+        self.restored = False
+        return True
+
     async def _replace_read_model(
         self, writer: aiosqlite.Connection, pages: AsyncIterator[Sequence[SagaSummary]]
     ) -> None:
@@ -474,8 +533,15 @@ class SqliteStore:
                     records = self._codec.decode(row_format, data, saga_id, version)
                     turns.setdefault(saga_id, []).append(StoredTurn(seq, version, records))
                 elif tombstone[0] is not None:
-                    hashed, state, ended_at_ms = tombstone
-                    found[saga_id] = Tombstone(saga_id, hashed, SagaState(state), ended_at_ms)
+                    hashed, state, ended_at_ms, decision, round_ = tombstone
+                    found[saga_id] = Tombstone(
+                        saga_id,
+                        hashed,
+                        SagaState(state),
+                        ended_at_ms,
+                        CommitDecision(decision) if decision else None,
+                        round_,
+                    )
             for saga_id, (saga_no, definition_no, wake_at_ms) in sagas.items():
                 found[saga_id] = self._loaded(
                     saga_no, saga_id, definition_no, turns[saga_id], wake_at_ms
@@ -571,6 +637,11 @@ class SqliteStore:
                 "audit", {"limit": limit}
             )
         ]
+
+    def believes(self, incarnation: str) -> bool:
+        if incarnation == self._identity.incarnation:
+            return True
+        return not self.restored and incarnation in self._earlier
 
     # -- watching ------------------------------------------------------------------------------
 
@@ -789,15 +860,21 @@ class SqliteStore:
             )
 
     async def _take_epoch(self, writer: aiosqlite.Connection) -> None:
-        """Begins the next epoch, in the database and beside it, and finds out about a restore."""
+        """Begins the next epoch, in the database and beside it, and finds out about a restore.
+
+        The lock file knows what was last open here. Another store or incarnation, an earlier epoch,
+        or a history that ends before what it has seen on the disk: the file is a copy.
+        """
         if not list(await writer.execute_fetchall(_SQL["identity"])):
             await self._make_identity(writer)
         store_id, incarnation, _, epoch = await self._read_identity(writer)
         beside = self._ownership.before
+        [(seq, _)] = await writer.execute_fetchall(_SQL["highest_numbers"])
         if (
             beside is not None
             and (beside.store_id, beside.incarnation) == (store_id, incarnation)
             and beside.epoch <= epoch
+            and beside.seq <= seq
         ):
             await writer.execute_fetchall(_SQL["take_ownership"])
         else:
@@ -810,17 +887,23 @@ class SqliteStore:
                 epoch=epoch,
                 store_id_beside=beside.store_id if beside else None,
                 epoch_beside=beside.epoch if beside else None,
+                seq=seq,
+                seq_beside=beside.seq if beside else None,
             )
             same_store = beside is not None and beside.store_id == store_id
             parameters = {
                 "incarnation": str(uuid.uuid4()),
-                "epoch_beside": beside.epoch if beside is not None and same_store else 0,
+                "incarnation_beside": beside.incarnation if beside and same_store else None,
+                "epoch_beside": beside.epoch if beside and same_store else 0,
             }
+            await writer.execute_fetchall("BEGIN IMMEDIATE")
+            await writer.execute_fetchall(_SQL["keep_incarnations"], parameters)
             await writer.execute_fetchall(_SQL["mark_restored"], parameters)
-        store_id, incarnation, restored, epoch = await self._read_identity(writer)
+            await writer.execute_fetchall("COMMIT")
+        store_id, incarnation, _, epoch = await self._read_identity(writer)
         self._identity = StoreIdentity(store_id, incarnation, epoch)
-        self.restored = bool(restored)
-        self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch))
+        self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch, seq))
+        self._note_due_s = time.monotonic() + NOTE_EVERY_S
 
     async def _make_identity(self, writer: aiosqlite.Connection) -> None:
         """A new store gets its ids, or one whose first opening was cut short.
@@ -857,6 +940,10 @@ class SqliteStore:
         self._note_move()  # a commit whose outcome was unknown may have happened
         self._saga_no = max(self._saga_no, rows[0][1])
         await self._read_definitions(writer)
+        _, _, restored, _ = await self._read_identity(writer)
+        self.restored = bool(restored)
+        rows = list(await writer.execute_fetchall(_SQL["earlier_incarnations"]))
+        self._earlier = frozenset(row[0] for row in rows)
         self._readers = await Readers.open(self._path)
 
     async def _read_definitions(self, writer: aiosqlite.Connection) -> None:
@@ -906,6 +993,7 @@ class SqliteStore:
             if self._readers is not None:
                 await self._readers.close()
                 self._readers = None
+            self._note_position()
             try:
                 await checkpoint(self._writer)
             except sqlite3.Error as error:  # what is committed is safe in the log

@@ -29,11 +29,13 @@ from amends_runtime.core.records import SagaState
 from amends_runtime.ports import StoreIdentity
 from amends_runtime.telemetry.metrics import (
     BREAKER_STATE,
+    IN_DOUBT,
     LANE_IN_FLIGHT,
     LANE_LIMIT,
     LANE_WAITING,
     MAILBOX_FULLEST,
     MAILBOX_MESSAGES,
+    OLDEST_IN_DOUBT,
     RECOVERY_DURATION,
     RECOVERY_RUNNING,
     RECOVERY_SAGAS,
@@ -80,6 +82,10 @@ class SurveyReading(Protocol):
     def stuck(self) -> int: ...
     @property
     def in_doubt(self) -> int: ...
+    @property
+    def branches_in_doubt(self) -> int: ...
+    @property
+    def oldest_in_doubt_s(self) -> float: ...
     @property
     def without_wake_up(self) -> int: ...
     @property
@@ -187,6 +193,8 @@ class Gauges:
             STORE_SIZE: store_bytes,
             SAGA_STUCK: survey.stuck,
             STEP_IN_DOUBT: survey.in_doubt,
+            IN_DOUBT: survey.branches_in_doubt,
+            OLDEST_IN_DOUBT: survey.oldest_in_doubt_s,
             SAGA_WITHOUT_WAKE_UP: survey.without_wake_up,
             SAGA_UNREADABLE: survey.unreadable,
             SAGA_QUARANTINED: survey.quarantined,

@@ -31,20 +31,28 @@ from amends_runtime.core.records import (
     AttemptLost,
     AttemptStarted,
     AttemptWithdrawn,
+    CommitDecision,
+    DecisionMade,
+    HeuristicReported,
     OperatorActed,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaState,
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Timing,
+    TurnCause,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.saga import Saga
+from amends_runtime.core.two_phase import LOCKED
 from amends_runtime.telemetry.meters import Counter, Histogram, HistogramValue, Labels
 
 __all__ = ["TABLE", "Kind", "Metric", "Metrics", "Reading", "Snapshot", "Values", "word"]
@@ -120,7 +128,8 @@ SAGA_ENDS: Final = Metric(
     "amends.saga.ends",
     Kind.COUNTER,
     "{saga}",
-    "Sagas that have ended; `outcome` is completed, compensated or abandoned.",
+    "Sagas that have ended; `outcome` is completed, compensated, abandoned or mixed (a participant"
+    " of a two-phase commit broke its vote).",
     ("definition", "outcome"),
 )
 SAGA_DURATION: Final = Metric(
@@ -151,7 +160,9 @@ STEP_DURATION: Final = Metric(
     Kind.HISTOGRAM,
     "s",
     "From a step's first attempt to what came of it, retries and waiting included; `outcome` is"
-    " executed, rejected, given_up, compensated or stuck. An operator's retry begins anew.",
+    " executed, rejected, given_up, compensated or stuck. An operator's retry begins anew. A branch"
+    " of a two-phase commit counts for its vote (prepared, rejected, given_up), and again for what"
+    " came of the decision (executed, compensated, broken).",
     ("definition", "step", "outcome"),
     SAGA_BOUNDS,
 )
@@ -160,8 +171,8 @@ ATTEMPTS: Final = Metric(
     Kind.COUNTER,
     "{attempt}",
     "Attempts that have ended; `outcome` is done, rejected, broken (the participant cannot keep the"
-    " contract), unknown (an error or a time-out), lost (the runtime ended meanwhile), withdrawn"
-    " (never sent) or abandoned (an operator gave the saga up meanwhile).",
+    " contract, or has broken its vote), unknown (an error or a time-out), lost (the runtime ended"
+    " meanwhile), withdrawn (never sent) or abandoned (an operator gave the saga up meanwhile).",
     ("participant", "verb", "outcome"),
 )
 ATTEMPT_DURATION: Final = Metric(
@@ -278,7 +289,8 @@ SAGA_STUCK: Final = Metric(
     Kind.GAUGE,
     "{saga}",
     "Sagas with a step that waits for an operator, whether or not others of their steps go on;"
-    " quarantined ones, too.",
+    " quarantined ones, too; and two-phase commits of which a participant has been told the"
+    " decision for long and does not acknowledge it.",
 )
 STEP_IN_DOUBT: Final = Metric(
     "amends.step.in_doubt",
@@ -354,6 +366,61 @@ TELEMETRY_OVERFLOWS: Final = Metric(
     " the one whose labels are all (other).",
     ("metric",),
 )
+VOTES: Final = Metric(
+    "amends.two_phase.votes",
+    Kind.COUNTER,
+    "{vote}",
+    "Votes of two-phase commits; `vote` is yes, no, locked (a no, because it would have had to wait"
+    " for a lock), unknown (no answer that is a vote, which counts as a no) or not_asked (its"
+    " breaker was open, or it is not registered).",
+    ("participant", "vote"),
+)
+DECISIONS: Final = Metric(
+    "amends.two_phase.decisions",
+    Kind.COUNTER,
+    "{decision}",
+    "Decisions of two-phase commits, one a round; `decision` is commit or abort, `cause` why:"
+    " all_prepared, or rejected, gave_up, deadline or cancelled.",
+    ("definition", "decision", "cause"),
+)
+ROUNDS_RETRIED: Final = Metric(
+    "amends.two_phase.rounds.retried",
+    Kind.COUNTER,
+    "{round}",
+    "Two-phase commits that are tried again as a whole, because of a lock.",
+    ("definition",),
+)
+HEURISTICS: Final = Metric(
+    "amends.two_phase.heuristics",
+    Kind.COUNTER,
+    "{branch}",
+    "Branches that decided alone, or broke their vote; `outcome` is broken (not what was decided,"
+    " or nobody knows: the saga ends MIXED) or agrees (it happens to be what was decided).",
+    ("definition", "step", "outcome"),
+)
+PHASE_2_DURATION: Final = Metric(
+    "amends.two_phase.acknowledgement.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "From a decision to its last acknowledgement: for so long participants keep what others may"
+    " need; `decision` is commit or abort.",
+    ("definition", "decision"),
+    SAGA_BOUNDS,
+)
+IN_DOUBT: Final = Metric(
+    "amends.two_phase.in_doubt",
+    Kind.GAUGE,
+    "{branch}",
+    "Branches of two-phase commits that have voted yes, or of which nobody knows how they voted,"
+    " and have not acknowledged the decision: their participants keep what others may need. A saga"
+    " that was parked before the runtime started counts once its next attempt is due.",
+)
+OLDEST_IN_DOUBT: Final = Metric(
+    "amends.two_phase.oldest_in_doubt",
+    Kind.GAUGE,
+    "s",
+    "For how long the oldest of them has; 0 if there is none.",
+)
 OPERATOR_ACTIONS: Final = Metric(
     "amends.operator.actions",
     Kind.COUNTER,
@@ -385,6 +452,13 @@ TABLE: Final[tuple[Metric, ...]] = (
     LOOP_LAG,
     WAL_SIZE,
     STORE_SIZE,
+    VOTES,
+    DECISIONS,
+    ROUNDS_RETRIED,
+    HEURISTICS,
+    PHASE_2_DURATION,
+    IN_DOUBT,
+    OLDEST_IN_DOUBT,
     SAGA_STUCK,
     STEP_IN_DOUBT,
     SAGA_WITHOUT_WAKE_UP,
@@ -450,6 +524,11 @@ class Metrics:
         self._commit_duration = self._histogram(COMMIT_DURATION)
         self._commit_turns = self._histogram(COMMIT_TURNS)
         self._actions = self._counter(OPERATOR_ACTIONS)
+        self._votes = self._counter(VOTES)
+        self._decisions = self._counter(DECISIONS)
+        self._rounds_retried = self._counter(ROUNDS_RETRIED)
+        self._heuristics = self._counter(HEURISTICS)
+        self._phase_2_duration = self._histogram(PHASE_2_DURATION)
         # Plans are as many as there are definitions, and in memory as long as the runtime is.
         self._plan_labels: dict[Plan, _PlanLabels] = {}
         self.loop_lag = self._histogram(LOOP_LAG)
@@ -502,12 +581,16 @@ class Metrics:
                 self._saga_duration.record(lasted_ms / 1000, labels)
                 if saga.abandoned:
                     self._abandoned(plan, before)
+                elif saga.round:
+                    self._phase_2_over(before, record.at_ms, saga)
             elif isinstance(record, _DEFINITE_KINDS):
                 of_attempt, of_step = self._labels_of(plan)[type(record)][record.step]
                 self._answered(record.timing, of_attempt)
                 if kind is StepRejected and _gets_stuck(record.step, records):
                     continue  # refused where nothing can be undone any more
                 self._step_over(before, record.step, record.at_ms, of_step)
+                if saga.round:
+                    self._voted(plan, record)
             else:
                 self._seldom(plan, before, saga, record, records)
 
@@ -521,13 +604,16 @@ class Metrics:
     ) -> None:
         """The records of what went wrong, or was done by hand."""
         if isinstance(record, AttemptFailed):
-            outcome = "broken" if _was_broken(record, records) else "unknown"
+            was_broken = _was_broken if plan.two_phase is None else _was_broken_to_vote
+            outcome = "broken" if was_broken(record, records) else "unknown"
             participant = plan.steps[record.step].participant
             self._answered(record.timing, (participant, _VERBS[record.verb], outcome))
         elif isinstance(record, AttemptLost | AttemptWithdrawn):
             outcome = "lost" if isinstance(record, AttemptLost) else "withdrawn"
             participant = plan.steps[record.step].participant
             self._attempts.add((participant, _VERBS[record.verb], outcome))
+        elif plan.two_phase is not None and isinstance(record, _OF_TWO_PHASE):
+            self._of_two_phase(plan, before, saga, record)
         elif isinstance(record, StepStuck):
             labels = (saga.definition_name, plan.step_names[record.step], "stuck")
             self._step_over(before, record.step, record.at_ms, labels)
@@ -537,6 +623,50 @@ class Metrics:
                 self._step_over(before, record.step, record.at_ms, labels)
         elif isinstance(record, OperatorActed) and _is_first(record, records):
             self._actions.add((word(record.action),))
+
+    def _of_two_phase(
+        self, plan: Plan, before: Saga | None, saga: Saga, record: _OfTwoPhase
+    ) -> None:
+        name = plan.definition.name
+        if isinstance(record, DecisionMade):
+            cause = "all_prepared" if record.cause is None else word(record.cause)
+            self._decisions.add((name, word(record.decision), cause))
+            if record.cause is TurnCause.GAVE_UP and record.step is not None:
+                asked = record.failure.reason not in _NOT_ASKED
+                vote = "unknown" if asked else "not_asked"
+                self._votes.add((plan.steps[record.step].participant, vote))
+        elif isinstance(record, RoundPlanned):
+            self._rounds_retried.add((name,))
+            self._phase_2_over(before, record.at_ms, saga)
+        elif isinstance(record, HeuristicReported):
+            agrees = record.committed is (record.verb is Verb.EXECUTE)
+            step = plan.steps[record.step]
+            outcome = "done" if agrees else "broken"
+            self._answered(record.timing, (step.participant, _VERBS[record.verb], outcome))
+            if agrees:
+                outcome = "executed" if record.committed else "compensated"
+            self._step_over(before, record.step, record.at_ms, (name, step.name, outcome))
+            self._heuristics.add((name, step.name, "agrees" if agrees else "broken"))
+        # StepStuck: the branch is still told the decision, so nothing has come of it.
+
+    def _voted(self, plan: Plan, record: Record) -> None:
+        if isinstance(record, StepPrepared):
+            self._votes.add((plan.steps[record.step].participant, "yes"))
+        elif isinstance(record, VoteRefused):
+            vote = "locked" if record.failure.reason == LOCKED else "no"
+            self._votes.add((plan.steps[record.step].participant, vote))
+
+    def _phase_2_over(self, before: Saga | None, at_ms: int, saga: Saga) -> None:
+        """Of the round that `before` was in. One in which nothing was held took no time."""
+        assert before is not None, "a two-phase commit is not over in the turn that starts it"
+        decision, decided_at_ms = before.decision, at_ms
+        if before.turn is not None:
+            decided_at_ms = before.turn.at_ms
+        elif decision is not None:
+            decided_at_ms = max(step.prepared_at_ms for step in before.steps)
+        word_of = "commit" if decision is CommitDecision.COMMIT else "abort"
+        took_ms = max(0, at_ms - decided_at_ms)
+        self._phase_2_duration.record(took_ms / 1000, (saga.definition_name, word_of))
 
     def _abandoned(self, plan: Plan, before: Saga | None) -> None:
         """What was open has no answer that anybody takes in any more, and no record of its own."""
@@ -585,7 +715,19 @@ class Metrics:
         self._transitions.add((participant, word(state)))
 
 
-_Definite = type[StepExecuted] | type[StepCompensated] | type[StepRejected]
+_OfTwoPhase = DecisionMade | RoundPlanned | HeuristicReported | StepStuck
+_OF_TWO_PHASE: Final = (DecisionMade, RoundPlanned, HeuristicReported, StepStuck)
+
+_NOT_ASKED: Final = frozenset(("BREAKER_OPEN", "NO_PARTICIPANT"))
+"""Reasons of a lane that did not ask for a vote; see `dispatch.lanes`."""
+
+_Definite = (
+    type[StepExecuted]
+    | type[StepCompensated]
+    | type[StepRejected]
+    | type[StepPrepared]
+    | type[VoteRefused]
+)
 _PlanLabels = Mapping[_Definite, Sequence[tuple[Labels, Labels]]]
 """By what became of it, for each step: the labels of its attempt, and its own."""
 
@@ -593,10 +735,12 @@ _DEFINITE: Final[Mapping[_Definite, tuple[str, str]]] = {
     StepExecuted: ("done", "executed"),
     StepCompensated: ("done", "compensated"),
     StepRejected: ("rejected", "rejected"),
+    StepPrepared: ("done", "prepared"),
+    VoteRefused: ("rejected", "rejected"),
 }
 """What a record says of its attempt, and of its step."""
 
-_DEFINITE_KINDS: Final = (StepExecuted, StepCompensated, StepRejected)
+_DEFINITE_KINDS: Final = (StepExecuted, StepCompensated, StepRejected, StepPrepared, VoteRefused)
 
 
 def _was_broken(record: AttemptFailed, records: Sequence[Record]) -> bool:
@@ -605,6 +749,19 @@ def _was_broken(record: AttemptFailed, records: Sequence[Record]) -> bool:
         return False
     return any(
         isinstance(each, StepStuck) and each.step == record.step and each.failure == record.failure
+        for each in records
+    )
+
+
+def _was_broken_to_vote(record: AttemptFailed, records: Sequence[Record]) -> bool:
+    """The same of a vote: it is an abort at once. The second phase has a record for it."""
+    if record.retry_at_ms or record.misconfigured or record.timing.status != "OK":
+        return False
+    if any(isinstance(each, StepGivenUp) for each in records):
+        return False
+    return any(
+        isinstance(each, DecisionMade)
+        and (each.step, each.failure) == (record.step, record.failure)
         for each in records
     )
 

@@ -15,17 +15,24 @@ from amends_runtime.core.records import (
     AttemptLost,
     AttemptWithdrawn,
     CancelRequested,
+    CommitDecision,
+    DecisionMade,
+    HeuristicReported,
     OperatorActed,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
+    SagaState,
     SagaTurnedBack,
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.saga import Phase, Saga
 from amends_runtime.core.tracing import Tracing
@@ -90,9 +97,10 @@ class HistoryLog:
     ) -> None:
         """Writes a line for each record that has one."""
         for record in records:
-            line = self._lines.get(type(record))
+            make = self._lines.get(type(record))
+            line = make(saga, record) if make is not None else None
             if line is not None:
-                level, event, fields = line(saga, record)
+                level, event, fields = line
                 step = getattr(record, "step", None)
                 if step is not None:
                     fields = {"step": plan.step_names[step], **fields}
@@ -110,19 +118,50 @@ class HistoryLog:
 
 _Fields = dict[str, object]
 _Line = tuple[int, str, _Fields]  # its level, its event, and what it has besides the ids
-_OfAttempt = (
-    StepExecuted | StepRejected | StepCompensated | AttemptFailed | AttemptLost | AttemptWithdrawn
+_Answered = (
+    StepExecuted
+    | StepRejected
+    | StepCompensated
+    | StepPrepared
+    | VoteRefused
+    | HeuristicReported
+    | AttemptFailed
 )
-_Lines = Mapping[type, Callable[[Saga, Any], _Line]]
+_OfAttempt = _Answered | AttemptLost | AttemptWithdrawn
+_Lines = Mapping[type, Callable[[Saga, Any], _Line | None]]
 
 
 def _stuck(saga: Saga, record: StepStuck) -> _Line:
     fields: _Fields = {"verb": record.verb.name, "reason": record.failure.reason}
+    if saga.round:
+        hint = f"it goes on being asked; amends get {saga.saga_id} shows why it does not answer"
+        return WARNING, "branch_needs_operator", {**fields, "hint": hint}
     return ERROR, "step_stuck", {**fields, "hint": _hint(saga, record.verb)}
 
 
 def _given_up(saga: Saga, record: StepGivenUp) -> _Line:
     return WARNING, "step_given_up", {"spent_ms": record.spent_ms}
+
+
+def _heuristic(saga: Saga, record: HeuristicReported) -> _Line:
+    decision = "COMMIT" if record.verb is Verb.EXECUTE else "ABORT"
+    fields: _Fields = {**_answered(record), "decision": decision, "did": _DID[record.committed]}
+    fields |= {"reason": record.failure.reason}
+    if fields["did"] == decision:
+        return WARNING, "heuristic_reported", {**fields, "hint": "nothing to settle this time"}
+    hint = f"settle it by hand; amends get {saga.saga_id} shows what the participant says"
+    return ERROR, "heuristic_reported", {**fields, "hint": hint}
+
+
+_DID: Final = {True: "COMMIT", False: "ABORT", None: "UNKNOWN"}
+
+
+def _mixed(saga: Saga, record: SagaEnded) -> _Line | None:
+    if record.state is not SagaState.MIXED:
+        return None
+    decision = None if saga.decision is None else saga.decision.name
+    hint = "heuristic_reported names the branches that did something else: settle them by hand"
+    return ERROR, "saga_mixed", {"decision": decision, "hint": hint}
 
 
 def _turned_back(saga: Saga, record: SagaTurnedBack) -> _Line:
@@ -143,6 +182,9 @@ def _started(saga: Saga, record: SagaStarted) -> _Line:
 
 
 def _ended(saga: Saga, record: SagaEnded) -> _Line:
+    mixed = _mixed(saga, record)
+    if mixed is not None:
+        return mixed
     return DEBUG, "saga_ended", {"state": record.state.name}
 
 
@@ -156,6 +198,27 @@ def _rejected(saga: Saga, record: StepRejected) -> _Line:
 
 def _compensated(saga: Saga, record: StepCompensated) -> _Line:
     return DEBUG, "step_compensated", _answered(record)
+
+
+def _prepared(saga: Saga, record: StepPrepared) -> _Line:
+    return DEBUG, "step_prepared", _answered(record)
+
+
+def _vote_refused(saga: Saga, record: VoteRefused) -> _Line:
+    return DEBUG, "vote_refused", {**_answered(record), "reason": record.failure.reason}
+
+
+def _decided(saga: Saga, record: DecisionMade) -> _Line:
+    fields: _Fields = {"decision": record.decision.name, "round": record.round}
+    if record.decision is CommitDecision.ABORT:
+        cause = None if record.cause is None else record.cause.name
+        fields |= {"cause": cause, "reason": record.failure.reason}
+    return DEBUG, "decision_made", fields
+
+
+def _another_round(saga: Saga, record: RoundPlanned) -> _Line:
+    wait_ms = record.starts_at_ms - record.at_ms
+    return DEBUG, "round_planned", {"round": record.round, "wait_ms": wait_ms}
 
 
 def _attempt_failed(saga: Saga, record: AttemptFailed) -> _Line:
@@ -177,6 +240,8 @@ _ALWAYS: Final[_Lines] = {
     SagaTurnedBack: _turned_back,
     CancelRequested: _cancel_requested,
     OperatorActed: _operated,
+    HeuristicReported: _heuristic,
+    SagaEnded: _mixed,
 }
 _IN_DETAIL: Final[_Lines] = {
     **_ALWAYS,
@@ -185,13 +250,17 @@ _IN_DETAIL: Final[_Lines] = {
     StepExecuted: _executed,
     StepRejected: _rejected,
     StepCompensated: _compensated,
+    StepPrepared: _prepared,
+    VoteRefused: _vote_refused,
+    DecisionMade: _decided,
+    RoundPlanned: _another_round,
     AttemptFailed: _attempt_failed,
     AttemptLost: _attempt_lost,
     AttemptWithdrawn: _attempt_withdrawn,
 }
 
 
-def _answered(record: StepExecuted | StepRejected | StepCompensated | AttemptFailed) -> _Fields:
+def _answered(record: _Answered) -> _Fields:
     timing = record.timing
     took_ms = timing.answered_at_ms - timing.sent_at_ms
     return {**_attempt(record), "status": timing.status, "took_ms": took_ms, "polls": timing.polls}

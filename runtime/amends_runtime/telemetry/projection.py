@@ -14,8 +14,11 @@ last year has the trace that it had then.
            …/Execute                          CLIENT, one for each attempt
          compensate charge                    links to the step that it undoes
 
+   Of a two-phase commit's branch it is `prepare debit`, for the vote, and then `commit debit` or
+   `compensate debit`, which link to the vote.
 2. A step's span is one *life* of it: from the first attempt of a verb and round until it ends or
-   is stuck. What an operator's retry brings is another life, and links to the one before.
+   is stuck. What an operator's retry or another round brings is another life, and links to the one
+   before. A branch that an operator should see to is still told the decision: its life goes on.
 3. A span that is closed never changes again, whatever follows in the history. So spans may leave
    as they close, and leave once more after a crash: a receiver gets equal ones.
 4. Times go forward. The instants of records are wall-clock times, of a clock that may be set back;
@@ -40,8 +43,12 @@ from amends_runtime.core.records import (
     AttemptStarted,
     AttemptWithdrawn,
     CancelRequested,
+    CommitDecision,
+    DecisionMade,
+    HeuristicReported,
     OperatorActed,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaStarted,
     SagaState,
@@ -49,10 +56,13 @@ from amends_runtime.core.records import (
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
     Timing,
+    TurnCause,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.core.tracing import TRACEPARENT, Tracing
 from amends_runtime.telemetry.spans import Attributes, Span, SpanEvent, SpanKind, SpanLink
@@ -171,13 +181,16 @@ class _Trace:
         self.start_ns = self.now_ns = started.at_ms * MS
         self.end_ns = 0
         self.state: SagaState | None = None
-        self.turned: SagaTurnedBack | None = None
+        self.turned: SagaTurnedBack | DecisionMade | None = None  # the latter, if it is an ABORT
+        self.decided: DecisionMade | None = None  # the last one
+        self.broken: HeuristicReported | None = None  # the first that is contrary to its decision
         self.events = _Events()
         self.epoch = 0
         self.restart: Attributes = {}  # what the last restart's event tells
         self.lives: list[_Life] = []
-        self.latest: dict[int, _Life] = {}  # of each step, and below, of each step's forward ones
+        self.latest: dict[int, _Life] = {}  # of each step; below, of its forward ones, of each verb
         self.forward: dict[int, _Life] = {}
+        self.by_verb: dict[tuple[int, Verb], _Life] = {}
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -231,10 +244,10 @@ class _Trace:
         self.runtime_is(record.epoch)
         life = self.latest.get(record.step)
         if life is None or life.end_ns:
-            life = self._new_life(record, life)
+            life = self._new_life(record)
         life.attempt = _Attempt(record.attempt, self.now_ns, self.moved_ns, record.epoch)
 
-    def _new_life(self, record: AttemptStarted, before: _Life | None) -> _Life:
+    def _new_life(self, record: AttemptStarted) -> _Life:
         span_id = self.tracing.step_span(
             self.saga_id, record.step, record.verb, record.round, record.attempt
         )
@@ -244,9 +257,12 @@ class _Trace:
             self.forward[record.step] = life
         elif forward is not None:
             life.links = (self.link(forward.span_id, "undoes"),)
-        if before is not None and before.verb is record.verb:
+        if record.verb is Verb.EXECUTE and forward is not None and forward.verb is Verb.PREPARE:
+            life.links = (self.link(forward.span_id, "commits"),)
+        before = self.by_verb.get((record.step, record.verb))
+        if before is not None:
             life.links += (self.link(before.span_id, "retries"),)
-        self.latest[record.step] = life
+        self.latest[record.step] = self.by_verb[record.step, record.verb] = life
         self.lives.append(life)
         return life
 
@@ -377,6 +393,9 @@ class _Trace:
             "amends.store_id": self.tracing.store_id,
             "amends.outcome": state,
         }
+        if self.decided is not None:
+            attributes["amends.decision"] = self.decided.decision.name.lower()
+            attributes["amends.round"] = self.decided.round
         attributes.update((f"amends.label.{key}", text) for key, text in started.labels.items())
         parent_id = ""
         links: tuple[SpanLink, ...] = ()
@@ -404,11 +423,11 @@ class _Trace:
     def _why_not_completed(self) -> str | None:
         if self.state is None or self.state is SagaState.COMPLETED:
             return None
-        turned = self.turned
-        if turned is None:
+        why = self.turned if self.broken is None else self.broken
+        if why is None:
             return self.state.name
-        where = "" if turned.step is None else f" at {self.plan.step_names[turned.step]}"
-        return f"{self.state.name}: {turned.failure.reason}{where}"
+        where = "" if why.step is None else f" at {self.plan.step_names[why.step]}"
+        return f"{self.state.name}: {why.failure.reason}{where}"
 
     def _step(self, life: _Life) -> Span:
         step = self.plan.steps[life.step]
@@ -428,7 +447,7 @@ class _Trace:
             trace_id=self.trace_id,
             span_id=life.span_id,
             parent_id=self.root_id,
-            name=f"{_NAMES[life.verb]} {step.name}",
+            name=f"{self._doing(life.verb)} {step.name}",
             kind=SpanKind.INTERNAL,
             start_ns=life.start_ns,
             end_ns=life.end_ns or self.now_ns,
@@ -439,6 +458,10 @@ class _Trace:
             error=life.error,
             is_open=not life.end_ns,
         )
+
+    def _doing(self, verb: Verb) -> str:
+        commits = verb is Verb.EXECUTE and self.plan.two_phase is not None
+        return "commit" if commits else _NAMES[verb]
 
 
 _NAMES: Final = {Verb.PREPARE: "prepare", Verb.EXECUTE: "step", Verb.COMPENSATE: "compensate"}
@@ -455,7 +478,7 @@ def _executed(trace: _Trace, record: StepExecuted) -> None:
     trace.end(record.step, record.timing, "done").close(trace.now_ns, "done")
 
 
-def _rejected(trace: _Trace, record: StepRejected) -> None:
+def _rejected(trace: _Trace, record: StepRejected | VoteRefused) -> None:
     # A refusal is an answer like any other: the call has not failed, the step has.
     life = trace.end(record.step, record.timing, "rejected")
     life.below[-1].attributes["amends.reason"] = record.failure.reason
@@ -464,6 +487,30 @@ def _rejected(trace: _Trace, record: StepRejected) -> None:
 
 def _compensated(trace: _Trace, record: StepCompensated) -> None:
     trace.end(record.step, record.timing, "done").close(trace.now_ns, "done")
+
+
+def _prepared(trace: _Trace, record: StepPrepared) -> None:
+    trace.end(record.step, record.timing, "done").close(trace.now_ns, "prepared")
+
+
+def _heuristic(trace: _Trace, record: HeuristicReported) -> None:
+    """The participant says so: either that it has done what was decided, or that it has not."""
+    committing = record.verb is Verb.EXECUTE
+    reason, step = record.failure.reason, trace.plan.step_names[record.step]
+    did = "nobody knows" if record.committed is None else _DID[record.committed]
+    decision = "commit" if committing else "abort"
+    if record.committed is committing:
+        life = trace.end(record.step, record.timing, "done")
+        trace.event_of(life, "heuristic outcome", did=did, reason=reason)
+        life.close(trace.now_ns, "done")
+    else:
+        life = trace.end(record.step, record.timing, "broken", error=reason)
+        life.close(trace.now_ns, "broken", reason)
+        trace.broken = trace.broken or record
+    trace.event("heuristic reported", step=step, decision=decision, did=did, reason=reason)
+
+
+_DID: Final = {True: "committed", False: "rolled back"}
 
 
 def _failed(trace: _Trace, record: AttemptFailed) -> None:
@@ -509,6 +556,10 @@ def _given_up(trace: _Trace, record: StepGivenUp) -> None:
 def _stuck(trace: _Trace, record: StepStuck) -> None:
     # It may have been closed before: in this very turn, so nobody has seen it closed otherwise.
     life, reason = trace.latest[record.step], record.failure.reason
+    if trace.plan.two_phase is not None:
+        trace.event_of(life, "needs operator", reason=reason)
+        trace.event("branch needs operator", step=trace.plan.step_names[record.step], reason=reason)
+        return  # it is still told the decision
     if life.failed is not None and _says_broken(life.failed, record):
         life.below[-1].attributes["amends.outcome"] = "broken"
     trace.event_of(life, "stuck", reason=reason)
@@ -534,6 +585,44 @@ def _turned_back(trace: _Trace, record: SagaTurnedBack) -> None:
     for life in trace.latest.values():
         if life.attempt is None:
             _settle(trace, life)
+
+
+def _decided(trace: _Trace, record: DecisionMade) -> None:
+    trace.decided = record
+    decision = record.decision.name.lower()
+    if record.decision is CommitDecision.COMMIT:
+        trace.event("decision made", decision=decision, round=record.round)
+        return
+    assert record.cause is not None, "an ABORT has a cause"
+    trace.turned = record
+    where = {} if record.step is None else {"step": trace.plan.step_names[record.step]}
+    why = {"cause": record.cause.name.lower(), "reason": record.failure.reason}
+    trace.event("decision made", decision=decision, round=record.round, **why, **where)
+    asked = None if record.step is None else trace.latest[record.step]
+    if asked is not None and _voted_broken(asked, record):
+        asked.below[-1].attributes["amends.outcome"] = "broken"
+        asked.close(trace.now_ns, "broken", record.failure.reason)
+    for life in trace.latest.values():
+        if life.attempt is None:
+            _settle(trace, life)
+
+
+def _voted_broken(life: _Life, abort: DecisionMade) -> bool:
+    """Whether it is aborted at once, for what the participant answered itself."""
+    failed = life.failed
+    return (
+        failed is not None
+        and abort.cause is TurnCause.GAVE_UP
+        and life.outcome != "given up"
+        and (failed.timing.status, failed.misconfigured, failed.probe) == ("OK", False, False)
+        and (failed.at_ms, failed.failure) == (abort.at_ms, abort.failure)
+    )
+
+
+def _another_round(trace: _Trace, record: RoundPlanned) -> None:
+    trace.turned = None
+    delay_ms = max(0, record.starts_at_ms - record.at_ms)
+    trace.event("round planned", round=record.round, delay_ms=delay_ms)
 
 
 def _operated(trace: _Trace, record: OperatorActed) -> None:
@@ -565,5 +654,10 @@ _READ: Final[dict[type[Record], Callable[[_Trace, Any], None]]] = {
     CancelRequested: _cancel,
     SagaTurnedBack: _turned_back,
     OperatorActed: _operated,
+    StepPrepared: _prepared,
+    VoteRefused: _rejected,
+    DecisionMade: _decided,
+    HeuristicReported: _heuristic,
+    RoundPlanned: _another_round,
     SagaEnded: _ended,
 }

@@ -43,14 +43,17 @@ from amends_runtime.core.payload import EMPTY
 from amends_runtime.core.records import (
     AttemptFailed,
     AttemptLost,
+    HeuristicReported,
     Record,
     SagaEnded,
     SagaStarted,
     StepCompensated,
     StepExecuted,
     StepGivenUp,
+    StepPrepared,
     StepRejected,
     StepStuck,
+    VoteRefused,
 )
 from amends_runtime.core.saga import Saga, fold
 from amends_runtime.core.tracing import Tracing
@@ -101,6 +104,9 @@ _CLOSES: Final[dict[type[Record], int]] = {
     StepExecuted: 2,  # the attempt and the step
     StepRejected: 2,
     StepCompensated: 2,
+    StepPrepared: 2,
+    VoteRefused: 2,
+    HeuristicReported: 2,
     AttemptFailed: 1,
     AttemptLost: 1,
     StepGivenUp: 1,

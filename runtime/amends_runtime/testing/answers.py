@@ -6,7 +6,9 @@ answer                          what happens
 a value, ``amends.Done(…)``     the action takes effect
 ``amends.Rejected("…")``        it is refused: no effect
 ``amends.InProgress(5)``        not finished; asked again after that time
-``amends.Broken("…")``          the contract cannot be kept: the step is stuck
+``amends.Broken("…")``          the contract cannot be kept: the step is stuck; as a vote it is a
+                                no, and after one the vote is broken
+``amends.Heuristic(True, "…")`` it has decided alone after its vote: committed, or rolled back
 ``Status("UNAVAILABLE")``       a gRPC error; nothing took effect, but nobody can know that
 ``NoReply()``                   nothing comes back before the deadline; nothing took effect
 ``LostReply(value)``            it takes effect, and the reply gets lost; asked again, the barrier
@@ -93,6 +95,7 @@ Prepared: TypeAlias = (
     | amends.Rejected
     | amends.InProgress
     | amends.Broken
+    | amends.Heuristic
     | Status
     | NoReply
     | LostReply
@@ -112,6 +115,13 @@ def prepared(answer: object, verb: amends.Verb) -> Prepared:
                 "a compensation cannot be refused: let it fail for a while, Status(…), or for good,"
                 " amends.Broken(…)"
             )
+        case amends.Heuristic() if verb is amends.Verb.PREPARE:
+            raise InvalidScript(
+                "a vote is not decided alone: amends.Heuristic is an answer to Execute and"
+                " Compensate of a two-phase commit"
+            )
+        case amends.Heuristic():
+            return answer
         case amends.Done() | amends.Rejected() | amends.InProgress() | amends.Broken():
             return answer
         case Status() | NoReply():

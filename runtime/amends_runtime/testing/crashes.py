@@ -100,6 +100,8 @@ def check_every_crash(
             if expected is None:
                 expected = found
             crashes += test.crashes[-1:]
+            if test.held:
+                raise CrashMatters(f"the saga ended {state}, and these votes hold: {test.held}")
             _check(definition, expected, found)
     assert expected is not None, "there is a run without a crash"
     return CrashReport(*expected, tuple(crashes))

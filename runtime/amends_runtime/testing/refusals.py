@@ -33,6 +33,10 @@ _WHY: Final = {
         "has no such step that is stuck or waits for its next attempt",
     ),
     Answer.NOT_STUCK: ("NOT_STUCK", "is not stuck: abandon it with force=True, or wait"),
+    Answer.DECIDED: (
+        "DECIDED",
+        "has decided COMMIT, which nobody takes back: it commits until all have acknowledged",
+    ),
     Answer.ENDED: ("SAGA_ENDED", "has ended"),
 }
 

@@ -281,9 +281,18 @@ class SagaTest:
     def effects(self) -> list[str]:
         """The steps that took effect and were not undone, in the order in which they did.
 
-        Empty after a saga was compensated. Read-only steps have no effect.
+        Empty after a saga was compensated. Read-only steps have no effect. In a two-phase commit a
+        step takes effect when it is committed; see `held`.
         """
         return [effect.step for effect in self._world.outside.ledger]
+
+    @property
+    def held(self) -> list[str]:
+        """The steps of two-phase commits that have voted yes and were not told the decision.
+
+        In the order of their votes. Empty once a saga has ended.
+        """
+        return [effect.step for effect in self._world.outside.held]
 
     @property
     def crashes(self) -> list[str]:

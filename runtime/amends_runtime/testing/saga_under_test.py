@@ -129,11 +129,14 @@ class SagaUnderTest:
     ) -> amends.Abandoned:
         """Let an operator end it as it is; as `amends.Client.abandon`.
 
-        Raises `amends.WrongState` if it is not stuck, and `force` is not given.
+        A two-phase commit that is not decided is aborted. Raises `amends.WrongState` if it is not
+        stuck, and `force` is not given, and if a two-phase commit has decided to commit.
         """
         view, answer = self._ask(
             lambda supervisor: supervisor.abandon_saga(self.saga_id, author, reason, force=force)
         )
+        if answer is Answer.ABORTED:
+            return amends.Abandoned(self.get(), ())
         if answer not in (Answer.ABANDONED, Answer.ALREADY_ABANDONED):
             raise refused(view, answer)
         remaining = remaining_steps(view.plan, view.saga)
@@ -157,6 +160,12 @@ class SagaUnderTest:
         """Its steps that took effect and were not undone, in the order in which they did."""
         ledger = self._world.outside.ledger
         return [effect.step for effect in ledger if effect.saga_id == self.saga_id]
+
+    @property
+    def held(self) -> list[str]:
+        """Its steps that have voted yes and were not told the decision; see `SagaTest.held`."""
+        held = self._world.outside.held
+        return [effect.step for effect in held if effect.saga_id == self.saga_id]
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -136,6 +136,13 @@ class ScriptedParticipant:
         """The action's Compensate. Raises `InvalidScript` for one that no definition asks for."""
         return self._action(amends.Verb.COMPENSATE, action)
 
+    def prepare(self, action: str) -> ScriptedAction:
+        """The action's Prepare, its vote in a two-phase commit.
+
+        Raises `InvalidScript` for one that no definition asks for.
+        """
+        return self._action(amends.Verb.PREPARE, action)
+
     @property
     def calls(self) -> list[amends.Call]:
         """What has reached it, in order. What came while it was down has not."""
@@ -161,6 +168,10 @@ class ScriptedParticipant:
         script = scripts.get((action, verb))
         if script is not None:
             return script
+        if (action, amends.Verb.EXECUTE) in scripts and verb is amends.Verb.PREPARE:
+            raise InvalidScript(
+                f"{self.name}'s action {action!r} is never prepared: no two-phase commit asks for it"
+            )
         if (action, amends.Verb.EXECUTE) in scripts:
             raise InvalidScript(
                 f"{self.name}'s action {action!r} is never compensated: no compensatable step"

@@ -2,8 +2,8 @@
 
 How to think about it. It is another process. What the runtime's death does to a call is that the
 reply has no reader; what the participant's does (`go_down`) is that its open transaction is rolled
-back. Its database is a dictionary: the barrier's rows and the ledger of effects, which change
-together and nowhere but in `_commit`, by the verdict of the SDK's own barrier.
+back. Its database is a dictionary: the barrier's rows, the ledger of effects and what is held for votes,
+which change together and nowhere but in `_commit`, by the verdict of the SDK's own barrier.
 
 A call takes this way:
 
@@ -39,12 +39,12 @@ from amends_runtime.testing.scripts import ScriptedAction
 
 __all__ = ["Effect", "Outside", "Service"]
 
-Outcome = amends.Done | amends.Rejected | amends.InProgress | amends.Broken
+Outcome = amends.Done | amends.Rejected | amends.InProgress | amends.Broken | amends.Heuristic
 Life = tuple[str, str, int]
 
 
 class Effect(NamedTuple):
-    """What a step has done at its participant and nobody has undone."""
+    """What a step has done at its participant and nobody has undone; or what it holds there."""
 
     saga_id: str
     step: str
@@ -70,6 +70,7 @@ class Outside:
         self.fail = fail
         self.has_effect = has_effect
         self.ledger: list[Effect] = []
+        self.held: list[Effect] = []
         self.calls: list[amends.Call] = []
 
 
@@ -161,7 +162,9 @@ class Service:
             if inspect.isawaitable(value):
                 value = await value
             return prepared(value, call.verb)
-        except (amends.Rejected, amends.Broken) as outcome:
+        except (amends.Rejected, amends.Broken, amends.Heuristic) as outcome:
+            if isinstance(outcome, amends.Heuristic):
+                return await self._alone(script, outcome, call)
             if call.verb is amends.Verb.COMPENSATE and isinstance(outcome, amends.Rejected):
                 return Status("UNKNOWN", f"{script!r} raised Rejected: it cannot be refused")
             return outcome
@@ -172,6 +175,15 @@ class Service:
             detail = f": {error}" if isinstance(error, amends.AmendsError) else ""
             raised = f"the handler of {script!r} raised {type(error).__name__}{detail}"
             return Status("UNKNOWN", raised)
+
+    async def _alone(
+        self, script: ScriptedAction, outcome: amends.Heuristic, call: amends.Call
+    ) -> Prepared:
+        """What a participant did alone, which only who has voted can do."""
+        if call.two_phase and call.verb is not amends.Verb.PREPARE:
+            return outcome
+        said = f"{script!r} has decided alone: only who has voted yes can, in the second phase"
+        return await self._fail(InvalidScript(said))
 
     async def _fail(self, error: BaseException) -> Prepared:
         """The test is over; until that has sunk in, nothing more comes of this call."""
@@ -213,6 +225,8 @@ class Service:
             why = f"participant {self.name} went down in the middle of it"
             return _error("UNAVAILABLE", why, away=True)
         outcome = answer.answer if isinstance(answer, LostReply) else answer
+        if isinstance(outcome, amends.Heuristic):
+            await self._alone(self.scripts[call.action, call.verb], outcome, call)
         assert isinstance(outcome, Outcome), "answers are prepared"
         self._commit(call, question, outcome)
         if isinstance(answer, LostReply):
@@ -224,13 +238,32 @@ class Service:
         rows = self._rows[call.saga_id, call.step, call.round]
         settlement = verdict.settle(question, rows, outcome)
         self._write(question, rows, settlement.writes, outcome)
-        if not settlement.keeps_effect or not self._outside.has_effect(call.definition, call.step):
-            return
         effect = Effect(call.saga_id, call.step)
-        if call.verb is amends.Verb.COMPENSATE:
-            self._outside.ledger.remove(effect)
+        if call.two_phase:
+            self._commit_branch(call.verb, effect, outcome)
+        elif settlement.keeps_effect and self._outside.has_effect(call.definition, call.step):
+            if call.verb is amends.Verb.COMPENSATE:
+                self._outside.ledger.remove(effect)
+            else:
+                self._outside.ledger.append(effect)
+
+    def _commit_branch(self, verb: amends.Verb, effect: Effect, outcome: Outcome) -> None:
+        """What a yes vote holds, and what becomes of it."""
+        held, ledger = self._outside.held, self._outside.ledger
+        if isinstance(outcome, amends.InProgress | amends.Broken):
+            return
+        if verb is amends.Verb.PREPARE:
+            if isinstance(outcome, amends.Done):
+                held.append(effect)
+            return
+        if effect in held:
+            held.remove(effect)
+        if isinstance(outcome, amends.Heuristic):
+            committed = outcome.committed
         else:
-            self._outside.ledger.append(effect)
+            committed = verb is amends.Verb.EXECUTE and isinstance(outcome, amends.Done)
+        if committed:
+            ledger.append(effect)
 
     @staticmethod
     def _write(

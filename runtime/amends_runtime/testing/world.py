@@ -364,6 +364,8 @@ class World:
 def _is_at_rest(saga: Saga) -> bool:
     """Whether nothing but a person would move it."""
     deadline = saga.deadline_at_ms and saga.phase is Phase.FORWARD and not saga.past_no_return
+    if saga.round:
+        return saga.ended  # a two-phase commit that is stuck goes on trying
     return saga.ended or (saga.state is SagaState.STUCK and not deadline)
 
 
@@ -374,6 +376,9 @@ def _services(plans: Sequence[Plan], outside: Outside) -> dict[str, Service]:
         actions[step.participant][step.action, amends.Verb.EXECUTE] = None
         if step.kind is Kind.COMPENSATABLE:
             actions[step.participant][step.action, amends.Verb.COMPENSATE] = None
+    for plan in plans:
+        for step in plan.steps if plan.two_phase else ():
+            actions[step.participant][step.action, amends.Verb.PREPARE] = None
     return {name: Service(name, asked, outside) for name, asked in actions.items()}
 
 

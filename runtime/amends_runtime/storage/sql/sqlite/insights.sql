@@ -2,7 +2,7 @@
 -- Histories and tombstones of the sagas whose ids are in the JSON array. An unknown id has neither.
 SELECT
     wanted.value, s.saga_no, s.definition_no, s.wake_at_ms, h.seq, h.version, h.format, h.records,
-    t.content_hash, t.state, t.ended_at_ms
+    t.content_hash, t.state, t.ended_at_ms, t.decision, t.round
 FROM json_each (:saga_ids) AS wanted
 LEFT JOIN sagas AS s ON s.saga_id = wanted.value
 LEFT JOIN history AS h ON h.saga_no = s.saga_no

@@ -1,0 +1,70 @@
+"""GetDecision: what a participant in doubt is told.
+
+The participant voted yes, holds what it voted for, and was not told how it ended. What it hears
+here it carries out, so nothing is said that is not durable, and nothing that only this store would
+believe:
+
+    another store's question                        UNKNOWN
+    one from before a restore that nobody confirmed,
+        or from an incarnation that is none of ours UNKNOWN
+    an id that this store has never had             ABORT: what is not recorded was not committed
+    a saga that is no two-phase commit              UNSPECIFIED
+    a round that this history does not have (yet)   UNKNOWN
+    an earlier round                                ABORT: no round follows a commit
+    the running round                               PENDING, COMMIT or ABORT
+    a purged saga                                   as it was, by its tombstone
+
+A history that cannot be read is an error and no answer. Whoever asks keeps what it holds after
+UNKNOWN, PENDING and every error.
+"""
+
+from __future__ import annotations
+
+from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.core.records import CommitDecision
+from amends_runtime.core.saga import Saga
+from amends_runtime.core.two_phase import decision_of
+from amends_runtime.errors import NotFound
+from amends_runtime.ports import Insights, StoreIdentity, Tombstone
+
+__all__ = ["Decisions"]
+
+
+class Decisions:
+    """Answers from memory where the saga is live, else from the store, one saga at a time."""
+
+    def __init__(self, supervisor: Supervisor, insights: Insights, identity: StoreIdentity) -> None:
+        self._supervisor = supervisor
+        self._insights = insights
+        self._identity = identity
+
+    async def find(
+        self, saga_id: str, round_: int, *, store_id: str, incarnation: str
+    ) -> CommitDecision | None:
+        """The durable decision; None: the saga is no two-phase commit.
+
+        `store_id` and `incarnation` are those that the call of Prepare brought. Raises WrongState
+        for a history that cannot be read, StoreError where nothing can be read.
+        """
+        if store_id != self._identity.store_id or not self._insights.believes(incarnation):
+            return CommitDecision.UNKNOWN
+        try:
+            view = await self._supervisor.view(saga_id)
+        except NotFound:
+            found = (await self._insights.load([saga_id])).get(saga_id)
+            if found is None:
+                return CommitDecision.ABORT
+            if isinstance(found, Tombstone):
+                return _as_it_was(found, round_)
+            view = await self._supervisor.view(saga_id)  # it was started in between
+        return _as_it_is(view.saga, round_)
+
+
+def _as_it_is(saga: Saga, round_: int) -> CommitDecision | None:
+    return decision_of(saga, round_) if saga.round else None
+
+
+def _as_it_was(tombstone: Tombstone, round_: int) -> CommitDecision | None:
+    if tombstone.decision is None or round_ == tombstone.round:
+        return tombstone.decision
+    return CommitDecision.ABORT if round_ < tombstone.round else CommitDecision.UNKNOWN
