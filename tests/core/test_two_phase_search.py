@@ -66,7 +66,7 @@ LOST, BUSY = 0, 1
 
 Said = tuple[str, int, int]
 """A message without its instants: what, of which branch, and with which outcome."""
-ENDS_A_CALL: Final = frozenset(("answered", "withdrawn", "breaker"))
+ENDS_A_CALL: Final = frozenset(("answered", "answered late", "withdrawn", "breaker"))
 
 Copy = tuple[int, int, int, bool]
 """A call that is on its way: branch, verb, round, and what it says of the vote."""
@@ -236,13 +236,16 @@ class Search:
             yield False, self._told(place, ("retry", 0, 0))
         for number in range(len({step.retry_at_ms for step in saga.steps if step.retry_at_ms})):
             yield True, self._told(place, ("wake", number, 0))
-        if saga.deadline_at_ms and saga.decision is None:
+        is_due = saga.deadline_at_ms > 0 and saga.decision is None
+        if is_due:
             yield False, self._told(place, ("deadline", 0, 0))
         for number, call in enumerate(place.calls):
             if call == ASKED:
                 yield from self._on_its_way(place, saga, number)
             elif call >= REPLIED:
                 yield True, self._told(place, ("answered", number, call - REPLIED))
+                if is_due:  # and its timer has not fired yet
+                    yield False, self._told(place, ("answered late", number, call - REPLIED))
             if call and may_fail:
                 yield False, self._told(failing(place), ("answered", number, LOST))
         if may_fail:
@@ -405,6 +408,8 @@ def message_of(known: Known, said: Said) -> tuple[Message, int]:
     """The message, and when it comes."""
     what, number, outcome = said
     saga, now_ms = known.saga, known.now_ms
+    if what == "answered late":
+        now_ms = max(now_ms, saga.deadline_at_ms)
     if what == "cancel":
         return CancelSaga(author="ann"), now_ms
     if what == "retry":
