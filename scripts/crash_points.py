@@ -1,6 +1,7 @@
-"""`make crash-points`: the runtime dies at every point of every scenario, and again in recovery.
+"""`make crash-points`: somebody dies at every point of every scenario, and again in recovery.
 
-See `tests/simulation/crash_points.py` for what a point and a scenario are. All single deaths and,
+See `tests/simulation/crash_points.py` for what a point and a scenario are: the runtime dies, and in
+a two-phase commit its participants do, too. All single deaths and,
 unless `--singles`, all pairs are run; none is sampled. It runs in virtual time, in this process or
 in as many as `--jobs` says.
 
@@ -27,7 +28,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.simulation.crash_points import (  # noqa: E402  # the path comes first
-    KINDS,
+    KINDS_OF_COMMITS,
     SCENARIOS,
     Enumeration,
     Failure,
@@ -91,20 +92,20 @@ def _told(found: Enumeration) -> Enumeration:
 def _report(found: Sequence[Enumeration], took_s: float, *, pairs: bool) -> int:
     """Print the table, the first failure with its course, and the JSON line; give the exit code."""
     print(
-        f"{'scenario':47} {'commits':>8} {'executes':>9} {'compensates':>12} {'deaths':>7}"
-        f" {'pairs':>7}  ends"
+        f"{'scenario':58} {'commits':>8} {'prepares':>9} {'executes':>9} {'compensates':>12}"
+        f" {'deaths':>7} {'pairs':>7}  ends"
     )
     for one in found:
         ends = ", ".join(f"{count} {end}" for end, count in sorted(one.ends.items()))
         print(
-            f"{one.scenario:47} {one.points['before a commit']:8} {one.executes:9}"
-            f" {one.compensations:12} {one.singles:7} {one.pairs:7}  {ends}"
+            f"{one.scenario:58} {one.points['before a commit']:8} {one.prepares:9}"
+            f" {one.executes:9} {one.compensations:12} {one.singles:7} {one.pairs:7}  {ends}"
         )
     kinds: Counter[str] = Counter()
     for one in found:
         kinds.update(one.points)
     failures = [failure for one in found for failure in one.failures]
-    missing = [kind for kind in KINDS.values() if not kinds[kind]]
+    missing = [kind for kind in KINDS_OF_COMMITS.values() if not kinds[kind]]
     uncounted = [
         one.scenario
         for one in found
@@ -121,6 +122,7 @@ def _report(found: Sequence[Enumeration], took_s: float, *, pairs: bool) -> int:
     summary: dict[str, Any] = {
         "scenarios": len(found),
         "points": dict(kinds),
+        "prepares": sum(one.prepares for one in found),
         "executes": sum(one.executes for one in found),
         "compensations": sum(one.compensations for one in found),
         "deaths": sum(one.singles for one in found),

@@ -165,6 +165,8 @@ class Client:
             )
         except (*NO_ANSWER, NotFound):
             return
+        if answer is Answer.TURNED_BACK and self._script.plan.two_phase is not None:
+            self._world.faults.count(Fault.CANCEL_COMMIT, self._script.saga_id)
         self._answered(view, answer, author)
 
     def reconnect(self) -> None:
@@ -216,8 +218,10 @@ class Client:
             except NO_ANSWER:
                 await anyio.sleep(self._world.faults.between(*AGAIN_S))
             else:
-                if answer in (Answer.RETRIED, Answer.ABANDONED):
+                if answer in (Answer.RETRIED, Answer.ABANDONED, Answer.ABORTED):
                     kind = self.journal.requests[author].kind
+                    if self._script.plan.two_phase is not None:
+                        kind = Fault.ABORT if answer is Answer.ABORTED else Fault.RETRY_COMMIT
                     self._world.faults.count(kind, self._script.saga_id)
                 self._answered(view, answer, author)
                 if not self._world.faults.strikes(Fault.OPERATION_REPEATED, author):

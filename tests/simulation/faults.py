@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["INCIDENTS", "OBSERVED", "RATES", "Fault", "Faults", "draw_weather"]
+__all__ = ["INCIDENTS", "OBSERVED", "RATES", "VOTE_RATES", "Fault", "Faults", "draw_weather"]
 
 T = TypeVar("T")
 
@@ -64,6 +64,24 @@ class Fault(enum.Enum):
     LONG_OUTAGE = "participant down for more than ten minutes"
     POLL_WAITS = "poll waits, and its saga turned back or was abandoned"
 
+    # At a branch of a two-phase commit.
+    VOTE_NO = "voted no"
+    LOCKED = "voted LOCKED: another commit held it"
+    FOREIGN_LOCK = "voted LOCKED: somebody else held it"
+    DEADLOCK = "two commits held what the other one needed"
+    SLOW_VOTE = "InProgress answered to Prepare"
+    LATE_VOTE = "late Prepare met the fence of its abort"
+    DIED_BEFORE_COMMIT = "branch died before its transaction's commit"
+    DIED_AFTER_COMMIT = "branch died between its commit and its reply"
+    VOTE_LOST = "vote broken: the branch lost what it had voted for"
+    COMMIT_REFUSED = "vote broken: the branch refused to commit"
+    ALONE_CONTRARY = "vote broken: the branch decided alone, and otherwise"
+    ALONE_AGREEING = "branch decided alone, as it was decided"
+    ASKED = "branch in doubt asked for the decision"
+    ASKED_OLD = "branch in doubt asked a replaced runtime"
+    TOLD_EARLIER = "branch carried out a decision that it had asked for"
+    NEXT_ROUND = "commit tried again in a new round"
+
     # The runtime.
     CRASH_BEFORE_COMMIT = "runtime killed before a commit"
     CRASH_AFTER_WRITE = "runtime killed between a commit's write and its answer"
@@ -97,6 +115,9 @@ class Fault(enum.Enum):
     CANCEL = "CancelSaga"
     RETRY = "RetrySaga that tried something again"
     ABANDON = "AbandonSaga that ended a saga"
+    CANCEL_COMMIT = "CancelSaga that aborted a two-phase commit"
+    RETRY_COMMIT = "RetrySaga that told a branch at once"
+    ABORT = "AbandonSaga that aborted a two-phase commit"
     OPERATION_REPEATED = "operator's request repeated, though answered"
     MOVE = "participant moved by an operator"
     REMOVE = "participant removed by an operator, for a while"
@@ -151,6 +172,19 @@ RATES: Mapping[Fault, float] = {
 }
 """How often a kind strikes, each time that it can, in the middling weather."""
 
+VOTE_RATES: Mapping[Fault, float] = {
+    Fault.VOTE_NO: 0.05,
+    Fault.FOREIGN_LOCK: 0.05,
+    Fault.DIED_BEFORE_COMMIT: 0.02,
+    Fault.DIED_AFTER_COMMIT: 0.02,
+    Fault.VOTE_LOST: 0.02,
+    Fault.ALONE_CONTRARY: 0.02,
+    Fault.ALONE_AGREEING: 0.02,
+    Fault.ASKED: 0.4,
+    Fault.COMMIT_REFUSED: 0.05,
+}
+"""The same, of what strikes two-phase commits alone."""
+
 INCIDENTS: Sequence[Fault] = (
     Fault.PARTICIPANT_CRASH,
     Fault.PARTICIPANT_DOWN,
@@ -178,6 +212,16 @@ OBSERVED: Sequence[Fault] = (
     Fault.POLL_WAITS,
     Fault.OWNERSHIP_LOST,
     Fault.PARKED,
+    Fault.LOCKED,
+    Fault.DEADLOCK,
+    Fault.SLOW_VOTE,
+    Fault.LATE_VOTE,
+    Fault.ASKED_OLD,
+    Fault.TOLD_EARLIER,
+    Fault.NEXT_ROUND,
+    Fault.CANCEL_COMMIT,
+    Fault.RETRY_COMMIT,
+    Fault.ABORT,
     Fault.RETRY,
     Fault.ABANDON,
     Fault.OVERLOADED,
@@ -190,10 +234,10 @@ ABSENT = 0.4
 INTENSITIES = (0.4, 1.0, 1.0, 3.0)
 
 
-def draw_weather(chance: random.Random) -> dict[Fault, float]:
+def draw_weather(chance: random.Random, rates: Mapping[Fault, float] = RATES) -> dict[Fault, float]:
     """Draw for each kind how often it strikes in one schedule."""
     weather = {}
-    for fault, rate in RATES.items():
+    for fault, rate in rates.items():
         absent, intensity = chance.random() < ABSENT, chance.choice(INTENSITIES)
         weather[fault] = 0.0 if absent else rate * intensity
     return weather

@@ -8,10 +8,29 @@ from __future__ import annotations
 import functools
 import random
 
-from amends_runtime.core.definition import Definition, Kind, Plan, RetryPolicy, Step
+from amends_runtime.core.definition import (
+    Definition,
+    Kind,
+    Mode,
+    Plan,
+    RetryPolicy,
+    Step,
+    TwoPhase,
+)
 from tests.simulation.participants import READ
+from tests.simulation.votes import action_of
 
-__all__ = ["PARTICIPANTS", "flow", "flows", "is_hasty", "step"]
+__all__ = [
+    "PARTICIPANTS",
+    "RIVALS",
+    "branch",
+    "commit",
+    "commits",
+    "flow",
+    "flows",
+    "is_hasty",
+    "step",
+]
 
 PARTICIPANTS = ("alpha", "beta", "gamma")
 
@@ -47,6 +66,46 @@ def step(  # noqa: PLR0917  # a definition reads as a table
 def flow(name: str, *steps: Step) -> Plan:
     """The plan of these steps."""
     return Plan(Definition(name=name, steps=steps))
+
+
+def branch(  # noqa: PLR0917  # a definition reads as a table
+    name: str,
+    participant: str,
+    account: str,
+    amount: int,
+    timeout_ms: int = 1_000,
+    retry: RetryPolicy | None = PATIENT,
+    compensation_retry: RetryPolicy | None = PATIENT,
+) -> Step:
+    """One branch of a two-phase commit: an amount that an account is to have more."""
+    return Step(
+        name=name,
+        participant=participant,
+        action=action_of(account, amount),
+        timeout_ms=timeout_ms,
+        retry=retry,
+        compensation_retry=compensation_retry,
+    )
+
+
+def commit(
+    name: str,
+    *branches: Step,
+    ordered: bool = False,
+    locked_retries: int = 0,
+    deadline_ms: int = 0,
+) -> Plan:
+    """The plan of a two-phase commit of these branches."""
+    settings = TwoPhase(ordered=ordered, locked_retries=locked_retries)
+    return Plan(
+        Definition(
+            name=name,
+            steps=branches,
+            mode=Mode.TWO_PHASE_COMMIT,
+            deadline_ms=deadline_ms,
+            two_phase=settings,
+        )
+    )
 
 
 def is_hasty(policy: RetryPolicy | None) -> bool:
@@ -137,3 +196,64 @@ def _random(number: int, chance: random.Random) -> Plan:
     if chance.random() < 0.3:
         steps.reverse()  # once `after` is explicit, the order of the list says nothing
     return flow(f"random-{number}", *steps)
+
+
+# -- two-phase commits -----------------------------------------------------------------------------
+
+
+@functools.cache
+def commits() -> tuple[Plan, ...]:
+    """All two-phase commits, always the same; the first few want the same accounts."""
+    chance = random.Random("commits")  # noqa: S311  # fixed, so that a seed means the same for ever
+    return (*_transfers(), *(_random_commit(number, chance) for number in range(RANDOM_COMMITS)))
+
+
+RIVALS = 6
+"""So many of the first commits stand in each other's way."""
+
+RANDOM_COMMITS = 96
+
+
+def _transfers() -> tuple[Plan, ...]:
+    there = (branch("a", "alpha", "x", -7), branch("b", "beta", "x", 7))
+    back = (branch("b", "beta", "x", -5), branch("a", "alpha", "x", 5))
+    three = (*there[:1], branch("b", "beta", "y", 4), branch("c", "gamma", "x", 3))
+    return (
+        commit("there", *there, locked_retries=3),
+        commit("back", *back, locked_retries=3),
+        commit("there-ordered", *there, ordered=True, locked_retries=3),
+        commit("back-ordered", *back, ordered=True, locked_retries=3),
+        commit("three", *three, locked_retries=1),
+        commit("back-at-once", *back),
+        commit("one", branch("a", "alpha", "y", 0)),
+        commit("three-ordered", *three, ordered=True, deadline_ms=2_000),
+    )
+
+
+def _random_commit(number: int, chance: random.Random) -> Plan:
+    """A plan of 1 to 4 branches, no two of them of one account; what they move adds up to 0."""
+    accounts = [(name, account) for name in PARTICIPANTS for account in "xy"]
+    chosen = chance.sample(accounts, chance.choice((1, 2, 2, 3, 3, 4)))
+    amounts = [chance.randint(-9, 9) for _ in chosen[1:]]
+    retries = (HASTY, PATIENT, PATIENT, PATIENT, USUAL)
+    branches = [
+        branch(
+            f"b{place}",
+            participant,
+            account,
+            amount,
+            timeout_ms=chance.choice((60, 200, 1_000)),
+            retry=chance.choice(retries),
+            compensation_retry=chance.choice(retries),
+        )
+        for place, ((participant, account), amount) in enumerate(
+            zip(chosen, (-sum(amounts), *amounts), strict=True)
+        )
+    ]
+    return commit(
+        f"commit-{number}",
+        *branches,
+        ordered=chance.random() < 0.4,
+        locked_retries=chance.choice((0, 0, 1, 2, 3)),
+        deadline_ms=chance.choice((0, 0, 60, 300, 2_000, 20_000)),
+    )

@@ -22,17 +22,21 @@ from amends_runtime.core.records import (
     AttemptLost,
     AttemptStarted,
     AttemptWithdrawn,
+    HeuristicReported,
     Record,
     SagaEnded,
     StepCompensated,
     StepExecuted,
+    StepPrepared,
     StepRejected,
     Verb,
+    VoteRefused,
 )
 from amends_runtime.dispatch.exchange import ExchangeTransport
 from amends_runtime.dispatch.one_by_one import OneByOne
 from amends_runtime.dispatch.status import reply_of
 from amends_runtime.ports import Call, ParticipantAddress, Reply
+from tests.simulation import vote_rules
 from tests.simulation.faults import Fault
 from tests.simulation.participants import Answer, Participant
 from tests.simulation.streams import Channel
@@ -95,6 +99,8 @@ class Way:
         if process.is_dead:
             return
         self._check_attempt(call)
+        if call.two_phase:
+            vote_rules.check_told(world, call.saga_id, call.verb, call.round)
         attempt = (call.saga_id, call.step_name, call.verb.value, call.round, call.attempt)
         self._open[attempt] = late_at_s = world.now_s() + call.timeout_ms / 1000 + 1e-6
         lane = process.engine.lanes.of(call.participant)
@@ -205,7 +211,8 @@ class Unary:
         await process.wait_if_dead()
         if isinstance(answer, grpc.StatusCode):
             return reply_of(answer, "simulated", away=self.is_away())
-        return Reply(wire.outcome_from_proto(answer, call.verb), "OK", healthy=True)
+        outcome = wire.outcome_from_proto(answer, call.verb, two_phase=call.two_phase)
+        return Reply(outcome, "OK", healthy=True)
 
     def is_away(self) -> bool:
         """Whether nobody is there."""
@@ -247,6 +254,9 @@ _OF_AN_ATTEMPT = (
     | AttemptFailed
     | AttemptLost
     | AttemptWithdrawn
+    | StepPrepared
+    | VoteRefused
+    | HeuristicReported
 )
 
 

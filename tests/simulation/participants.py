@@ -6,7 +6,8 @@ transaction holds up all others; rows, effects and replies that are committed to
 all; a process whose death loses what is not committed and nothing else.
 
 The ledger is append-only and what the auditor reads: each effect, and each fence, in the order in
-which they were committed anywhere in the world.
+which they were committed anywhere in the world. A vote is an effect, too; `votes.py` has what it
+comes to.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from amends.barrier.verdict import (
     question_of,
     settle,
 )
-from amends.outcomes import Broken, Call, Done, InProgress, Outcome, Rejected, Verb
+from amends.outcomes import Broken, Call, Done, Heuristic, InProgress, Outcome, Rejected, Verb
 from amends.payload import Payload
 from amends.v1 import participant_pb2
 from amends.wire import VERBS, call_from_wire, faults_in_call, outcome_to_wire
+from amends_runtime.core.records import Verb as CoreVerb
+from tests.simulation import vote_rules
 from tests.simulation.faults import Fault
+from tests.simulation.votes import Branches, amount_of
 
 if TYPE_CHECKING:
     from tests.simulation.streams import Stream
     from tests.simulation.world import World
 
-__all__ = ["READ", "Answer", "Effect", "Participant"]
+__all__ = ["READ", "Answer", "Effect", "Life", "Participant"]
 
 READ = "read"
 """The action of read-only steps: it has no effect."""
@@ -58,7 +62,8 @@ Life = tuple[str, str, int]
 class Effect(msgspec.Struct, frozen=True):
     """One line of the ledger.
 
-    `order` counts in the whole world. A fence is written with the verb that it forbids.
+    `order` counts in the whole world. A fence is written with the verb that it forbids. What a
+    commit adds is its `amount`; one that somebody has decided alone `is_alone`.
     """
 
     order: int
@@ -70,6 +75,8 @@ class Effect(msgspec.Struct, frozen=True):
     key: str
     is_fence: bool = False
     result: bytes = b""
+    amount: int = 0
+    is_alone: bool = False
 
 
 class _Job:
@@ -91,6 +98,7 @@ class Participant:
         self.name = name
         self.is_down = False
         self.streams: dict[Stream, None] = {}  # that are open
+        self.branches = Branches(world, self)
         self._world = world
         self._rows: dict[Life, dict[Verb, tuple[Row, Answer | None]]] = {}
         # What a crash loses:
@@ -113,6 +121,15 @@ class Participant:
         if self._is_misconfigured(call, where):
             answer(grpc.StatusCode.UNIMPLEMENTED)
             return
+        if call.two_phase:
+            vote_rules.check_told(self._world, call.saga_id, CoreVerb[call.verb.name], call.round)
+        self._take(call, answer, where)
+
+    def resolve(self, call: Call) -> None:
+        """Carry out what this participant's own question was answered with."""
+        self._take(call, _nobody, f"{call.saga_id}/{call.step}/{call.verb}/question")
+
+    def _take(self, call: Call, answer: Callable[[Answer], None], where: str) -> None:
         life = _life(call)
         if life in self._running:
             self._world.faults.count(Fault.HELD, where)
@@ -166,8 +183,16 @@ class Participant:
         """The transaction ends: all of it, or nothing."""
         if generation != self._generation:
             return
-        call = job.call
+        call, faults = job.call, self._world.faults
+        where = f"{call.saga_id}/{call.step}/{call.verb}/{call.attempt}"
+        if call.two_phase and faults.strikes(Fault.DIED_BEFORE_COMMIT, where):
+            self.crash()
+            return
         answer = self._transact(call)
+        if call.two_phase and faults.strikes(Fault.DIED_AFTER_COMMIT, where):
+            self._world.trace.add("  {} {} {} -> {}", self.name, call.verb, where, _shown(answer))
+            self.crash(is_inside=False)
+            return
         self._running.discard(_life(call))
         self._world.trace.add(
             "  {} {} {}/{} attempt {} -> {}",
@@ -182,6 +207,11 @@ class Participant:
         self._next()
 
     def _transact(self, call: Call) -> Answer:
+        if call.two_phase:
+            if self.branches.may_lose(call):
+                self._rows.pop(_life(call))
+            if self.branches.lost(call):
+                return grpc.StatusCode.UNAVAILABLE
         question, rows = question_of(call), self._rows_of(_life(call))
         verdict = judge(question, rows)
         match verdict:
@@ -199,6 +229,8 @@ class Participant:
                 outcome = verdict.outcome
                 if isinstance(outcome, Rejected):
                     self._world.faults.count(Fault.FENCED, call.idempotency_key)
+                    if call.verb is Verb.PREPARE:
+                        self._world.faults.count(Fault.LATE_VOTE, call.idempotency_key)
                 elif isinstance(outcome, Broken):
                     self._world.facts.broken.add((call.saga_id, call.step))
                 answer = outcome_to_wire(outcome)
@@ -214,8 +246,18 @@ class Participant:
             if isinstance(outcome, Done) and outcome.result is not None:
                 result = outcome.result.data
             self._record(call, call.verb, result=result)
+            if call.two_phase:
+                self.branches.committed(call)
+        elif isinstance(outcome, Heuristic):
+            if outcome.committed:
+                self._record(call, Verb.EXECUTE, is_alone=True)
+            self.branches.decided_alone(call, commits=outcome.committed)
         if isinstance(outcome, Rejected):
             self._world.facts.rejected.add((call.saga_id, call.step))
+            life = _life(call)
+            self._world.facts.refusals.setdefault(life, set()).add(outcome.reason)
+            if call.two_phase and call.verb is Verb.EXECUTE:
+                self.branches.decided_alone(call, commits=False)
         self._write(call, question, settlement.writes, answer)
         return answer
 
@@ -226,12 +268,18 @@ class Participant:
         self._check_results(call)
         faults, where = self._world.faults, f"{call.saga_id}/{call.step}/{call.verb}/{call.attempt}"
         if faults.strikes(Fault.IN_PROGRESS, where):
+            if call.verb is Verb.PREPARE:
+                faults.count(Fault.SLOW_VOTE, where)
             if faults.strikes(Fault.GONE_AT_WORK, where):
                 self._world.goes_at_work(self.name, call.saga_id)
             return InProgress(faults.between(0.01, 0.5))
+        if call.two_phase and call.verb is not Verb.PREPARE:
+            return self.branches.handle(call)  # to say Broken now is to break a vote
         if faults.strikes(Fault.BROKEN, where):
             self._world.facts.broken.add((call.saga_id, call.step))
             return Broken("ledger_lost")
+        if call.two_phase:
+            return self.branches.handle(call)
         if call.verb is Verb.COMPENSATE:
             return Done()
         if faults.strikes(Fault.REJECT, where):
@@ -249,7 +297,8 @@ class Participant:
         if call.executed and call.action != READ:
             given = call.own_result.data if call.own_result is not None else b""
             effects = self._world.ledger_of(call.saga_id, call.step)
-            if given not in [effect.result for effect in effects if effect.verb is Verb.EXECUTE]:
+            verb = Verb.PREPARE if call.two_phase else Verb.EXECUTE
+            if given not in [effect.result for effect in effects if effect.verb is verb]:
                 self._world.violation(
                     "a compensation is handed the result of what it undoes",
                     f"{call.saga_id}: {call.step} was handed {given!r}",
@@ -290,9 +339,16 @@ class Participant:
                 self._record(call, write.verb, is_fence=True)
 
     def _record(
-        self, call: Call, verb: Verb, *, is_fence: bool = False, result: bytes = b""
+        self,
+        call: Call,
+        verb: Verb,
+        *,
+        is_fence: bool = False,
+        is_alone: bool = False,
+        result: bytes = b"",
     ) -> None:
         ledger = self._world.ledger
+        commits = call.two_phase and verb is Verb.EXECUTE and not is_fence
         ledger.append(
             Effect(
                 order=len(ledger),
@@ -304,15 +360,20 @@ class Participant:
                 key=call.idempotency_key,
                 is_fence=is_fence,
                 result=result,
+                amount=amount_of(call.action) if commits else 0,
+                is_alone=is_alone,
             )
         )
 
     # -- its process -----------------------------------------------------------------------------
 
-    def crash(self) -> None:
-        """The process dies, and is there again at once; its callers see their connections break."""
+    def crash(self, *, is_inside: bool = True) -> None:
+        """The process dies, and is there again at once; its callers see their connections break.
+
+        `is_inside`: what has the writer has not committed.
+        """
         lost = [*([self._writing] if self._writing is not None else ()), *self._queue]
-        if self._writing is not None:
+        if is_inside and self._writing is not None:
             self._world.faults.count(Fault.CRASH_IN_HANDLER, self.name)
         for stream in [*self.streams]:
             stream.break_off(grpc.StatusCode.UNAVAILABLE, "the participant died")
@@ -333,6 +394,10 @@ def _life(call: Call) -> Life:
     return call.saga_id, call.step, call.round
 
 
+def _nobody(_: Answer) -> None:
+    """The participant itself: it reads its database."""
+
+
 def _held() -> Answer:
     verdict = judge(Question(Verb.EXECUTE, b""), None)
     assert not isinstance(verdict, Run | Replay), "who is in the way is answered"
@@ -343,6 +408,6 @@ def _shown(answer: Answer) -> str:
     if isinstance(answer, grpc.StatusCode):
         return answer.name
     kind = answer.WhichOneof("outcome") or "nothing"
-    if kind in ("rejected", "broken"):
+    if kind in ("rejected", "broken", "heuristic"):
         return f"{kind} {getattr(answer, kind).reason}"
     return kind

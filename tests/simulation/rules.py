@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amends.outcomes import Verb
+from amends_runtime.core.attempts import IN_PROGRESS
 from amends_runtime.core.definition import Kind, Plan
 from amends_runtime.core.records import (
     AttemptFailed,
     AttemptLost,
     AttemptStarted,
     CancelRequested,
+    CommitDecision,
     OperatorActed,
     OperatorAction,
     Record,
+    RoundPlanned,
     SagaEnded,
     SagaState,
     SagaTurnedBack,
@@ -29,7 +32,6 @@ from amends_runtime.core.records import (
 )
 from amends_runtime.core.records import Verb as CoreVerb
 from amends_runtime.core.saga import (
-    IN_PROGRESS,
     Answer,
     Phase,
     Saga,
@@ -40,6 +42,8 @@ from amends_runtime.core.saga import (
 from amends_runtime.ports import SagaSummary
 from amends_runtime.storage.read_model import verify_read_model
 from tests.core.rules import Ledger, RuleBroken
+from tests.core.two_phase_rules import Minutes
+from tests.simulation import vote_rules
 from tests.simulation.faults import Fault
 from tests.simulation.flows import is_hasty
 from tests.simulation.participants import Effect
@@ -60,10 +64,20 @@ async def audit(world: World) -> None:
         records = [r for turn in world.disk.history[row.saga_no] for r in turn.records]
         saga = state_of(world, row.saga_no)
         _check_history(world, plan, saga_id, row, records)
-        _check_turning(world, plan, saga_id, records)
         _check_giving_up(world, plan, saga_id, records)
         _check_operators(world, plan, saga_id, records)
-        _check_ledger(world, plan, saga_id, saga)
+        lines = [effect for effect in world.ledger if effect.saga_id == saga_id]
+        _check_once(world, saga_id, lines)
+        _check_fences(world, saga_id, lines)
+        if plan.two_phase is None:
+            _check_turning(world, plan, saga_id, records)
+            _check_ledger(world, plan, saga_id, saga, lines)
+        else:
+            journal = next(c.journal for c in world.clients if c.journal.script.saga_id == saga_id)
+            vote_rules.check_aborting(world, plan, journal, records)
+            vote_rules.check_reported(world, plan, saga_id, records)
+            vote_rules.audit(world, plan, saga_id, saga, lines)
+    vote_rules.audit_money(world)
     for client in world.clients:
         _check_journal(world, client, sagas)
     for effect in world.ledger:
@@ -115,7 +129,7 @@ def _check_history(
     sequence = [turn.seq for turn in turns]
     if sorted(set(sequence)) != sequence:
         world.violation("seq grows", saga_id)
-    ledger = _History(plan)
+    ledger = _History(plan) if plan.two_phase is None else Minutes(plan)
     try:
         for record in records:
             ledger.take(record)
@@ -163,6 +177,8 @@ def _check_giving_up(world: World, plan: Plan, saga_id: str, records: Sequence[R
         if isinstance(record, AttemptStarted) and verbs.get(record.step) is not record.verb:
             verbs[record.step] = record.verb
             spent_ms[record.step] = failures[record.step] = 0
+        elif isinstance(record, RoundPlanned):
+            verbs.clear()
         elif isinstance(record, OperatorActed) and record.step is not None:
             spent_ms[record.step] = failures[record.step] = 0
         elif isinstance(record, AttemptFailed):
@@ -178,8 +194,8 @@ def _check_giving_up(world: World, plan: Plan, saga_id: str, records: Sequence[R
                 spent_ms[record.step] += record.retry_at_ms - record.at_ms
         elif isinstance(record, StepGivenUp):
             step = plan.steps[record.step]
-            executing = verbs[record.step] is CoreVerb.EXECUTE
-            policy = step.retry if executing else step.compensation_retry
+            undoing = verbs[record.step] is CoreVerb.COMPENSATE
+            policy = step.compensation_retry if undoing else step.retry
             assert policy is not None, "a plan is normalised"
             exponent = max(0, failures[record.step] - 1)
             next_ms = min(policy.max_ms, int(policy.first_ms * policy.factor ** min(exponent, 60)))
@@ -210,7 +226,7 @@ def _check_operators(world: World, plan: Plan, saga_id: str, records: Sequence[R
             world.violation(
                 "a request that is repeated is done once", f"{saga_id}: {record.author}"
             )
-        elif abandons and not request.by_force:
+        elif abandons and not request.by_force and plan.two_phase is None:
             before = fold(plan, records[:place])
             if before is None or before.state is not SagaState.STUCK:
                 world.violation(
@@ -249,10 +265,9 @@ def _may_be_stuck(world: World, script: SagaScript, number: int) -> bool:
 # -- the ledgers -----------------------------------------------------------------------------------
 
 
-def _check_ledger(world: World, plan: Plan, saga_id: str, saga: Saga) -> None:
-    lines = [effect for effect in world.ledger if effect.saga_id == saga_id]
-    _check_once(world, saga_id, lines)
-    _check_fences(world, saga_id, lines)
+def _check_ledger(
+    world: World, plan: Plan, saga_id: str, saga: Saga, lines: Sequence[Effect]
+) -> None:
     effects = [effect for effect in lines if not effect.is_fence]
     _check_order(world, plan, saga_id, effects)
     done = Counter(effect.step for effect in effects if effect.verb is Verb.EXECUTE)
@@ -387,6 +402,10 @@ def _holds(answered: Answered, saga: Saga, records: Sequence[Record]) -> bool:
         return saga.ended
     if answer is Answer.COMPLETED:
         return saga.end is SagaState.COMPLETED
+    if answer is Answer.ABORTED:
+        return saga.decision is CommitDecision.ABORT
+    if answer is Answer.DECIDED:
+        return saga.decision is CommitDecision.COMMIT
     if answer is Answer.PAST_NO_RETURN:
         return saga.end is not SagaState.COMPENSATED
     return True

@@ -15,8 +15,8 @@ import msgspec
 from amends_runtime.actors.supervisor import Limits
 from amends_runtime.core.breaker import BreakerPolicy
 from amends_runtime.core.definition import Plan
-from tests.simulation.faults import INCIDENTS, Fault, Faults, draw_weather
-from tests.simulation.flows import PARTICIPANTS, flows
+from tests.simulation.faults import INCIDENTS, VOTE_RATES, Fault, Faults, draw_weather
+from tests.simulation.flows import PARTICIPANTS, RIVALS, commits, flows
 
 __all__ = ["Incident", "SagaScript", "Schedule", "draw"]
 
@@ -126,6 +126,9 @@ def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
     calm_at_s = chance.choice((0.1, 0.3, 0.3, 1.0, 1.0, 1.0, 3.0, 3.0, 10.0))
     count = chance.choice((1, 1, 1, 2, 2, 3, 4, 6))
     sagas = [_saga(f"s{number}", calm_at_s, chance) for number in range(count)]
+    # Chance of their own, so that without them a seed means what it meant.
+    votes = random.Random(f"votes {seed}")  # noqa: S311  # to be repeated
+    sagas = _with_commits(sagas, votes)
     incidents = []
     for fault in INCIDENTS:
         # Drawn in any case, so that every kind has its own place in the stream.
@@ -151,7 +154,7 @@ def draw(seed: int, off: Collection[Fault] = ()) -> tuple[Schedule, Faults]:
         streams=chance.choice(STREAMS),
         stream_again_s=chance.choice((0.1, 1.0, 300.0)),
     )
-    weather = draw_weather(chance)
+    weather = draw_weather(chance) | draw_weather(votes, VOTE_RATES)
     if chance.random() < OUTAGE_CHANCE:
         schedule, weather = _outage(schedule, chance), {Fault.IN_PROGRESS: 0.2}
     dice = random.Random(chance.getrandbits(64))  # noqa: S311  # to be repeated
@@ -221,6 +224,31 @@ def _saga(saga_id: str, calm_at_s: float, chance: random.Random) -> SagaScript:
         abandon_at_s=abandon_at_s if abandons < 0.06 else None,
         by_force=chance.random() < 0.7,
     )
+
+
+def _with_commits(sagas: list[SagaScript], chance: random.Random) -> list[SagaScript]:
+    """Some of the sagas are two-phase commits, and sometimes they want the same at once."""
+    share = chance.choice(COMMIT_SHARES)
+    rivals, rush_s = chance.random() < RIVALRY, chance.choice((0.0, 0.005, 0.05))
+    mixed = []
+    for saga in sagas:
+        is_commit = chance.random() < share
+        rival, other = commits()[chance.randrange(RIVALS)], chance.choice(commits())
+        start_at_s = chance.random() * rush_s
+        if is_commit and rivals:
+            mixed.append(msgspec.structs.replace(saga, plan=rival, start_at_s=start_at_s))
+        elif is_commit:
+            mixed.append(msgspec.structs.replace(saga, plan=other))
+        else:
+            mixed.append(saga)
+    return mixed
+
+
+COMMIT_SHARES = (0.0, 0.0, 0.3, 0.6, 1.0)
+"""How many of a schedule's sagas are two-phase commits."""
+
+RIVALRY = 0.5
+"""In how many schedules those are rivals for the same accounts, and start together."""
 
 
 def _incident(fault: Fault, calm_at_s: float, chance: random.Random) -> Incident:

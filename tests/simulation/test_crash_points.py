@@ -1,6 +1,7 @@
-"""The runtime dies before and after every commit and every call, and everything still ends right.
+"""Somebody dies before and after every commit and every call, and everything still ends right.
 
-Every single point of every scenario is run here. `make crash-points` also runs every pair: a death
+The runtime in all scenarios, and in the two-phase commits the participants, too. Every single point
+of every scenario is run here. `make crash-points` also runs every pair: a death
 at each point of each recovery.
 """
 
@@ -11,14 +12,18 @@ from typing import Any
 import pytest
 
 from amends_runtime.core import saga as core
+from amends_runtime.core import two_phase
 from amends_runtime.core.messages import RuntimeRestarted
+from amends_runtime.core.saga import StepState, StepStatus
 from tests.simulation.crash_points import (
     KINDS,
+    KINDS_OF_COMMITS,
     SCENARIOS,
     Scenario,
     enumerate_deaths,
     fault_free,
 )
+from tests.simulation.faults import Fault
 
 SHORTEST = next(scenario for scenario in SCENARIOS if scenario.name == "list: success")
 
@@ -28,10 +33,13 @@ def test_it_ends_right_whichever_point_it_dies_at(scenario: Scenario) -> None:
     """As many runs as the fault-free course has points; the saga ends as it should in each."""
     found = enumerate_deaths(scenario, pairs=False)
     assert not found.failures, f"{found.failures[0]}\n" + "\n".join(found.failures[0].trace)
-    assert found.points.keys() == set(KINDS.values())
+    assert found.points.keys() == set((KINDS_OF_COMMITS if scenario.is_commit else KINDS).values())
     assert found.points["before a commit"] == found.points["after a commit"]
     assert found.points["before a call"] == found.points["after a call"]
-    assert found.executes + found.compensations == found.points["before a call"]
+    assert found.prepares + found.executes + found.compensations == found.points["before a call"]
+    if scenario.is_commit:
+        died = [found.points[f"{when} a participant's commit"] for when in ("before", "after")]
+        assert died[0] == died[1] <= found.points["before a call"]
     assert found.singles == sum(found.points.values())
     assert found.ends.total() == found.singles + 1
     assert set(found.ends) <= {end.name for end in scenario.ends}
@@ -45,7 +53,7 @@ def test_every_pair_of_the_shortest_scenario() -> None:
 
 
 def test_the_scenarios_differ_in_what_happens() -> None:
-    """Both ends are there, a second attempt, and a fence."""
+    """Both ends are there, a second attempt, a fence, a new round, and an answer in doubt."""
     courses = {scenario.name: fault_free(scenario) for scenario in SCENARIOS}
     assert len(courses) == len(SCENARIOS)
     assert {end for _, course in courses.values() for end in course.ends} == {
@@ -54,6 +62,11 @@ def test_the_scenarios_differ_in_what_happens() -> None:
     }
     _, twice = courses["order: pivot's first reply lost"]
     assert twice.operations["calls"] == twice.operations["effects"] + 1
+    again, _ = courses["votes: b LOCKED, again"]
+    assert again.fired[Fault.NEXT_ROUND] == 1
+    for name in ("votes: b asks, its commit is lost", "ordered: b LOCKED, again, streams"):
+        asking, _ = courses[name]
+        assert asking.fired[Fault.TOLD_EARLIER] == ("asks" in name)
     _, fenced = courses["list: requests of b lost, given up"]
     assert fenced.operations["fences"] > 0
 
@@ -76,3 +89,19 @@ def test_a_scenario_that_is_described_wrongly_is_found() -> None:
     wrong = Scenario(name="wrong", plan=SHORTEST.plan, end=SHORTEST.end, effects=99)
     found = enumerate_deaths(wrong, pairs=False)
     assert found.failures[0].deaths == ()
+
+
+def test_a_coordinator_that_forgets_who_may_have_voted_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After some deaths a branch holds what nobody tells it to let go of."""
+    scenario = next(one for one in SCENARIOS if one.name == "votes: c votes no")
+    is_held = two_phase.is_held
+
+    def if_known(step: StepState) -> bool:
+        return is_held(step) and step.status is not StepStatus.UNKNOWN
+
+    monkeypatch.setattr(two_phase, "is_held", if_known)
+    found = enumerate_deaths(scenario, pairs=False)
+    assert 0 < len(found.failures) < found.singles
+    assert any("held at the end" in wrong for one in found.failures for wrong in one.wrong)

@@ -61,6 +61,7 @@ def test_every_fault_fires_and_every_end_is_reached(totals: Totals) -> None:
         SagaState.COMPLETED,
         SagaState.COMPENSATED,
         SagaState.ABANDONED,
+        SagaState.MIXED,
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from amends_runtime.core.records import SagaState, Verb
+from amends_runtime.core.records import CommitDecision, SagaState, Verb
 from amends_runtime.core.saga import Phase
 from amends_runtime.dispatch.lanes import Lane, _Entry
 from amends_runtime.ports import ParticipantAddress, RegisteredDefinition
@@ -61,6 +61,11 @@ class Facts(msgspec.Struct):
     rejected: set[tuple[str, str]] = msgspec.field(default_factory=set)
     broken: set[tuple[str, str]] = msgspec.field(default_factory=set)
     misread: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    refusals: dict[tuple[str, str, int], set[str]] = msgspec.field(default_factory=dict)
+    """With what reasons, by saga, step and round."""
+    broken_votes: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    told: dict[tuple[str, int], CommitDecision] = msgspec.field(default_factory=dict)
+    """What participants in doubt were told, by saga and round."""
     misconfigured: dict[tuple[str, str], float] = msgspec.field(default_factory=dict)
     """Until when, in seconds of virtual time."""
     probes: set[tuple[str, int, Verb, int, int]] = msgspec.field(default_factory=set)
@@ -307,7 +312,7 @@ class World:
             call = entry.call
             actor = process.supervisor._actors.get(call.saga_id)
             saga = actor.saga if actor is not None else None
-            if saga is None or saga.phase is not Phase.BACKWARD or call.verb is not Verb.EXECUTE:
+            if saga is None or saga.phase is not Phase.BACKWARD or call.verb is Verb.COMPENSATE:
                 continue
             if process is not self.deployment.current:
                 continue  # it is told nothing of a participant that comes back
@@ -476,6 +481,10 @@ def _course(world: World, virtual_s: float) -> Course:
         operations={
             "callbacks": world.loop.steps,
             "commits": world.commits,
+            "two-phase commits": sum(
+                world.plans[row.definition_hash].two_phase is not None
+                for row in world.disk.sagas.values()
+            ),
             "calls": len(world.network.sent),
             "effects": sum(not effect.is_fence for effect in world.ledger),
             "fences": sum(effect.is_fence for effect in world.ledger),
@@ -517,6 +526,6 @@ def _is_at_rest(world: World, saga_no: int) -> bool:
     row = world.disk.sagas[saga_no]
     if row.ended_at_ms:
         return True
-    if row.state is not SagaState.STUCK:
-        return False
+    if row.state is not SagaState.STUCK or world.plans[row.definition_hash].two_phase is not None:
+        return False  # what a two-phase commit has decided it goes on telling
     return not rules.deadline_is_ahead(rules.state_of(world, saga_no))
