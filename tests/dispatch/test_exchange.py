@@ -785,6 +785,26 @@ async def test_one_deadline_after_another_fires(case: Case) -> None:
     assert (again.call.saga_id, again.timeout_ms > 19_000) == ("waits", True)
 
 
+async def test_a_call_that_waits_to_be_sent_puts_off_nobody_elses_deadline(case: Case) -> None:
+    """What is on the wire is over when its own time is, not when the waiting one's is."""
+    case.send("over", "soon", "waits")
+    line = await case.participant.line()
+    await line.hello(window=2)
+    sent = await line.calls()
+    transport, stream = case.transport, case.transport._stream
+    assert stream is not None
+    now_s = asyncio.get_running_loop().time()
+    expires_s = {"over": now_s, "soon": now_s + 500, "waits": now_s + 1_000}
+    for one in [*stream.pending.values(), *transport._waiting]:
+        one.expires_s = expires_s[one.call.saga_id]
+    transport._expire()
+    assert transport._expires_s == expires_s["soon"]
+    await line.answer(*(one.call_number for one in sent))
+    (last,) = await line.calls()
+    await line.answer(last.call_number)
+    await case.answers.wait("over", "soon", "waits")
+
+
 async def test_a_stream_whose_credits_are_never_given_back_is_replaced(
     monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:

@@ -487,7 +487,7 @@ class ExchangeTransport:
         unsent = [sent for sent in self._waiting if sent.expires_s <= now_s]
         for sent in unsent:
             self._waiting.remove(sent)
-        next_s = min((sent.expires_s for sent in self._waiting), default=next_s)
+        next_s = min([next_s, *(sent.expires_s for sent in self._waiting)])
         if next_s < float("inf"):
             self._expire_at(next_s)
         for sent in late:
