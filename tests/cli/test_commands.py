@@ -1,5 +1,6 @@
 """Commands against a running runtime: what they print, and their exit codes."""
 
+import contextlib
 import json
 import os
 import pty
@@ -8,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -534,6 +535,15 @@ def test_an_answer_that_cannot_be_written_is_exit_code_1() -> None:
     )
 
 
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill it, if it still runs: `Popen` itself would wait for it, however the test has failed."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
@@ -553,7 +563,7 @@ def test_whoever_interrupts_a_wait_learns_the_id(
             env=environment(AMENDS_TARGET=address),
             text=True,
         )
-        with waiting:
+        with waiting, killed_at_the_end(waiting):
             connection, _ = silent.accept()  # the saga has started: its call is under way
             with connection:
                 waiting.send_signal(number)
@@ -580,11 +590,12 @@ def test_a_wait_outlives_a_restart_of_the_runtime(
         nobody = f"payments=127.0.0.1:{silent.getsockname()[1]}"
         first = serve(*arguments, "--participant", nobody)
         first.wait_for("amends is up")
-        with subprocess.Popen(
+        waiting = subprocess.Popen(
             [sys.executable, "-m", "amends_runtime", "start", "order", "--wait", "-o", "json"],
             stdout=subprocess.PIPE,
             env=environment(AMENDS_TARGET=listen),
-        ) as waiting:
+        )
+        with waiting, killed_at_the_end(waiting):
             connection, _ = silent.accept()
             with connection:
                 first.process.kill()

@@ -186,9 +186,33 @@ def steps(*given: dict[str, Any]) -> dict[str, Any]:
         ),
         pytest.param({"name": "order", "steps": []}, [("steps", "at least one step")], id="none"),
         pytest.param(
-            {**steps({}), "mode": "two_phase_commit"},
-            [("mode", "TWO_PHASE_COMMIT is not available")],
-            id="a mode to come",
+            {
+                **steps({"kind": "pivot"}, {"name": "b", "after": []}, {"name": "c", "uses": []}),
+                "mode": "two_phase_commit",
+                "ordered": True,
+                "locked_retries": 101,
+            },
+            [
+                ("steps[0].kind", "pivot has a meaning only in mode SAGA: leave it out"),
+                ("steps[1].after", "or with `ordered` in the order of the list: leave `after` out"),
+                ("steps[2].uses", "leave `uses` out"),
+                ("locked_retries", "101 is out of range: 0 to 100"),
+            ],
+            id="what a two-phase commit does not have",
+        ),
+        pytest.param(
+            {"ordered": True, **steps({"timeout_s": 1e9}), "locked_retries": 2},
+            [
+                ("ordered", "it has a meaning only with mode TWO_PHASE_COMMIT"),
+                ("steps[0].timeout_s", "is out of range"),
+                ("locked_retries", "it has a meaning only with mode TWO_PHASE_COMMIT"),
+            ],
+            id="settings of a two-phase commit",
+        ),
+        pytest.param(
+            {"mode": "two_phase", "ordered": True, **steps({"after": []}, {"name": "b"})},
+            [("mode", "did you mean 'two_phase_commit'?")],
+            id="a mode that there is not",
         ),
         pytest.param(
             {
@@ -413,7 +437,13 @@ TABLES = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5).map(
 )
 CONTENTS = st.fixed_dictionaries(
     {"name": st.just("order") | VALUES, "steps": st.lists(TABLES, max_size=4) | VALUES},
-    optional={"mode": VALUES, "deadline_s": VALUES, "y": VALUES},
+    optional={
+        "mode": st.sampled_from(["saga", "two_phase_commit"]) | VALUES,
+        "ordered": st.booleans() | VALUES,
+        "locked_retries": st.integers(0, 200) | VALUES,
+        "deadline_s": VALUES,
+        "y": VALUES,
+    },
 )
 
 
@@ -486,16 +516,18 @@ def blocks_of_page(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_all_formats_of_the_page_are_one_definition(capsys: pytest.CaptureFixture[str]) -> None:
-    """The page shows one order three times; each form is right, and the hashes are equal."""
-    (code,) = blocks_of_page("python")
+@pytest.mark.parametrize(("number", "name"), [(0, "order"), (1, "transfer")])
+def test_all_formats_of_the_page_are_one_definition(
+    capsys: pytest.CaptureFixture[str], number: int, name: str
+) -> None:
+    """The page shows an order and a transfer three times each; all forms are right and equal."""
     built: dict[str, Any] = {}
-    exec(code, built)  # noqa: S102  # the page's own code
-    wanted = content_hash(definition_from_proto(built["order"].to_proto()))
+    exec(blocks_of_page("python")[number], built)  # noqa: S102  # the page's own code
+    wanted = content_hash(definition_from_proto(built[name].to_proto()))
     for language in ("yaml", "toml"):
-        text = blocks_of_page(language)[0]
+        text = blocks_of_page(language)[number]
         checked = Ended(
-            capsys, "definitions", "check", written(f"order.{language}", text), "-o", "json"
+            capsys, "definitions", "check", written(f"{name}.{language}", text), "-o", "json"
         )
         assert checked.code == 0
         assert json.loads(checked.out)["definitions"][0]["content_hash"] == wanted
@@ -503,7 +535,7 @@ def test_all_formats_of_the_page_are_one_definition(capsys: pytest.CaptureFixtur
 
 def test_the_check_of_the_page_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
     """The wrong file that it shows has the faults that it shows."""
-    _, wrong, shared = blocks_of_page("yaml")
+    _, _, wrong, shared = blocks_of_page("yaml")
     checked = Ended(capsys, "definitions", "check", written("order.yaml", wrong))
     (shown,) = blocks_of_page("console")
     command, *lines = shown.splitlines()

@@ -7,8 +7,10 @@ over a real wire are in `test_unary.py` and in the acceptance tests.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import msgspec
@@ -467,6 +469,41 @@ async def test_forgotten_calls_never_leave_and_a_new_attempt_takes_the_place_of_
         assert lane.status().waiting == 0
 
 
+class KeptCall(Call, frozen=True, kw_only=True, weakref=True):
+    """One of which it can be seen whether anybody still has it."""
+
+
+def kept(call: Call) -> tuple[KeptCall, weakref.ref[KeptCall]]:
+    """The same call, and what tells whether it is still there."""
+    again = KeptCall(**{name: getattr(call, name) for name in call.__struct_fields__})
+    return again, weakref.ref(again)
+
+
+@pytest.mark.parametrize("verb", [Verb.EXECUTE, Verb.COMPENSATE])
+@pytest.mark.parametrize("how", ["withdrawn", "forgotten", "replaced"])
+async def test_a_lane_keeps_no_more_of_what_left_its_queue_than_of_what_waits(
+    how: str, verb: Verb
+) -> None:
+    """Also behind the oldest call, which waits for as long as its participant is away."""
+    async with a_lane(connected=False) as (lane, _, _sagas):
+        for number in range(10):
+            lane.submit(a_call(f"waits-{number}", verb=verb), started_at_ms=number)
+        watched = []
+        for number in range(500):
+            saga_id = "comes" if how == "replaced" else f"comes-{number}"
+            call, watch = kept(a_call(saga_id, verb=verb, attempt=number + 1))
+            watched.append(watch)
+            lane.submit(call, started_at_ms=1_000 + number)
+            if how == "withdrawn":
+                lane.withdraw(saga_id, 0, verb, number + 1)
+            elif how == "forgotten":
+                lane.forget(saga_id, steps=1)
+            del call
+        waiting = lane.status().waiting
+        assert waiting == (11 if how == "replaced" else 10)
+        assert sum(watch() is not None for watch in watched) <= waiting
+
+
 async def test_calls_for_a_participant_that_is_not_registered_wait_visibly() -> None:
     """Nothing is lost and nothing is compensated because a name is missing from a file."""
     async with a_lane(connected=False) as (lane, transport, _):
@@ -690,6 +727,65 @@ def test_queued_votes_are_refused_when_the_breaker_opens() -> None:
         runner.run(main())
 
 
+def test_a_lane_keeps_nothing_of_the_votes_that_it_refuses() -> None:
+    """Neither of one that comes while older calls wait for the participant, nor of a queued one."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with a_lane(limit=1, policy=ONE_FAILS, clock=VirtualClock(loop)) as made:
+            lane, transport, sagas = made
+            lane.submit(a_call("on the wire"), started_at_ms=0)
+            lane.submit(a_call("waits"), started_at_ms=1)
+            await transport.wait_sent(1)
+            watched = []
+            for number in range(500):
+                if number == 250:
+                    transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+                    await sagas.wait_told(251)
+                vote, watch = kept(a_vote(f"vote-{number}"))
+                watched.append(watch)
+                lane.submit(vote, started_at_ms=1_000 + number)
+                del vote
+            assert len(refused(sagas)) == 500
+            assert lane.status().waiting == 1
+            assert [watch for watch in watched if watch() is not None] == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+_looks: list[str] = []
+
+
+class WatchedCall(Call, frozen=True, kw_only=True):
+    """One that notes in `_looks` whenever anybody looks at it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        _looks.append(name)
+        return super().__getattribute__(name)
+
+
+def test_refusing_a_vote_looks_at_nothing_else_that_waits() -> None:
+    """Its cost is the same however many calls wait for the participant."""
+
+    async def main() -> None:
+        async with an_open_lane() as (lane, _transport, sagas):
+            for number in range(200):
+                fields = {name: getattr(a_call("s"), name) for name in Call.__struct_fields__}
+                call = WatchedCall(**fields | {"saga_id": f"waits-{number}"})
+                lane.submit(call, started_at_ms=number)
+            assert _looks
+            _looks.clear()
+            for number in range(100):
+                lane.submit(a_vote(f"vote-{number}"), started_at_ms=1_000 + number)
+            assert len(refused(sagas)) == 100
+            assert _looks == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
 async def test_nobody_waits_for_the_vote_of_a_participant_that_is_not_registered() -> None:
     """Nor of one that is taken away while its votes wait for room."""
     async with a_lane(connected=False) as (lane, _, sagas):
@@ -732,6 +828,21 @@ async def test_a_lane_that_stops_sending_refuses_no_vote() -> None:
         lane.submit(a_vote("s"), started_at_ms=0)
         assert sagas.told == []
         assert lane.status().waiting == 1
+
+
+async def test_votes_and_steps_that_wait_for_room_leave_by_the_age_of_their_sagas() -> None:
+    """Neither overtakes the other for what it is."""
+    async with a_lane(limit=1) as (lane, transport, sagas):
+        lane.submit(a_call("first"), started_at_ms=0)
+        lane.submit(a_vote("vote-4"), started_at_ms=4)
+        lane.submit(a_call("step-3"), started_at_ms=3)
+        lane.submit(a_vote("vote-2"), started_at_ms=2)
+        lane.submit(a_call("step-1"), started_at_ms=1)
+        for done in range(5):
+            await transport.wait_sent(done + 1)
+            transport.answer(transport.sent[done], Done())
+            await sagas.wait_told(done + 1)
+        assert transport.names() == ["first", "step-1", "vote-2", "step-3", "vote-4"]
 
 
 async def test_commits_of_a_two_phase_commit_leave_with_the_compensations() -> None:

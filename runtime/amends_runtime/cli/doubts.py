@@ -51,15 +51,21 @@ class Branch:
     """One step of an unfinished two-phase commit whose participant may be holding something."""
 
     saga_id: str
+    """The saga's id."""
     definition: str
+    """Name of its definition."""
     round: int
+    """The running round, from 1."""
     decision: Decision
-    """``PENDING`` while votes are collected."""
+    """Its decision; ``PENDING`` while votes are collected."""
     step: str
+    """The step: the branch."""
     participant: str
-    """Empty if the definition's content is of a newer version of amends."""
+    """Whose it is. Empty if the definition's content is of a newer version of amends."""
     action: str
+    """Which of its actions."""
     state: StepState
+    """Where the step stands."""
     voted_yes: bool
     """It holds something for certain. Else perhaps: its vote has not come."""
     since_ms: int
@@ -69,12 +75,17 @@ class Branch:
     told: tuple[str, ...]
     """The participants of this saga that have acknowledged the decision."""
     verb: Verb | None
+    """What is, or was last, asked of its participant."""
     attempt: int
+    """Number of the last attempt of `verb` in this round."""
     last_error: Failure | None
+    """The last failed attempt's error."""
     next_attempt_at_ms: int | None
+    """When the next attempt is due."""
     stuck_since_ms: int | None
     """Since when it is said to need somebody to look; its attempts go on."""
     call_open: bool
+    """A call of it lies in its participant's lane or is on the wire."""
 
 
 @dataclass(slots=True)

@@ -52,7 +52,8 @@ async def runtime(*, common: Common = COMMON) -> None:
             ("incarnation", found.incarnation),
             (
                 "restored",
-                "yes, and nobody has confirmed it: participants in doubt are answered UNKNOWN; "
+                "yes, and nobody has confirmed it: two-phase commits from before it are held back "
+                "(amends in-doubt), and participants in doubt are answered UNKNOWN; "
                 "amends confirm-restore --help says more"
                 if found.restored
                 else "",

@@ -174,12 +174,14 @@ async def confirm_restore(
 ) -> None:
     """Say that a store which was restored from a backup is to be believed as it is.
 
-    Until then it answers participants that were prepared before the restore with
-    UNKNOWN, and they keep what they hold. From then on they are told what it knows:
-    of a two-phase commit that is not in the backup, ABORT, although it may have been
-    decided COMMIT and carried out elsewhere after the backup was made. So look at
-    what the participants hold first. At a terminal you are shown the incarnation
-    and asked; elsewhere --yes is needed. It lasts, also over restarts.
+    Until then two-phase commits from before the restore are held back: nothing about
+    them is decided, and nobody is called. Participants that were prepared before it
+    are answered UNKNOWN, and keep what they hold. From then on the commits go on, and
+    participants are told what the store knows: of a commit that is not in the backup,
+    ABORT, although it may have been decided COMMIT and carried out elsewhere after the
+    backup was made. So look at what the participants hold first. At a terminal you are
+    shown the incarnation and asked; elsewhere --yes is needed. It lasts, also over
+    restarts.
 
     For example:
 

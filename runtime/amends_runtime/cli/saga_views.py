@@ -87,7 +87,7 @@ def listed(saga: Saga) -> Any:
     """The JSON form of a saga in a list."""
     found = document(saga)
     # Lists do not carry these; as empty fields they would look like facts.
-    for name in ("steps", "input", "turn"):
+    for name in ("steps", "input", "turn", "decision", "round"):
         del found[name]
     return found
 

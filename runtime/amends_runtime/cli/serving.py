@@ -40,6 +40,7 @@ def serve(
     tls_key: str | None = None,
     tls_client_ca: str | None = None,
     database: str | None = None,
+    restored: Flag = False,
     participant: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     definition: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     ready_file: Path | None = None,
@@ -81,6 +82,9 @@ def serve(
         Authorities, PEM: every client must show a certificate that one of them has signed.
     database:
         The SQLite file; made if it is missing. Default amends.db.
+    restored:
+        The database came from a backup together with its .lock file, as with a whole folder, volume
+        or machine, so that nothing else can tell. Say it at the first start, and only then.
     participant:
         NAME=ADDRESS of a participant, such as payments=127.0.0.1:7001; may be repeated.
     definition:
@@ -136,21 +140,26 @@ def serve(
     gc.set_threshold(*GC_THRESHOLDS)
     with ready.absent():
         try:
-            asyncio.run(_serve(loaded, definitions, ready, signals))
+            asyncio.run(_serve(loaded, definitions, ready, signals, restored=restored))
         except InvalidRequest as refused:
             raise Exit(ExitCode.USAGE, *(doubts or str(refused).splitlines())) from refused
     return ExitCode.OK
 
 
 async def _serve(
-    config: Config, definitions: list[Definition], ready: ReadyFile, signals: Signals
+    config: Config,
+    definitions: list[Definition],
+    ready: ReadyFile,
+    signals: Signals,
+    *,
+    restored: bool,
 ) -> None:
     import structlog  # noqa: PLC0415  # as above
 
     from amends_runtime.engine import run_engine  # noqa: PLC0415  # as above
 
     log = structlog.get_logger(__name__)
-    async with run_engine(config, definitions=definitions) as engine:
+    async with run_engine(config, definitions=definitions, restored=restored) as engine:
 
         def stop() -> None:
             ready.discard()

@@ -39,7 +39,6 @@ calls open.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -49,9 +48,16 @@ from anyio.abc import TaskGroup
 
 from amends_runtime.core import breaker as breakers
 from amends_runtime.core.breaker import Breaker, BreakerPolicy, BreakerState
-from amends_runtime.core.messages import Answered, NotSent, Unknown
+from amends_runtime.core.messages import (
+    BREAKER_OPEN,
+    NO_PARTICIPANT,
+    Answered,
+    NotSent,
+    Unknown,
+)
 from amends_runtime.core.records import Verb
 from amends_runtime.dispatch.one_by_one import OneByOne
+from amends_runtime.dispatch.queue import Queue
 from amends_runtime.ports import (
     Call,
     Caller,
@@ -65,10 +71,6 @@ from amends_runtime.ports import (
 __all__ = ["Deliver", "Lane", "LaneStatus", "Lanes"]
 
 _log = structlog.get_logger(__name__)
-
-BREAKER_OPEN: Final = "BREAKER_OPEN"
-NO_PARTICIPANT: Final = "NO_PARTICIPANT"
-"""Why a vote was not asked for; see rule 7."""
 
 Deliver = Callable[[str, Answered | NotSent], None]
 """Hands a saga (by id) what became of its call. Must not block."""
@@ -185,9 +187,10 @@ class Lane:
         self._deliver = deliver
         self._observer = observer
         self._breaker = Breaker()
-        self._queues: tuple[list[_Entry], list[_Entry]] = ([], [])  # by `_place`
-        self._waiting = 0
-        self._votes_waiting = 0  # the Prepares among them; see rule 7
+        self._endings: Queue[_Entry] = Queue()  # of `_place` 0
+        self._steps: Queue[_Entry] = Queue()  # of `_place` 1, but for the votes, which have a
+        self._votes: Queue[_Entry] = Queue()  # queue of their own to be refused by; see rule 7
+        self._waiting = 0  # in all three
         self._entries: dict[tuple[str, int, Verb], _Entry] = {}
         self._sequence = 0
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -357,46 +360,53 @@ class Lane:
         return entry
 
     def _enqueue(self, entry: _Entry) -> None:
-        entry.queued = True
         self._waiting += 1
-        self._votes_waiting += entry.call.verb is _PREPARE
-        heapq.heappush(self._queues[entry.order[0]], entry)
+        self._queue_of(entry).push(entry)
+
+    def _queue_of(self, entry: _Entry) -> Queue[_Entry]:
+        if entry.order[0] == 0:
+            return self._endings
+        return self._votes if entry.call.verb is _PREPARE else self._steps
 
     def _remove(self, entry: _Entry) -> None:
-        """Forgets an entry wherever it is; what lies in a heap is skipped when it comes up."""
+        """Forgets an entry wherever it is."""
         entry.gone = True
         if entry.queued:
-            self._leaves_queue(entry)
+            self._waiting -= 1
+            self._queue_of(entry).remove(entry)
         if entry.poll_timer is not None:
             entry.poll_timer.cancel()
             entry.poll_timer = None
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
 
-    def _leaves_queue(self, entry: _Entry) -> None:
-        entry.queued = False
-        self._waiting -= 1
-        self._votes_waiting -= entry.call.verb is _PREPARE
-
     def _next(self) -> _Entry | None:
         """The call that should leave now, or None when none may."""
         route = self._route
         if route is None or self._stopped:
             return None
-        for kind, queue in enumerate(self._queues):
-            while queue and queue[0].gone:
-                heapq.heappop(queue)
-            if not queue or not self._has_room(route, kind):
+        for kind in (0, 1):
+            queue = self._foremost(kind)
+            if queue is None or not self._has_room(route, kind):
                 continue
             elapsed_ms = self._elapsed_ms()
             if not breakers.admits(self._breaker, self._policy, elapsed_ms):
                 self._wake_for_probe(elapsed_ms)
                 return None
-            entry = heapq.heappop(queue)
-            self._leaves_queue(entry)
+            entry = queue.pop()
+            self._waiting -= 1
             self._set_breaker(breakers.sent(self._breaker, elapsed_ms))
             return entry
         return None
+
+    def _foremost(self, kind: int) -> Queue[_Entry] | None:
+        """Whose first call is the next of `kind`, a `_place`, or None when none of it waits."""
+        if kind == 0:
+            return self._endings if self._endings.first() is not None else None
+        step, vote = self._steps.first(), self._votes.first()
+        if vote is None:
+            return self._steps if step is not None else None
+        return self._votes if step is None or vote < step else self._steps
 
     def _has_room(self, route: _Route, kind: int) -> bool:
         """See rule 2."""
@@ -411,7 +421,7 @@ class Lane:
         while self._waiting and (entry := self._next()) is not None:
             assert self._route is not None, "nothing leaves a lane without transport"
             self._send(entry, self._route)
-        if self._votes_waiting:
+        if self._waiting and self._votes:
             self._refuse_votes()
 
     def _refuse_votes(self) -> None:
@@ -424,7 +434,8 @@ class Lane:
             reason, why = BREAKER_OPEN, "the participant's calls have been failing since"
         else:
             return
-        votes = [each for each in self._queues[1] if each.queued and each.call.verb is _PREPARE]
+        votes = self._votes.clear()
+        self._waiting -= len(votes)
         for entry in votes:
             self._remove(entry)
             if entry.sent_at_ms:
@@ -629,7 +640,7 @@ _COMPENSATE: Final = Verb.COMPENSATE
 
 
 def _place(call: Call) -> int:
-    """Which queue a call waits in: 0 for what ends a holding, 1 for all else; see rule 1."""
+    """A call's place in the order: 0 for what ends a holding, 1 for all else; see rule 1."""
     if call.verb is _COMPENSATE:
         return 0
     return 0 if call.two_phase and call.verb is not _PREPARE else 1

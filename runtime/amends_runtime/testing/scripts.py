@@ -170,7 +170,8 @@ class ScriptedParticipant:
             return script
         if (action, amends.Verb.EXECUTE) in scripts and verb is amends.Verb.PREPARE:
             raise InvalidScript(
-                f"{self.name}'s action {action!r} is never prepared: no two-phase commit asks for it"
+                f"{self.name}'s action {action!r} is never prepared: no two-phase commit asks for"
+                " it"
             )
         if (action, amends.Verb.EXECUTE) in scripts:
             raise InvalidScript(

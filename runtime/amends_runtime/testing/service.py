@@ -2,8 +2,8 @@
 
 How to think about it. It is another process. What the runtime's death does to a call is that the
 reply has no reader; what the participant's does (`go_down`) is that its open transaction is rolled
-back. Its database is a dictionary: the barrier's rows, the ledger of effects and what is held for votes,
-which change together and nowhere but in `_commit`, by the verdict of the SDK's own barrier.
+back. Its database is a dictionary: the barrier's rows, the ledger of effects and what is held for
+votes, which change together and nowhere but in `_commit`, by the verdict of the SDK's own barrier.
 
 A call takes this way:
 
