@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 import amends.sagas
 from amends_runtime.cli import exits
 from amends_runtime.cli.app import build_app
+from amends_runtime.cli.doubts import Branch
 from amends_runtime.config import Breaker, Config, Limits, Participant, Server, Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,10 +86,13 @@ With `-o jsonl` a document that is a list in the table below is one line for eac
 | command | document |
 | --- | --- |
 | `start`, `get`, `wait`, `retry` | a Saga |
-| `list` | `{"sagas": [Saga], "more": bool}`; in lists a Saga has no `steps`, `input` and `turn` |
+| `list` | `{"sagas": [Saga], "more": bool}`; a Saga in lists is shorter, see below |
 | `history` | `{"saga_id", "records": [Record]}`; a Record has the fields of its kind only |
 | `cancel` | a CancelResult |
 | `abandon` | an Abandoned |
+| `in-doubt` | `{"branches": [Branch], "waited_for": [], …}`, see below |
+| `decision` | `{"saga_id", "round", "decision"}` |
+| `confirm-restore` | `{"incarnation", "confirmed": bool}`; false: there was nothing to do |
 | `watch` | with `-o jsonl` only: WatchEvents, whose `saga` is as in lists; with an id, Records |
 | `definitions list`, `register` | `{"definitions": [RegisteredDefinition]}` |
 | `definitions get` | a RegisteredDefinition |
@@ -99,6 +103,13 @@ With `-o jsonl` a document that is a list in the table below is one line for eac
 | `participants remove` | `{"name", "participant"}`: a ParticipantInfo, or null if it is gone |
 | `breakers` | `{"breakers": [BreakerInfo]}` |
 | `runtime` | a RuntimeInfo |
+
+In lists a Saga has no `steps`, `input`, `turn`, `decision` and `round`.
+
+`in-doubt` has besides its branches, the oldest first: `sagas`, in how many they are;
+`oldest_since_ms`; `not_looked_at`, how many unfinished sagas were left out. `waited_for` names each
+`participant` that somebody waits for, with `since_ms`, `sagas` (how many), `last_error`, and
+`holds_up`: who else holds something because of that, with the number of branches.
 """
 
 DOCUMENTED = (
@@ -211,7 +222,8 @@ def cli_page() -> str:
         "## Commands",
         commands,
         JSON_INTRODUCTION,
-        "\n\n".join(fields_of(name) for name in DOCUMENTED),
+        "\n\n".join(fields_of(getattr(amends, name)) for name in DOCUMENTED),
+        fields_of(Branch),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -239,14 +251,13 @@ def exit_codes() -> str:
     return table("code", "meaning", rows)
 
 
-def fields_of(name: str) -> str:
-    """Write the fields of one of the SDK's dataclasses, with the docstrings beside them."""
-    described = getattr(amends, name)
+def fields_of(described: type) -> str:
+    """Write the fields of a dataclass, with the docstrings beside them."""
     rows = [
         [f"`{field}`", one_paragraph(text)] for field, text in docstrings_beside(described).items()
     ]
-    said = one_paragraph(described.__doc__)
-    return f"### {name}\n\n{said}\n\n{table('field', 'meaning', rows)}"
+    said = one_paragraph(described.__doc__ or "")
+    return f"### {described.__name__}\n\n{said}\n\n{table('field', 'meaning', rows)}"
 
 
 def docstrings_beside(described: type) -> dict[str, str]:

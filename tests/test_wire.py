@@ -418,6 +418,15 @@ RETRIED = OperatorActed(185, OperatorAction.RETRY, 0, "ann", "it is mended", 2)
 ABANDONED = OperatorActed(186, OperatorAction.ABANDON, None, "ann", "done by hand")
 
 
+def test_a_result_that_was_left_out_says_why() -> None:
+    """In the history; a result that is there has no error beside it."""
+    failure = Failure("RESULT_TOO_LARGE", "2 bytes, and 1 is the most")
+    left_out = translated(StepExecuted(260, 0, 1, 1, TIMING, Payload(), failure)).step_executed
+    assert left_out.error == types_pb2.Error(reason=failure.reason, message=failure.message)
+    there = translated(StepExecuted(260, 0, 1, 1, TIMING, Payload(b"1"))).step_executed
+    assert not there.HasField("error")
+
+
 def test_each_kind_of_record_is_translated() -> None:
     """Every kind of record has its own fact in the contract."""
     ended = SagaEnded(190, SagaState.COMPENSATED)
@@ -911,9 +920,17 @@ def test_nonsense_is_an_unknown_outcome(message: P.Outcome, verb: Verb, reason: 
 
 @pytest.mark.parametrize("result", [LARGE, BAD_TYPE], ids=["bytes", "content type"])
 def test_a_commit_is_one_whatever_it_brings(result: types_pb2.Payload) -> None:
-    """It would be said again for ever: what is too large is left out. A vote's is refused."""
+    """It would be said again for ever: what is too large is left out, and why is said.
+
+    A vote's is refused.
+    """
     done = P.Outcome(done=P.Done(result=result))
-    assert wire.outcome_from_proto(done, Verb.EXECUTE, two_phase=True) == Done()
+    outcome = wire.outcome_from_proto(done, Verb.EXECUTE, two_phase=True)
+    assert isinstance(outcome, Done)
+    assert outcome.result == Payload()
+    assert outcome.left_out is not None
+    assert outcome.left_out.reason in {"RESULT_TOO_LARGE", "CONTENT_TYPE_TOO_LONG"}
+    assert " bytes, and " in outcome.left_out.message  # how many, and how many are the most
     assert isinstance(wire.outcome_from_proto(done, Verb.PREPARE, two_phase=True), Unknown)
 
 

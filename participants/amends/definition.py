@@ -37,6 +37,7 @@ from amends.definition_checks import (
     STEP_NAME,
     References,
     check_action,
+    check_branches,
     check_name,
     check_two_phase_step,
     check_whole,
@@ -239,6 +240,8 @@ class Definition:
         problems: list[DefinitionProblem] = []
         given: tuple[object, ...] = self.steps
         steps = [step for step in given if isinstance(step, StepDefinition)]
+        with collected(problems, "steps"):
+            check_branches(len(steps))
         drawn = drawn_order([step.name for step in steps], ordered=self.ordered)
         for number, (step, order) in enumerate(zip(steps, drawn, strict=True)):
             with collected(problems, "steps", number, step=step.name):

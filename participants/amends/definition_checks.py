@@ -27,6 +27,8 @@ DEFINITION_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 MAX_COUNT: Final = 2**31 - 1
 """More does not fit the contract; the runtime's own limits are lower."""
+MAX_BRANCHES: Final = 64
+"""The runtime's own limit: all branches of a two-phase commit are told its decision at once."""
 MAX_DURATION_MS: Final = 2**53
 """Beyond this a float no longer holds every millisecond; the runtime's own limits are lower."""
 
@@ -171,6 +173,16 @@ def drawn_order(names: Sequence[str], *, ordered: bool) -> list[Order]:
         Order(tuple(names[max(0, number - 1) : number]), tuple(names[:number]))
         for number in range(len(names))
     ]
+
+
+def check_branches(count: int) -> None:
+    """Refuse more branches than a two-phase commit may have."""
+    if count > MAX_BRANCHES:
+        raise problem(
+            f"{count} branches; a two-phase commit has at most {MAX_BRANCHES}, for all are told "
+            "its decision at once, in whatever order they vote: let one participant do more in one "
+            "branch"
+        )
 
 
 def check_two_phase_step(

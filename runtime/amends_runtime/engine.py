@@ -147,6 +147,7 @@ class Engine:
             self.supervisor.run_recovery,
             self._oldest_open.run,
             self.participants.run,
+            self.store.keep_noted,
             self.store.wait_lost,
         ):
             tasks.start_soon(_guarded, self, part, name=part.__qualname__)
@@ -178,12 +179,14 @@ class Engine:
 
 @asynccontextmanager
 async def run_engine(
-    config: Config, definitions: Sequence[Definition] = ()
+    config: Config, definitions: Sequence[Definition] = (), *, restored: bool = False
 ) -> AsyncIterator[Engine]:
     """Runs a runtime for the length of the block; when the block is entered it serves.
 
-    Registers `definitions` first. Raises StoreError, InvalidRequest (a definition) or
-    ConfigurationError (an address, a TLS file) with one clear message, before anything was done.
+    Registers `definitions` first. `restored`: the database came from a backup, and its lock file
+    with it, so that only who starts the runtime can tell. Raises StoreError, InvalidRequest (a
+    definition) or ConfigurationError (an address, a TLS file) with one clear message, before
+    anything was done.
     """
     # Before the store is opened: a wrong address must not cost a database or an epoch.
     tls = read_tls(config)
@@ -191,7 +194,7 @@ async def run_engine(
     for remark in tls.remarks:
         _log.warning(remark)
     try:
-        async with _running(config, tls, definitions) as engine:
+        async with _running(config, tls, definitions, restored=restored) as engine:
             yield engine
     except BaseExceptionGroup as group:
         # The task group wraps what was raised inside its block; callers want to catch it by type.
@@ -203,7 +206,7 @@ async def run_engine(
 
 @asynccontextmanager
 async def _running(
-    config: Config, tls: Tls, definitions: Sequence[Definition]
+    config: Config, tls: Tls, definitions: Sequence[Definition], *, restored: bool
 ) -> AsyncIterator[Engine]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -222,7 +225,9 @@ async def _running(
         finally:  # it may be a variable that was ignored why it is that port
             for remark in dict.fromkeys(variables.remarks):
                 _log.warning(remark)
-        store = await stack.enter_async_context(open_sqlite_store(config.server.database))
+        store = await stack.enter_async_context(
+            open_sqlite_store(config.server.database, restored=restored)
+        )
 
         def connect(
             address: ParticipantAddress, oldest_open_ms: Callable[[], int]

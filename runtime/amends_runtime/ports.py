@@ -212,10 +212,11 @@ class WatchedTurns(msgspec.Struct, frozen=True):
 
 
 class OpenSaga(NamedTuple):
-    """A saga that has not ended, by name: what it is stands in its history."""
+    """A saga that has not ended, by name and definition: what it is stands in its history."""
 
     saga_no: int
     saga_id: str
+    definition_hash: str
 
 
 class RestingSaga(NamedTuple):
@@ -228,6 +229,7 @@ class RestingSaga(NamedTuple):
     state: SagaState
     saga_no: int
     saga_id: str
+    definition_hash: str
 
 
 class Resting(msgspec.Struct, frozen=True):
@@ -357,6 +359,15 @@ class Insights(Protocol):
         """Whether it came from a backup or from elsewhere, and no operator has confirmed it."""
         ...
 
+    @property
+    def unconfirmed_through_no(self) -> int:
+        """The number of the last saga from before a restore that nobody has confirmed.
+
+        0: there was no restore, or it is confirmed. Where a saga stands up to that number is what
+        the backup knows; it may have been decided otherwise since.
+        """
+        ...
+
     def believes(self, incarnation: str) -> bool:
         """Whether this store answers for what was asked under `incarnation`.
 
@@ -413,6 +424,13 @@ class Store(Insights, Protocol):
 
     async def wait_lost(self) -> None:
         """Returns never. Raises StoreError once it has failed and could not reopen itself."""
+        ...
+
+    async def keep_noted(self) -> None:
+        """Returns never. Keeps a note, beside the store, of how far its history goes.
+
+        So that an earlier copy in its place is known for one at the next opening.
+        """
         ...
 
     async def reopen(self) -> None:

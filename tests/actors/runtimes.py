@@ -59,8 +59,8 @@ def hook_store(monkeypatch: pytest.MonkeyPatch) -> Hooks:
     hooks: Hooks = {}
 
     @asynccontextmanager
-    async def open_store(path: str) -> AsyncIterator[HookedStore]:
-        async with open_sqlite_store(path) as store:
+    async def open_store(path: str, **options: bool) -> AsyncIterator[HookedStore]:
+        async with open_sqlite_store(path, **options) as store:
             yield HookedStore(store, hooks)
 
     monkeypatch.setattr(engine_module, "open_sqlite_store", open_store)

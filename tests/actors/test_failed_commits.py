@@ -111,8 +111,8 @@ async def a_runtime(
     stores: list[StoreWithOneFailure] = []
 
     @asynccontextmanager
-    async def open_store(path: str) -> AsyncIterator[StoreWithOneFailure]:
-        async with open_sqlite_store(path) as store:
+    async def open_store(path: str, **options: bool) -> AsyncIterator[StoreWithOneFailure]:
+        async with open_sqlite_store(path, **options) as store:
             stores.append(StoreWithOneFailure(store, nth, how))
             yield stores[-1]
 
@@ -238,8 +238,8 @@ async def test_a_runtime_that_lost_its_store_to_another_ends(
             stores: list[StoreWithOneFailure] = []
 
             @asynccontextmanager
-            async def open_store(path: str) -> AsyncIterator[StoreWithOneFailure]:
-                async with open_sqlite_store(path) as store:
+            async def open_store(path: str, **options: bool) -> AsyncIterator[StoreWithOneFailure]:
+                async with open_sqlite_store(path, **options) as store:
                     stores.append(StoreWithOneFailure(store, 1, "ownership lost"))
                     yield stores[-1]
 

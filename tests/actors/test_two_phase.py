@@ -5,9 +5,11 @@ What it decides is tested in `tests/core`; here is what the actors, the lanes an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import anyio
+import msgspec
 import pytest
 
 from amends_runtime.actors import recovery as recovery_module
@@ -21,7 +23,7 @@ from amends_runtime.core.saga import Answer, Saga
 from amends_runtime.engine import Engine
 from amends_runtime.ports import Call, LoadedSaga, Reply
 from amends_runtime.storage.memory import MemoryDisk, MemoryStore
-from amends_runtime.testing.virtual_time import START_MS
+from amends_runtime.testing.virtual_time import START_MS, VirtualClock, VirtualLoop
 from tests.actors.virtual import Shop, a_runtime, in_virtual_time, start
 
 AWAY = Unknown("UNAVAILABLE", "nobody is there")
@@ -81,7 +83,7 @@ async def begin(engine: Engine, saga_id: str = "t-1", definition: Definition | N
     await engine.supervisor.start_saga(
         StartRequest(
             saga_id=saga_id,
-            definition_name="transfer",
+            definition_name=definition.name,
             content_hash="c",
             input=Payload(b"in"),
         )
@@ -318,6 +320,79 @@ def test_two_phase_commits_are_recovered_before_all_others(
             assert not engine.supervisor.recovery.running
             assert engine.supervisor.counts().live == 0
         assert again.asked[0].saga_id == "t-1"
+
+    in_virtual_time(main)
+
+
+def test_the_oldest_two_phase_commit_is_recovered_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its participants have waited longest; of whatever definition it is, and page by page."""
+    monkeypatch.setattr(recovery_module, "RECOVERY_PAGE", 2)
+    disk = MemoryDisk()
+    ids = [f"t-{number}" for number in range(7)]
+
+    async def main() -> None:
+        async with a_runtime(MemoryStore(disk), Bank({(1, PREPARE): [None] * 7})) as engine:
+            for number, saga_id in enumerate(ids):
+                definition = msgspec.structs.replace(transfer(), name=f"transfer-{number % 2}")
+                await begin(engine, saga_id, definition)
+            await anyio.sleep(1)
+        again = Bank()
+        async with a_runtime(MemoryStore(disk), again, limit=1) as engine:
+            await anyio.sleep(5)
+            assert engine.supervisor.counts().live == 0
+        assert list(dict.fromkeys(call.saga_id for call in again.asked)) == ids
+
+    in_virtual_time(main)
+
+
+def test_a_two_phase_commit_that_rested_comes_in_before_others() -> None:
+    """Their time has come together, and those that are in do not leave: its line has a reserve."""
+    disk = MemoryDisk()
+    rare = RetryPolicy(first_ms=3_600_000, factor=1.0, max_ms=3_600_000, give_up_after_ms=10**8)
+    one = Definition(
+        name="one", steps=(Step(name="a", participant="shop", action="do", retry=rare),)
+    )
+    failed = [Unknown("INTERNAL")]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock, limits = VirtualClock(loop), Limits(live_sagas=1)
+        bank = Bank({(1, EXECUTE): [*failed], (0, EXECUTE): [Done(), *failed * 9]})
+        async with a_runtime(MemoryStore(disk), bank, clock=clock, limits=limits) as engine:
+            await begin(engine, definition=transfer(retry=rare))
+            await anyio.sleep(1)
+            for number in range(9):
+                await begin(engine, f"s-{number}", one)
+                await anyio.sleep(1)
+            assert engine.supervisor.counts().live == 0
+        clock.jump(2 * 3_600_000)
+        bank = Bank({(0, EXECUTE): [None] * 9})
+        async with a_runtime(MemoryStore(disk), bank, clock=clock, limits=limits) as engine:
+            await anyio.sleep(60)
+            assert engine.supervisor.counts().live == 2
+            assert (await the_saga(engine.supervisor)).state is SagaState.COMPLETED
+
+    in_virtual_time(main)
+
+
+def test_a_clock_set_back_while_the_runtime_is_down_does_not_stretch_the_prepare_deadline() -> None:
+    """Others hold locks meanwhile: after the restart it is at most as far away as it ever was."""
+    disk = MemoryDisk()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        async with a_runtime(MemoryStore(disk), HELD_UP["voting"](), clock=clock) as engine:
+            await begin(engine)
+            await anyio.sleep(1)
+        clock.jump(-3_600_000)
+        began_s = loop.time()
+        async with a_runtime(MemoryStore(disk), HELD_UP["voting"](), clock=clock) as engine:
+            view = await engine.supervisor.wait("t-1", 86_400, lambda saga: saga.turn is not None)
+            assert view.saga.decision is CommitDecision.ABORT
+            assert 29 < loop.time() - began_s <= 30
 
     in_virtual_time(main)
 

@@ -145,7 +145,7 @@ async def test_an_unknown_saga_is_aborted(bank: Bank) -> None:
 
 
 async def test_each_round_has_its_own_decision(bank: Bank) -> None:
-    """The first was LOCKED and so aborted; the second is committed; of a third nobody knows."""
+    """The first was LOCKED and so aborted; the second is committed; a third cannot come."""
     locked = iter([True, False])
 
     async def votes(call: amends.Call) -> None:
@@ -162,7 +162,7 @@ async def test_each_round_has_its_own_decision(bank: Bank) -> None:
         saga = await started.result()
         assert (saga.state, saga.round) == (amends.SagaState.COMPLETED, 2)
         found = [await runtime.decision(bank.east.vote, round=number) for number in (1, 2, 3)]
-    assert found == [ABORT, COMMIT, UNKNOWN]
+    assert found == [ABORT, COMMIT, ABORT]
     assert bank.balances == (70, 130)
 
 
@@ -311,8 +311,8 @@ async def test_what_is_confirmed_is_what_was_looked_at(bank: Bank) -> None:
 @pytest.mark.parametrize(
     ("decision", "told"),
     [
-        (CommitDecision.COMMIT, [ABORT, COMMIT, UNKNOWN]),
-        (CommitDecision.ABORT, [ABORT, ABORT, UNKNOWN]),
+        (CommitDecision.COMMIT, [ABORT, COMMIT, ABORT]),
+        (CommitDecision.ABORT, [ABORT, ABORT, ABORT]),
         (None, [NO_TWO_PHASE] * 3),
     ],
 )

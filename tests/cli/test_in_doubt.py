@@ -393,7 +393,7 @@ def test_a_vote_of_no_and_a_further_round(
     assert (saga["state"], saga["decision"]) == ("COMPLETED", "COMMIT")
     assert ask("decision", "locked-1", "--round", "1")["decision"] == "ABORT"
     assert ask("decision", "locked-1")["round"] == saga["round"]
-    assert ask("decision", "locked-1", "--round", "99")["decision"] == "UNKNOWN"
+    assert ask("decision", "locked-1", "--round", "99")["decision"] == "ABORT"  # it has ended
     assert run(["watch", "locked-1"]) == 0
     told = capsys.readouterr().out
     assert "is to be tried again in round 2: from " in told

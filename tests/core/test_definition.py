@@ -118,7 +118,14 @@ REFUSED = {
     ),
     "too many votes at once": (
         votes(*(step(f"s{n}") for n in range(MAX_PARALLEL + 1))),
-        ("steps", "", "up to 65 steps could run at once; at most 64"),
+        ("steps", "", "65 branches; a two-phase commit has at most 64"),
+    ),
+    "too many votes in order": (
+        votes(
+            *(step(f"s{n}") for n in range(MAX_PARALLEL + 1)),
+            two_phase=TwoPhase(ordered=True),
+        ),
+        ("steps", "", "65 branches; a two-phase commit has at most 64, for all are told its"),
     ),
     "deadline, negative": (
         definition(step("a"), deadline_ms=-1),

@@ -155,7 +155,16 @@ ILLEGAL: dict[str, tuple[Plan, Sequence[Record], Record]] = {
         [*COMMITTING, AttemptFailed(5, 0, EXECUTE, 1, 1, TIMING, NO, False, 9)],
         StepStuck(5, 0, COMPENSATE, NO),
     ),
-    "a mark while it is told": (TWO, COMMITTING, StepStuck(5, 0, EXECUTE, NO)),
+    "a mark twice": (
+        TWO,
+        [*COMMITTING, StepStuck(5, 0, EXECUTE, NO)],
+        StepStuck(6, 0, EXECUTE, NO),
+    ),
+    "a mark on what has acknowledged": (
+        TWO,
+        [*COMMITTING, DONE],
+        StepStuck(6, 0, EXECUTE, NO),
+    ),
     "cancelled after COMMIT": (TWO, COMMITTING, CancelRequested(5, "ann", "late")),
     "abandoned after COMMIT": (
         TWO,
@@ -238,12 +247,16 @@ def test_a_message_of_no_kind_is_refused() -> None:
 
 
 def test_what_was_decided_is_known_of_every_round() -> None:
-    """Pending, then the decision; before it ABORT, since a round follows nothing else."""
+    """Pending, then the decision; before it ABORT, since a round follows nothing else.
+
+    What can come no more is ABORT, too.
+    """
     said: dict[str, list[Record]] = {
         "voting": [BEGUN, asked(0)],
         "committed": [*VOTED, COMMITTED],
         "aborted": REFUSED,
         "second round": [*WAS_LOCKED, ROUND],
+        "over": [BEGUN, aborted(None), SagaEnded(9, SagaState.COMPENSATED)],
     }
     found = {}
     for what, history in said.items():
@@ -255,6 +268,7 @@ def test_what_was_decided_is_known_of_every_round() -> None:
         "committed": ["UNKNOWN", "COMMIT", "UNKNOWN", "UNKNOWN"],
         "aborted": ["UNKNOWN", "ABORT", "UNKNOWN", "UNKNOWN"],
         "second round": ["UNKNOWN", "ABORT", "PENDING", "UNKNOWN"],
+        "over": ["UNKNOWN", "ABORT", "ABORT", "ABORT"],
     }
 
 

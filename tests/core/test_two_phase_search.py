@@ -234,7 +234,7 @@ class Search:
             yield False, self._told(place, ("cancel", 0, 0))
         if any(step.stuck_since_ms for step in saga.steps):
             yield False, self._told(place, ("retry", 0, 0))
-        for number in range(len({step.retry_at_ms for step in saga.steps if step.retry_at_ms})):
+        for number in range(len(instants(saga))):
             yield True, self._told(place, ("wake", number, 0))
         is_due = saga.deadline_at_ms > 0 and saga.decision is None
         if is_due:
@@ -364,7 +364,7 @@ class Search:
     def _number(self, saga: Saga, now_ms: int, minutes: Minutes) -> int:
         """The number of this state, of which only the order of instants counts."""
         voting = saga.decision is None
-        times = {step.retry_at_ms for step in saga.steps}
+        times = {*instants(saga)}
         times |= {saga.deadline_at_ms} if voting else set()
         order = {at_ms: rank for rank, at_ms in enumerate(sorted(times - {0}), 1) if at_ms > now_ms}
         cause, culprit = (0, None) if saga.turn is None else (int(saga.turn.cause), saga.turn.step)
@@ -374,6 +374,7 @@ class Search:
                 (step.refused, step.locked, step.prepared_at_ms > 0, number == culprit),
                 (step.failures > 0, min(step.spent_ms, 2), step.stuck_since_ms > 0),
                 order.get(step.retry_at_ms, -1) if step.retry_at_ms else 0,
+                order.get(step.mark_at_ms, -1) if step.mark_at_ms else 0,
             )
             for number, step in enumerate(saga.steps)
         )
@@ -419,7 +420,7 @@ def message_of(known: Known, said: Said) -> tuple[Message, int]:
     if what == "deadline":
         return Wake(saga.deadline_at_ms), max(now_ms, saga.deadline_at_ms)
     if what == "wake":
-        at_ms = sorted({step.retry_at_ms for step in saga.steps if step.retry_at_ms})[number]
+        at_ms = instants(saga)[number]
         return Wake(at_ms), max(now_ms, at_ms)
     step = saga.steps[number]
     if what in {"withdrawn", "breaker"}:
@@ -427,6 +428,12 @@ def message_of(known: Known, said: Said) -> tuple[Message, int]:
         key = {"step": number, "verb": step.verb, "round": step.round, "attempt": step.attempt}
         return NotSent(**key, reason=reason), now_ms  # type: ignore[arg-type]
     return answered(number, step, OUTCOMES[outcome], now_ms), now_ms
+
+
+def instants(saga: Saga) -> list[int]:
+    """When its branches wake up, in order: for an attempt, or to be marked."""
+    times = {step.retry_at_ms for step in saga.steps} | {step.mark_at_ms for step in saga.steps}
+    return sorted(times - {0})
 
 
 def asked_in(effects: tuple[Effect, ...]) -> tuple[int, ...]:

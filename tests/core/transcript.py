@@ -59,6 +59,7 @@ from amends_runtime.core.definition import (
 from amends_runtime.core.effects import (
     CallParticipant,
     Effect,
+    PollNow,
     PollParticipant,
     WakeAt,
     WithdrawCall,
@@ -363,7 +364,9 @@ class Player:
         if isinstance(record, StepStuck):
             return f"{_verb(record.verb)}{name} {record.failure.reason}"
         if isinstance(record, StepExecuted | StepCompensated | StepPrepared):
-            return f"{name}#{_number(record)}{_polls(record.timing.polls)}"
+            failure = record.failure if isinstance(record, StepExecuted) else None
+            left_out = f", its result left out: {failure.reason}" if failure else ""
+            return f"{name}#{_number(record)}{_polls(record.timing.polls)}{left_out}"
         if isinstance(record, StepRejected | VoteRefused):
             return f"{name}#{_number(record)} {record.failure.reason}"
         attempt = f"{_verb(record.verb)}{name}#{_number(record)}"
@@ -384,6 +387,8 @@ class Player:
         attempt = f"{_verb(effect.verb)}{name}#{_number(effect)}"
         if isinstance(effect, PollParticipant):
             return f"poll {attempt} at {_instant(effect.at_ms)}"
+        if isinstance(effect, PollNow):
+            return f"poll {attempt} at once"
         return f"{'withdraw' if isinstance(effect, WithdrawCall) else 'call'} {attempt}"
 
 

@@ -11,8 +11,23 @@ from copy import copy
 import msgspec
 
 from amends_runtime.core.definition import Plan
-from amends_runtime.core.effects import CallParticipant, Effect, PollParticipant, WakeAt
-from amends_runtime.core.messages import Answered, InProgress, Message, Revived, RuntimeRestarted
+from amends_runtime.core.effects import (
+    CallParticipant,
+    Effect,
+    PollNow,
+    PollParticipant,
+    WakeAt,
+)
+from amends_runtime.core.messages import (
+    Answered,
+    InProgress,
+    Message,
+    RetrySaga,
+    Revived,
+    RuntimeRestarted,
+    Wake,
+)
+from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     AttemptFailed,
     AttemptLost,
@@ -56,6 +71,10 @@ def decide_votes(
     check_votes(plan, saga, message, decision)
     again = decide(plan, saga, message, now_ms, epoch)
     rule("the same state and message give the same decision", holds=again == decision)
+    if isinstance(message, Wake):
+        now_ms = max(now_ms, message.due_at_ms)
+        overdue = [one for one in decision.saga.steps if 0 < one.mark_at_ms <= now_ms]
+        rule("what is overdue is marked", holds=not overdue)
     return decision
 
 
@@ -83,7 +102,9 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
     else:
         asked = isinstance(message, Answered) and isinstance(message.outcome, InProgress)
         rule("a poll follows InProgress and nothing else", holds=len(polls) <= asked)
-    new = {one for one in decision.effects if one not in polls}
+    at_once = {one for one in decision.effects if isinstance(one, PollNow)}
+    rule("only a retry asks at once", holds=not at_once or isinstance(message, RetrySaga))
+    new = {one for one in decision.effects if one not in polls | at_once}
     wanted = set(owed(plan, decision.saga))
     known: set[Effect] = set()
     if before is not None and not isinstance(message, RuntimeRestarted):
@@ -94,7 +115,7 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
         wanted |= {one for one in new if isinstance(one, WakeAt)}
     rule(f"effects are what is owed and was not: {new}", holds=new == wanted - known)
     for effect in decision.effects:
-        if isinstance(effect, CallParticipant | PollParticipant):
+        if isinstance(effect, CallParticipant | PollParticipant | PollNow):
             step = decision.saga.steps[effect.step]
             key = (step.verb, step.round, step.attempt)
             rule(
@@ -105,9 +126,9 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
 
 def _check_answers_to_participants(before: Saga | None, after: Saga) -> None:
     """What GetDecision has said once stands."""
-    rule(
-        "a round that has not begun is not known", holds=_said(after, after.round + 1) == "UNKNOWN"
-    )
+    later = _said(after, after.round + 1)
+    rule("a round that has not begun is not known", holds=after.ended or later == "UNKNOWN")
+    rule("a round that never comes is none", holds=not after.ended or later == "ABORT")
     for round_ in range(1, before.round + 1 if before is not None else 1):
         assert before is not None
         said = _said(before, round_)
@@ -148,6 +169,8 @@ class Branch(msgspec.Struct):
     broken: bool = False
     marked: bool = False
     not_before_ms: int = 0
+    told_since_ms: int = 0  # since the decision or the last retry
+    misconfigured: int = 0
 
 
 class Minutes:
@@ -163,6 +186,7 @@ class Minutes:
         self.deadline_at_ms = 0
         self.highest: dict[tuple[int, Verb, int], int] = {}
         self.started: set[tuple[int, Verb, int, int]] = set()
+        self.requests: dict[tuple[int, Verb, int], list[Payload | None]] = {}
 
     def copy(self) -> Minutes:
         """An independent copy, for a history that branches."""
@@ -171,6 +195,7 @@ class Minutes:
         other.decisions = dict(self.decisions)
         other.highest = dict(self.highest)
         other.started = set(self.started)
+        other.requests = dict(self.requests)
         return other
 
     def follow(self, decision: Decision) -> None:
@@ -180,6 +205,8 @@ class Minutes:
         for effect in decision.effects:
             if isinstance(effect, CallParticipant):
                 self._called(effect)
+            if isinstance(effect, CallParticipant | PollParticipant):
+                self._handed(decision.saga, effect)
 
     @property
     def decision(self) -> CommitDecision | None:
@@ -192,6 +219,13 @@ class Minutes:
         if effect.verb is not Verb.PREPARE:
             wanted = COMMIT if effect.verb is Verb.EXECUTE else ABORT
             rule("nobody is told what is not decided", holds=self.decisions[effect.round] is wanted)
+
+    def _handed(self, saga: Saga, effect: CallParticipant | PollParticipant) -> None:
+        handed = [saga.handed(other) for other in self.plan.uses[effect.step]]
+        if effect.verb is Verb.COMPENSATE:
+            handed.append(saga.handed(effect.step))
+        before = self.requests.setdefault((effect.step, effect.verb, effect.round), handed)
+        rule("calls under one key hand over the same", holds=handed == before)
 
     def take(self, record: Record) -> None:
         """Check one record against those before it."""
@@ -212,9 +246,14 @@ class Minutes:
         elif isinstance(record, StepStuck):
             branch = self.branches[record.step]
             rule("only the second phase is marked", holds=record.verb is not Verb.PREPARE)
-            rule("what is marked waits for its next attempt", holds=branch.not_before_ms > 0)
             rule("it is marked once", holds=not branch.marked)
             branch.marked = True
+            policy = self.plan.steps[record.step].retry
+            if record.verb is Verb.COMPENSATE:
+                policy = self.plan.steps[record.step].compensation_retry
+            assert policy is not None
+            is_time = record.at_ms >= branch.told_since_ms + policy.give_up_after_ms
+            rule("a mark has its reason", holds=is_time or branch.misconfigured >= 3)
         elif isinstance(record, StepGivenUp):
             rule("only a vote is given up", holds=self.decision is None)
         else:
@@ -231,6 +270,7 @@ class Minutes:
         self.highest[series] = record.attempt
         self.started.add((*series, record.attempt))
         branch.open = (record.verb, record.round, record.attempt)
+        branch.told_since_ms = branch.told_since_ms or record.at_ms
         if record.verb is Verb.PREPARE:
             rule("no vote is asked for after the decision", holds=self.decision is None)
             rule("a vote is given once", holds=not branch.yes and not branch.refusal)
@@ -259,7 +299,7 @@ class Minutes:
             self.refused = record.cause is TurnCause.REJECTED
         self.decisions[record.round] = record.decision
         for branch in self.branches:
-            branch.not_before_ms = 0
+            branch.not_before_ms = branch.told_since_ms = branch.misconfigured = 0
 
     def _closed(
         self,
@@ -290,6 +330,7 @@ class Minutes:
             branch.marked = False
         elif isinstance(record, AttemptFailed):
             branch.not_before_ms = record.retry_at_ms
+            branch.misconfigured = branch.misconfigured + 1 if record.misconfigured else 0
             branch.may_hold = branch.may_hold or voting
             rule("the second phase gives up nothing", holds=voting or record.retry_at_ms > 0)
         elif isinstance(record, AttemptLost):
@@ -301,9 +342,11 @@ class Minutes:
             self.stopped = True
         elif record.step is not None:
             branch = self.branches[record.step]
-            waits = branch.open is None and not branch.acknowledged and not branch.broken
-            rule("only what waits or is marked is retried", holds=waits or branch.marked)
-            branch.marked, branch.not_before_ms = False, 0
+            left = not branch.acknowledged and not branch.broken
+            asked = branch.open is not None and branch.open[0] is Verb.PREPARE
+            rule("only what waits or is told is retried", holds=left and not asked)
+            branch.marked, branch.not_before_ms, branch.misconfigured = False, 0, 0
+            branch.told_since_ms = 0 if branch.open is None else record.at_ms
 
     def _planned(self, record: RoundPlanned) -> None:
         settings = self.plan.definition.two_phase

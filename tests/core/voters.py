@@ -15,7 +15,7 @@ from amends_runtime.core.records import CommitDecision, Verb
 from amends_runtime.core.saga import Saga
 from amends_runtime.core.two_phase import LOCKED, decision_of
 
-__all__ = ["NO", "VOTES", "Life", "answer", "told"]
+__all__ = ["NO", "RECEIPT", "VOTES", "Life", "answer", "told"]
 
 
 class Life(enum.IntEnum):
@@ -38,6 +38,9 @@ VOTES: Final[dict[Life, Outcome]] = {
 }
 """What a first Prepare can come to."""
 
+RECEIPT: Final = Done(Payload(b"receipt"))
+"""What a commit says of itself, which is something else than its vote said."""
+
 _FENCED: Final = Rejected("fenced")
 
 
@@ -54,7 +57,7 @@ def answer(life: Life, verb: Verb, vote: Life, *, voted: bool) -> tuple[Life, Ou
         return life, VOTES.get(life, _FENCED)
     if verb is Verb.EXECUTE:
         if life in (Life.HOLDS, Life.COMMITTED):
-            return Life.COMMITTED, Done()
+            return Life.COMMITTED, RECEIPT
         fenced = life in (Life.FENCED, Life.ROLLED_BACK)
         return life, _FENCED if fenced else Broken("vote_lost")
     if life is Life.COMMITTED:

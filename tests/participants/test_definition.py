@@ -423,6 +423,23 @@ NO_ORDER = (
             [f"step 'b': after: {NO_ORDER} leave `after` out"],
             id="no order where there is one",
         ),
+        pytest.param(
+            lambda: two_phase(
+                ordered=True,
+                steps=[
+                    amends.StepDefinition(name=f"s{n}", participant="p", action="x")
+                    for n in range(65)
+                ],
+            ),
+            [
+                (
+                    "steps: 65 branches; a two-phase commit has at most 64, for all are told its"
+                    " decision at once, in whatever order they vote: let one participant do more in"
+                    " one branch"
+                )
+            ],
+            id="too many branches",
+        ),
     ],
 )
 def test_what_a_two_phase_commit_cannot_have_is_refused(

@@ -99,6 +99,12 @@ def test_there_is_one_of_each() -> None:
     assert {type(record) for record in ONE_OF_EACH} == set(get_args(Record))
 
 
+def test_a_result_that_was_left_out_comes_back_with_its_reason() -> None:
+    """A commit is recorded without the result that was too large, and with why."""
+    record = StepExecuted(NOW_MS, 1, 1, 1, TIMING, Payload(), FAILURE)
+    assert RECORDS.decode(RECORDS.format, RECORDS.encode((record,)), "s", 1) == (record,)
+
+
 def test_records_come_back_as_they_were() -> None:
     """All kinds in one turn, with payloads of any bytes and text of any language."""
     data = RECORDS.encode(ONE_OF_EACH)

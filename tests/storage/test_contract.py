@@ -18,6 +18,7 @@ from amends_runtime.errors import CommitUnknown, OwnershipLost, StoreError, Vers
 from amends_runtime.ports import (
     AuditEntry,
     LoadedSaga,
+    OpenSaga,
     OperatorWords,
     ParticipantAddress,
     RegisteredDefinition,
@@ -354,6 +355,29 @@ async def test_what_was_before_a_restore_is_believed_once_somebody_confirms_it(
         ]
 
 
+async def test_which_sagas_are_from_before_a_restore_is_known_until_it_is_confirmed(
+    place: Place,
+) -> None:
+    """All that it came with; what starts later is not, also after a restart or the next restore."""
+    async with place.open() as store:
+        assert store.unconfirmed_through_no == 0
+        [saga] = await start(store)
+        assert store.unconfirmed_through_no == 0
+    place.restore()
+    async with place.open() as store:
+        assert store.unconfirmed_through_no == saga.saga_no
+        [later] = await start(store, saga_id="later")
+    async with place.open() as store:
+        assert store.unconfirmed_through_no == saga.saga_no < later.saga_no
+    place.restore()
+    async with place.open() as store:
+        assert store.unconfirmed_through_no == later.saga_no
+        await store.confirm_restore(BY)
+        assert store.unconfirmed_through_no == 0
+    async with place.open() as store:
+        assert store.unconfirmed_through_no == 0
+
+
 async def test_a_confirmation_is_for_one_restore(place: Place) -> None:
     """The next one may have lost what the first had: all that was before is open again."""
     seen = []
@@ -528,7 +552,11 @@ async def test_open_sagas_in_pages(store: AnyStore) -> None:
         played.to_completion()
     begun[1].rejected()  # turns back and, with nothing to undo, ends compensated
     await commit_rest(store, begun)
-    expected = [(p.saga_no, p.saga_id) for p in begun if p.state is SagaState.RUNNING]
+    expected = [
+        OpenSaga(p.saga_no, p.saga_id, PLAN.content_hash)
+        for p in begun
+        if p.state is SagaState.RUNNING
+    ]
     assert len(expected) == 7
     pages, after_no = [], 0
     while page := await store.open_sagas(SagaState.RUNNING, after_no, 3):

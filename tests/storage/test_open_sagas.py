@@ -11,9 +11,9 @@ import pytest
 from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import TRANSITIONS
 from amends_runtime.core.waking import NEVER_MS
-from amends_runtime.ports import LoadedSaga, RestingSaga, SagaFilter, Store
+from amends_runtime.ports import LoadedSaga, OpenSaga, RestingSaga, SagaFilter, Store
 from amends_runtime.storage import open_memory_store, open_sqlite_store
-from tests.storage.samples import start
+from tests.storage.samples import PLAN, start
 
 OPEN = {state for state, following in TRANSITIONS.items() if following}
 
@@ -33,7 +33,7 @@ async def test_every_state_that_is_no_end_is_open(tmp_path: Path, kind: str) -> 
             row = msgspec.structs.replace(rows[saga.saga_no], state=state, version=2)
             await store.commit([msgspec.structs.replace(saga.done(), summary=row)])
         expected = [
-            (saga.saga_no, saga.saga_id)
+            OpenSaga(saga.saga_no, saga.saga_id, PLAN.content_hash)
             for saga, state in zip(sagas, SagaState, strict=True)
             if state in OPEN
         ]
@@ -73,6 +73,7 @@ async def test_what_rests_is_found_by_its_instant_alone(tmp_path: Path, kind: st
         assert [row.saga_no for row in found] == in_order
         assert [row.wake_at_ms for row in found] == [10, 20, 20, 20, 30]
         assert [row.saga_id for row in found[:2]] == [sagas[1].saga_id, sagas[2].saga_id]
+        assert {row.definition_hash for row in found} == {PLAN.content_hash}
         assert await store.resting_sagas(None, 9, 10) == []
         late = await store.resting_sagas(None, 30, 10, 102)
         assert [row.saga_no for row in late] == [numbers[4], numbers[3]]
@@ -81,9 +82,8 @@ async def test_what_rests_is_found_by_its_instant_alone(tmp_path: Path, kind: st
         one_each = {SagaState.COMPENSATING: 1, SagaState.STUCK: 1}
         assert resting.by_state == {SagaState.RUNNING: 4, **one_each}
         assert resting.updated_at_ms == 106
-        assert [row.saga_no for row in await store.open_sagas(SagaState.RUNNING, 0, 10)] == [
-            numbers[5]
-        ]
+        [opened] = await store.open_sagas(SagaState.RUNNING, 0, 10)
+        assert (opened.saga_no, opened.definition_hash) == (numbers[5], PLAN.content_hash)
         loaded = (await store.load([sagas[1].saga_id]))[sagas[1].saga_id]
         assert isinstance(loaded, LoadedSaga)
         assert loaded.wake_at_ms == 10

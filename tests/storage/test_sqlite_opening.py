@@ -7,9 +7,11 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from amends_runtime.errors import StoreError, StoreInUse, StoreUnusable
@@ -372,6 +374,63 @@ async def test_a_file_without_its_lock_file_counts_as_restored(path: Path) -> No
     async with open_sqlite_store(path) as store:
         assert store.restored
         assert store.identity.incarnation != incarnation
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["noted by a commit", "noted in time"])
+async def test_the_last_commit_before_a_quiet_night_is_noted(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quiet: bool,  # noqa: FBT001
+) -> None:
+    """No other commit follows it, and then the power fails: a backup from before it is noticed."""
+    monkeypatch.setattr(sqlite, "NOTE_EVERY_S", 0.0)
+    backup, note = path.with_name("backup"), path.with_name("amends.db.lock")
+    async with open_sqlite_store(path) as store, anyio.create_task_group() as tasks:
+        [saga] = await start(store)
+        execute(path, "VACUUM INTO ?", str(backup))
+        if quiet:
+            store._note_due_s = time.monotonic() + 0.2  # it was noted not long ago
+        tasks.start_soon(store.keep_noted)
+        await store.commit([saga.done()])
+        with anyio.fail_after(30):
+            while b'"seq":2' not in (noted := note.read_bytes()):  # noqa: ASYNC110
+                await anyio.sleep(0.001)  # a file has no event to wait for
+        tasks.cancel_scope.cancel()
+    note.write_bytes(noted)
+    backup.replace(path)
+    async with open_sqlite_store(path) as store:
+        assert store.restored
+
+
+async def test_a_folder_that_was_put_back_counts_as_restored_if_somebody_says_so(
+    path: Path,
+) -> None:
+    """Its lock file came back with it, and tells nothing. Said once, it lasts until a confirmation.
+
+    What was told since the backup was told by the same incarnation, which is believed only then.
+    """
+    async with open_sqlite_store(path) as store:
+        [saga] = await start(store)
+        original = store.identity
+    async with open_sqlite_store(path, restored=True) as store:
+        assert store.restored
+        assert store.unconfirmed_through_no == saga.saga_no
+        assert store.identity.store_id == original.store_id
+        assert store.identity.incarnation != original.incarnation
+        assert not store.believes(original.incarnation)
+        said = store.identity.incarnation
+    async with open_sqlite_store(path) as store:
+        assert store.restored
+        assert store.identity.incarnation == said
+        await store.confirm_restore(OperatorWords("ada", "compared", NOW_MS))
+        assert store.believes(original.incarnation)
+
+
+async def test_what_is_not_there_was_not_restored(path: Path) -> None:
+    """Somebody has mistyped the path: no new database must take its place."""
+    with pytest.raises(StoreUnusable, match="does not exist"):
+        await SqliteStore.open(path, restored=True)
+    assert list(path.parent.iterdir()) == []
 
 
 async def test_another_store_in_its_place_counts_as_restored(path: Path) -> None:

@@ -258,6 +258,18 @@ def test_a_branch_that_does_not_acknowledge_needs_an_operator_and_is_not_stuck()
     assert "cancel" not in str(entry["hint"])
 
 
+def test_a_result_that_was_left_out_is_a_warning() -> None:
+    """Whatever the level; a commit with its result is a detail."""
+    failure = Failure("RESULT_TOO_LARGE", "4 bytes, and 3 are the most")
+    record = StepExecuted(1, 1, 1, 1, Timing(1, 2), Payload(), failure)
+    usual = StepExecuted(1, 1, 1, 1, Timing(1, 2), Payload(b"res"))
+    for in_detail in (False, True):
+        [entry] = logged(record, saga=committing(), in_detail=in_detail)
+        assert (entry["log_level"], entry["event"]) == ("warning", "result_left_out")
+        assert (entry["step"], entry["reason"]) == ("charge", "RESULT_TOO_LARGE")
+        assert len(logged(usual, saga=committing(), in_detail=in_detail)) == in_detail
+
+
 def test_a_mixed_end_is_an_error_whatever_the_level() -> None:
     """It has the decision that not all have followed; any other end is a detail."""
     [entry] = logged(SagaEnded(1, SagaState.MIXED), saga=committing(), in_detail=False)

@@ -799,7 +799,9 @@ class Turn(_message.Message):
     cause: Global___TurnCause.ValueType
     """The kind of cause."""
     step: _builtins.str
-    """The step that caused it; empty for deadline and cancel."""
+    """The step that caused it; empty for cancel. A deadline names one in a two-phase commit alone: the
+    first whose vote was missing.
+    """
     at_ms: _builtins.int
     """When."""
     @_builtins.property
@@ -1273,6 +1275,7 @@ class StepExecuted(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___AttemptKey:
         """Which attempt brought it."""
@@ -1285,16 +1288,21 @@ class StepExecuted(_message.Message):
     def result(self) -> Global___Payload:
         """What the participant answered."""
 
+    @_builtins.property
+    def error(self) -> Global___Error:
+        """Two-phase commit: why the result is not here, if it was too large to be kept."""
+
     def __init__(
         self,
         *,
         key: Global___AttemptKey | None = ...,
         timing: Global___AttemptTiming | None = ...,
         result: Global___Payload | None = ...,
+        error: Global___Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "result", b"result", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "result", b"result", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "result", b"result", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "key", b"key", "result", b"result", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

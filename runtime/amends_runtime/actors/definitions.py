@@ -85,13 +85,9 @@ class Definitions:
             key=lambda registered: (registered.definition.name, registered.version),
         )
 
-    def two_phase(self) -> dict[str, set[str]]:
-        """The two-phase commits: the hashes of the versions that are such, by name."""
-        found: dict[str, set[str]] = {}
-        for content_hash, plan in self._plans.items():
-            if plan.two_phase is not None:
-                found.setdefault(plan.definition.name, set()).add(content_hash)
-        return found
+    def two_phase(self) -> set[str]:
+        """The hashes of those that are two-phase commits."""
+        return {hashed for hashed, plan in self._plans.items() if plan.two_phase is not None}
 
     def is_latest(self, registered: RegisteredDefinition) -> bool:
         """Whether a start that names no version gets this one."""

@@ -3,8 +3,8 @@
 Recovery only names them; each is read as it is by then, so that what a page said is never taken for
 what a saga is. Those that rest are left to the horizon. First come the two-phase commits, whose
 participants keep what others need, with those that compensate, because somebody's money is waiting,
-then the oldest; page by page, each page's arrivals before the next, so that memory is not flooded.
-It is over when all are named and none is awaited.
+and of each the oldest first; page by page, each page's arrivals before the next, so that memory is
+not flooded. It is over when all are named and none is awaited.
 
 How it is paced:
 
@@ -22,7 +22,7 @@ How it is paced:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
 from typing import Final, TypeVar
 
@@ -31,8 +31,9 @@ import msgspec
 import structlog
 
 from amends_runtime.core.records import SagaState
+from amends_runtime.core.waking import NEVER_MS
 from amends_runtime.errors import StoreError
-from amends_runtime.ports import Clock, OpenSaga, SagaFilter, Store
+from amends_runtime.ports import Clock, OpenSaga, RestingSaga, Store
 
 __all__ = ["Recovering", "Recovery"]
 
@@ -64,7 +65,7 @@ class Recovering:
 
     `name` is told a saga's id and whether it comes before others, and says whether it has to
     arrive; then `arrived` is called once it has. `waiting` is how many have been named and not yet
-    read, `two_phase` which definitions are two-phase commits: their hashes, by name.
+    read, `two_phase` the hashes of the definitions that are two-phase commits.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Recovering:
         *,
         name: Callable[[str, bool], bool],
         waiting: Callable[[], int],
-        two_phase: Callable[[], Mapping[str, Collection[str]]],
+        two_phase: Callable[[], Collection[str]],
     ) -> None:
         self._store = store
         self._clock = clock
@@ -91,39 +92,68 @@ class Recovering:
         """Until all are named. A store that cannot be read for a moment is waited for."""
         boundary = self._store.next_saga_no()  # what starts from now on is nobody's to recover
         self._began_s = self._clock.monotonic_s()
-        for name, hashes in self._two_phase().items():
-            await self._name_two_phase(name, hashes, boundary)
+        two_phase = self._two_phase()
+        await self._say_what_is_held_back(two_phase)
+        if two_phase:
+            for state in ORDER:
+                await self._name_all(state, boundary, two_phase)
         for state in ORDER:
             await self._name_all(state, boundary)
         self._all_named = True
         self._note_end()
         _log.info("recovered", sagas=self._sagas + self._awaited)
 
-    async def _name_two_phase(self, name: str, hashes: Collection[str], boundary: int) -> None:
-        where, before_no = SagaFilter(states=ORDER, definition_name=name), boundary
-        while page := await self._read(
-            partial(self._store.list_sagas, where, RECOVERY_PAGE, before_no)
-        ):
-            for row in page:
-                if row.wake_at_ms or row.definition_hash not in hashes:
-                    continue
-                if self._name(row.saga_id, True):  # as those that compensate
-                    self._awaited += 1
-            before_no = page[-1].saga_no
-            await self._wait_for_most()
-
-    async def _name_all(self, state: SagaState, boundary: int) -> None:
-        after_no, page = 0, [OpenSaga(0, "")]
-        while page and after_no < boundary:
-            page = await self._read(partial(self._store.open_sagas, state, after_no, RECOVERY_PAGE))
+    async def _name_all(
+        self, state: SagaState, boundary: int, of: Collection[str] | None = None
+    ) -> None:
+        """All in this state; with `of` those of these definitions, before others."""
+        async for page in self._open(state, boundary):
             for named in page:
-                after_no = named.saga_no
-                is_ours = after_no < boundary
-                if is_ours and self._name(named.saga_id, state is SagaState.COMPENSATING):
+                if of is not None and named.definition_hash not in of:
+                    continue
+                comes_first = of is not None or state is SagaState.COMPENSATING
+                if self._name(named.saga_id, comes_first):
                     self._awaited += 1
-            await self._wait_for_most()
+            await self.wait_for_most()
 
-    async def _wait_for_most(self) -> None:
+    async def _open(self, state: SagaState, boundary: int) -> AsyncIterator[list[OpenSaga]]:
+        after_no = 0
+        while page := await self._read(
+            partial(self._store.open_sagas, state, after_no, RECOVERY_PAGE)
+        ):
+            yield [named for named in page if named.saga_no < boundary]
+            after_no = page[-1].saga_no
+            if after_no >= boundary:
+                return
+
+    async def _say_what_is_held_back(self, two_phase: Collection[str]) -> None:
+        """Those that rest among them, which are not named; see `held_back`."""
+        through_no = self._store.unconfirmed_through_no
+        if not through_no:
+            return
+        sagas = 0
+        for state in ORDER:
+            async for page in self._open(state, through_no + 1):
+                sagas += sum(named.definition_hash in two_phase for named in page)
+        last: RestingSaga | None = None
+        while resting := await self._read(
+            partial(self._store.resting_sagas, last, NEVER_MS, RECOVERY_PAGE)
+        ):
+            sagas += sum(
+                one.definition_hash in two_phase and one.saga_no <= through_no for one in resting
+            )
+            last = resting[-1]
+        _log.warning(
+            "two_phase_commits_held_back",
+            sagas=sagas,
+            incarnation=self._store.identity.incarnation,
+            hint="the store was restored: nothing about them is decided and nobody is told"
+            " anything until an operator has looked (amends in-doubt) and confirmed it"
+            " (amends confirm-restore)",
+        )
+
+    async def wait_for_most(self) -> None:
+        """Until most of what was named has been read."""
         while self._waiting() > RECOVERY_PAGE // 2:  # noqa: ASYNC110  # a pace
             await anyio.sleep(PAUSE_S)
 

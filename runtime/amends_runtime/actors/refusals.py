@@ -17,6 +17,7 @@ __all__ = [
     "other_content",
     "purged",
     "quarantined",
+    "restore_unconfirmed",
     "starting_bytes_full",
     "stopping",
     "too_many_live",
@@ -81,6 +82,18 @@ def quarantined(saga_id: str) -> Unavailable:
     return Unavailable(
         f"saga {saga_id!r} is quarantined after repeated internal errors, which the"
         f" log shows: nothing is lost; amends retry {saga_id} tries it again"
+    )
+
+
+def restore_unconfirmed(saga_id: str, incarnation: str) -> WrongState:
+    """A two-phase commit from before a restore is held back."""
+    return WrongState(
+        "RESTORE_UNCONFIRMED",
+        f"saga {saga_id!r} is a two-phase commit from before its store was restored, and is held"
+        " back: it may have been decided since, and others told. Nothing was done. Compare what its"
+        " participants hold (amends in-doubt), then amends confirm-restore: from then on it goes"
+        " on by itself, and this can be asked for again",
+        {"saga_id": saga_id, "incarnation": incarnation},
     )
 
 

@@ -257,7 +257,7 @@ def _to_compensate(call: Call, plan: Plan, saga: Saga) -> Call:
         call,
         # A yes vote promised the effect, so a participant that has forgotten it must say so.
         executed=state.executed or state.prepared_at_ms > 0,
-        own_result=state.result,
+        own_result=saga.handed(call.step),
         turn=turn,
         turn_step_name=plan.step_names[turn.step] if turn and turn.step is not None else "",
     )
@@ -269,7 +269,7 @@ def _results(plan: Plan, saga: Saga, step: int) -> tuple[tuple[str, Payload], ..
         return ()
     found = []
     for other in uses:
-        result = saga.steps[other].result
+        result = saga.handed(other)
         if result is not None:
             found.append((plan.step_names[other], result))
     return tuple(found)

@@ -6,7 +6,8 @@ in, as an arrival that keeps its messages (`arrivals`); parked, with what memory
 
 A saga that has not ended is told so before anything else when it comes in: Revived, if it was
 parked, for nothing of it was lost; RuntimeRestarted, if it was in memory and is no more, for
-whatever it had in flight is gone. One that has ended answers its messages and leaves.
+whatever it had in flight is gone. One that has ended answers its messages and leaves. A two-phase
+commit of a restored store does not come in before somebody has confirmed it: see `held_back`.
 
 When a saga leaves memory is told in `leaving`, what may come in at all in `admission`.
 """
@@ -28,12 +29,13 @@ from amends_runtime.actors import refusals
 from amends_runtime.actors.admission import Admission
 from amends_runtime.actors.arrivals import Arrival, Arrivals
 from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.held_back import HeldBack
 from amends_runtime.actors.horizon import MAX_NEAR, Horizon
 from amends_runtime.actors.leaving import Leaving
 from amends_runtime.actors.limits import Limits
 from amends_runtime.actors.mailbox import Envelope
 from amends_runtime.actors.parking import Parked, Parking
-from amends_runtime.actors.recovery import Recovering, Recovery
+from amends_runtime.actors.recovery import RECOVERY_PAGE, Recovering, Recovery
 from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
 from amends_runtime.actors.survey import SLICE, Survey, Tally, will_wake
 from amends_runtime.actors.timers import Timers
@@ -41,7 +43,13 @@ from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
 from amends_runtime.core.definition import Plan
-from amends_runtime.core.effects import CallParticipant, PollParticipant, WakeAt, WithdrawCall
+from amends_runtime.core.effects import (
+    CallParticipant,
+    PollNow,
+    PollParticipant,
+    WakeAt,
+    WithdrawCall,
+)
 from amends_runtime.core.messages import (
     AbandonSaga,
     Answered,
@@ -71,6 +79,7 @@ from amends_runtime.ports import (
     Clock,
     LoadedSaga,
     Observer,
+    OperatorWords,
     RestingSaga,
     Store,
     Tombstone,
@@ -170,6 +179,7 @@ class Supervisor:
             unreadable=self._cannot_be_read,
         )
         self._parking = Parking()
+        self._held_back = HeldBack(store)
         self._unreadable: dict[str, str] = {}
         self._began_at_seq = store.head_seq
         self._recovery = Recovering(
@@ -345,6 +355,17 @@ class Supervisor:
         message = AbandonSaga(author=author, reason=reason, force=force, request_id=request_id)
         return _answered(await self._ask(saga_id, message))
 
+    async def confirm_restore(self, words: OperatorWords) -> bool:
+        """Takes a restored store for the truth: what was held back goes on. False: it is believed.
+
+        The same request once more changes nothing and answers True. Raises StoreError: it may have
+        happened, and can be asked for again.
+        """
+        try:
+            return await self._store.confirm_restore(words)
+        finally:  # a failed write may have been written, and the store has been read since
+            self._held_back.note_confirmed()
+
     async def view(self, saga_id: str) -> SagaView:
         """The saga as it is durable. Raises NotFound."""
         actor = self._actors.get(saga_id)
@@ -367,24 +388,29 @@ class Supervisor:
             if actor is not None:
                 if actor.saga is not None and (actor.saga.ended or until(actor.saga)):
                     return actor.view()
-                return await self._wait_for(actor, until, give_up_at - loop.time())
+                waiter = actor.add_waiter(until)
+                return await self._wait_for(saga_id, waiter, give_up_at - loop.time())
             view = await self._read(saga_id)
             if view.saga.ended or until(view.saga):
                 return view
             if loop.time() >= give_up_at:
                 return view
+            if saga_id in self._held_back:
+                waiter = self._held_back.add_waiter(saga_id, until)
+                return await self._wait_for(saga_id, waiter, give_up_at - loop.time())
             await self._ask(saga_id, Wake())  # brings it in, where it can be waited for
 
     # -- waiting for many, without a task for each -------------------------------------------
 
     def waiter_for(self, saga_id: str) -> asyncio.Future[SagaView | None] | None:
-        """A future of a live saga's end; None for one that is not live: `bring_in` it first.
+        """A future of a saga's end that is live, or held back; None: `bring_in` it first.
 
         Whoever no longer waits gives it back to `forget_waiter`.
         """
         actor = self._actors.get(saga_id)
         if actor is None:
-            return None
+            held_back = saga_id in self._held_back
+            return self._held_back.add_waiter(saga_id, ended) if held_back else None
         if actor.saga is None or not actor.saga.ended:
             return actor.add_waiter(ended)
         waiter: asyncio.Future[SagaView | None] = asyncio.get_running_loop().create_future()
@@ -397,8 +423,9 @@ class Supervisor:
         self._remove_waiter(saga_id, waiter)
 
     def bring_in(self, saga_id: str) -> asyncio.Future[Told]:
-        """A future of how a saga stands when it has been read; one that has not ended is live then.
+        """A future of how a saga stands when it has been read.
 
+        One that has not ended is live then, or held back: `waiter_for` has a future of its end.
         Many at once are read together. Raises what `wait` raises, at once or through the future.
         """
         self._check_accepting()
@@ -494,7 +521,7 @@ class Supervisor:
     def _comes_near(self, near: RestingSaga, within_ms: int) -> None:
         """The horizon has come to a parked saga's instant."""
         saga_id = near.saga_id
-        if saga_id in self._actors:
+        if saga_id in self._actors or saga_id in self._held_back:
             return
         arrival = self._arrivals.find(saga_id)
         if arrival is not None:
@@ -502,7 +529,8 @@ class Supervisor:
             # has seen its instant, and does not look at it again.
             arrival.needed = True
             return
-        compensates = near.state is SagaState.COMPENSATING
+        is_two_phase = self._definitions.plan(near.definition_hash).two_phase is not None
+        compensates = is_two_phase or near.state is SagaState.COMPENSATING
         parked = self._parking.bring_near(saga_id, compensates=compensates)
         if parked is not None:
             parked.timers.append(self._timers.set(saga_id, near.wake_at_ms, within_ms))
@@ -546,8 +574,19 @@ class Supervisor:
         await self._arrivals.run()
 
     async def run_recovery(self) -> None:
-        """Brings in what had not ended when the store was opened; see `recovery`."""
+        """Brings in what had not ended when the store was opened; see `recovery`.
+
+        What is held back comes when the store is confirmed, oldest first, and page by page, too.
+        """
         await self._recovery.run()
+        await self._held_back.wait_confirmed()
+        saga_ids = self._held_back.saga_ids
+        _log.info("held_back_go_on", sagas=len(saga_ids))
+        for start in range(0, len(saga_ids), RECOVERY_PAGE):
+            for saga_id in saga_ids[start : start + RECOVERY_PAGE]:
+                if saga_id in self._held_back:  # else somebody's message has brought it in
+                    self._arrivals.of(saga_id, at_leisure=True, compensates=True)
+            await self._recovery.wait_for_most()
 
     async def run_parking(self) -> None:
         """Lets sagas at rest leave and come back; see `horizon`."""
@@ -566,6 +605,7 @@ class Supervisor:
             actor.fail_waiters(error)
         for parked in self._parking.entries():
             parked.fail_waiters(error)
+        self._held_back.fail_waiters(error)
 
     async def wait_idle(self) -> None:
         """Until every message that has come in is decided and durable."""
@@ -619,7 +659,8 @@ class Supervisor:
 
     def _recover(self, saga_id: str, compensates: bool) -> bool:  # noqa: FBT001  # as `_room`
         """Recovery names a saga; whether it is awaited from now on."""
-        if saga_id in self._actors or self._parking.find(saga_id) is not None:
+        is_here = saga_id in self._actors or saga_id in self._held_back
+        if is_here or self._parking.find(saga_id) is not None:
             return False  # it has come in meanwhile
         arrival = self._arrivals.of(saga_id, at_leisure=True, compensates=compensates)
         named_before, arrival.recovering = arrival.recovering, True
@@ -683,6 +724,9 @@ class Supervisor:
         if parked is not None:
             self._timers.forget(parked.timers)
             parked.fail_waiters(error)
+        for _, waiter in self._held_back.take(saga_id) or ():
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def _bring_in(self, loaded: LoadedSaga, arrival: Arrival) -> None:
         plan = self._definitions.plan(loaded.definition_hash)
@@ -691,9 +735,17 @@ class Supervisor:
         actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
         moved = loaded.turns[-1].seq > self._began_at_seq
         actor.restore(saga, loaded.version, loaded.wake_at_ms, has_moved=moved)
+        if self._held_back.is_due(loaded, plan, saga):
+            self._hold_back(actor, arrival)
+            return
         parked = self._parking.take(loaded.saga_id)
+        waited_at_the_door = self._held_back.take(loaded.saga_id)
         if arrival.predecessor is not None:
             self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
+        elif waited_at_the_door is not None:
+            actor.has_moved = True  # it was counted as it is, see `_hold_back`
+            self._parking.came(actor)
+            actor.give_waiters(waited_at_the_door)
         elif not saga.ended and (parked is not None or loaded.wake_at_ms):
             self._parking.came(actor)  # one that has ended went as a live one: its entry is old
         # To be abandoned must not depend on whether the saga can go on. A two-phase commit does go
@@ -710,6 +762,30 @@ class Supervisor:
         self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
             self._leaving.leave(actor)
+
+    def _hold_back(self, actor: SagaActor, arrival: Arrival) -> None:
+        """It was read, and does not come in; see `held_back`. Who asked is told how it stands."""
+        saga_id, saga = actor.saga_id, actor.saga
+        assert saga is not None, "it was read from the store"
+        if self._held_back.keep(saga_id):
+            if actor.kept_wake_ms:
+                self._parking.came(actor)  # it was counted by its row
+            actor.has_moved = True
+            self._parking.went(actor)
+        parked = self._parking.take(saga_id)
+        if parked is not None:  # the horizon had come to it
+            self._timers.forget(parked.timers)
+        now_ms, epoch = self._clock.now_ms(), self._store.identity.epoch
+        for envelope in arrival.envelopes:
+            if isinstance(envelope.message, StartSaga):
+                turn = actor.decide(envelope, now_ms, epoch)
+                assert not turn.decision.records, "a repeated start changes nothing"
+                envelope.tell(Told(turn.decision.answer, actor.view()))
+            elif isinstance(envelope.message, Wake):
+                envelope.tell(Told(None, actor.view()))
+            else:
+                identity = self._store.identity
+                envelope.fail(refusals.restore_unconfirmed(saga_id, identity.incarnation))
 
     def _tell_of_unknown_turn(self, before: SagaActor, loaded: LoadedSaga, saga: Saga) -> None:
         """A commit that was believed to have failed was written: observers hear of it now."""
@@ -783,10 +859,16 @@ class Supervisor:
                 self._outbox.submit(call, saga.started_at_ms)
             elif isinstance(effect, WakeAt):
                 is_deadline = effect.at_ms == saga.deadline_at_ms
-                within_ms = None if is_deadline else actor.plan.longest_wait_ms
+                within_ms = actor.plan.longest_wait_ms
+                if is_deadline:
+                    within_ms = saga.deadline_at_ms - saga.started_at_ms
+                elif any(effect.at_ms == step.mark_at_ms for step in saga.steps):
+                    within_ms = actor.plan.longest_budget_ms
                 actor.keep_timer(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
             elif isinstance(effect, PollParticipant):
                 self._poll(actor, saga, effect)
+            elif isinstance(effect, PollNow):
+                self._ask_now(actor, saga, effect.step)
             else:
                 if any(poll.step == effect.step for poll in actor.polls):
                     self._ask_again(actor, NEVER_MS)  # the lane knows how to withdraw a poll
@@ -814,6 +896,19 @@ class Supervisor:
             # It was on the wire when the saga turned back, and could not be withdrawn then.
             key = (poll.step, poll.verb, poll.round, poll.attempt)
             self._outbox.withdraw(call.participant, actor.saga_id, WithdrawCall(*key))
+
+    def _ask_now(self, actor: SagaActor, saga: Saga, step: int) -> None:
+        """Somebody wants to know: a poll that waits for its time is the lane's matter at once.
+
+        One that is the lane's already is asked within seconds.
+        """
+        waiting = [poll for poll in actor.polls if poll.step == step]
+        actor.polls = tuple(poll for poll in actor.polls if poll.step != step)
+        for poll in waiting:
+            now = msgspec.structs.replace(poll, at_ms=self._clock.now_ms())
+            self._outbox.poll(
+                call_for(actor.plan, saga, now, self._tracing), saga.started_at_ms, now
+            )
 
     def _ask_again(self, actor: SagaActor, due_at_ms: int) -> None:
         """The time of these polls has come: their lanes have them from now on."""
@@ -862,23 +957,23 @@ class Supervisor:
         return SagaView(plan, saga, found.version)
 
     async def _wait_for(
-        self, actor: SagaActor, until: Callable[[Saga], bool], timeout_s: float
+        self, saga_id: str, waiter: asyncio.Future[SagaView | None], timeout_s: float
     ) -> SagaView:
-        waiter = actor.add_waiter(until)
         # Half of what `asyncio.wait` with a time-out costs: 8 µs against 15.
         timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s), _end_wait, waiter)
         try:
             view = await waiter
         finally:
             timer.cancel()
-            self._remove_waiter(actor.saga_id, waiter)
-        return view if view is not None else await self.view(actor.saga_id)
+            self._remove_waiter(saga_id, waiter)
+        return view if view is not None else await self.view(saga_id)
 
     def _remove_waiter(self, saga_id: str, waiter: asyncio.Future[Any]) -> None:
         """The other side has left, wherever the saga is by now."""
         actor, parked = self._actors.get(saga_id), self._parking.find(saga_id)
         if actor is not None:
             actor.remove_waiter(waiter)
+        self._held_back.remove_waiter(saga_id, waiter)
         arrival = self._arrivals.find(saga_id)
         if parked is not None:
             parked.remove_waiter(waiter)

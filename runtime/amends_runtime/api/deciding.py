@@ -9,7 +9,8 @@ believe:
         or from an incarnation that is none of ours UNKNOWN
     an id that this store has never had             ABORT: what is not recorded was not committed
     a saga that is no two-phase commit              UNSPECIFIED
-    a round that this history does not have (yet)   UNKNOWN
+    a round that this history does not have yet     UNKNOWN
+    one that it cannot have any more, for it ended  ABORT
     an earlier round                                ABORT: no round follows a commit
     the running round                               PENDING, COMMIT or ABORT
     a purged saga                                   as it was, by its tombstone
@@ -67,4 +68,4 @@ def _as_it_is(saga: Saga, round_: int) -> CommitDecision | None:
 def _as_it_was(tombstone: Tombstone, round_: int) -> CommitDecision | None:
     if tombstone.decision is None or round_ == tombstone.round:
         return tombstone.decision
-    return CommitDecision.ABORT if round_ < tombstone.round else CommitDecision.UNKNOWN
+    return CommitDecision.ABORT

@@ -292,7 +292,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
                 {"incarnation": here},
             )
         words = OperatorWords(author, reason, self._clock.now_ms(), request_id)
-        confirmed = await self._store.confirm_restore(words)
+        confirmed = await self._supervisor.confirm_restore(words)
         if confirmed:
             _log.warning("restore_confirmed", incarnation=here, author=author)
         return operator_pb2.ConfirmRestoreResponse(confirmed=confirmed)

@@ -78,6 +78,7 @@ async def in_doubt(
     from amends_runtime.cli.client import connect
     from amends_runtime.cli.doubt_views import print_doubts
     from amends_runtime.cli.doubts import Wanted, find_doubts
+    from amends_runtime.cli.held_back import note_held_back
 
     before_ms = None
     if older_than is not None:
@@ -92,7 +93,8 @@ async def in_doubt(
             found = await find_doubts(client, wanted)
         else:
             found = await _of_one(client, saga_id)
-    print_doubts(found, common, limit=limit)
+        print_doubts(found, common, limit=limit)
+        await note_held_back(client, common)
 
 
 async def _of_one(client: amends.Client, saga_id: str) -> Doubts:

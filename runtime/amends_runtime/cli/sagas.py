@@ -147,11 +147,14 @@ async def get(saga_id: SagaId, /, *, payloads: Flag = False, common: Common = CO
         Also show the contents of input and results.
     """
     from amends_runtime.cli.client import connect
+    from amends_runtime.cli.held_back import note_held_back
     from amends_runtime.cli.saga_views import print_saga
 
     async with connect(common) as client:
         saga = await client.get(saga_id)
-    print_saga(saga, common, payloads=payloads)
+        print_saga(saga, common, payloads=payloads)
+        if saga.decision is not None and not saga.ended:
+            await note_held_back(client, common)
 
 
 async def list_(

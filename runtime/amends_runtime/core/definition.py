@@ -284,6 +284,14 @@ def _two_phase_violations(definition: Definition) -> Iterator[Violation]:
             "",
             f"{normal.two_phase.locked_retries} is out of range: 0 to {MAX_LOCKED_RETRIES}",
         )
+    if len(definition.steps) > MAX_PARALLEL:
+        yield Violation(
+            "steps",
+            "",
+            f"{len(definition.steps)} branches; a two-phase commit has at most {MAX_PARALLEL}, for"
+            " all are told its decision at once, in whatever order they vote: let one participant"
+            " do more in one branch",
+        )
     for number, (step, drawn) in enumerate(zip(definition.steps, normal.steps, strict=True)):
         if step.kind is not Kind.COMPENSATABLE:
             yield Violation(
@@ -402,7 +410,8 @@ def _graph_violations(definition: Definition) -> Iterator[Violation]:
                     f"step {_shown(step.name)} uses {_shown(other)} but does not come after it:"
                     f" add {_shown(other)} to its `after`",
                 )
-    width = _width(steps) if len(steps) > MAX_PARALLEL else 0
+    is_wide = definition.mode is Mode.SAGA and len(steps) > MAX_PARALLEL
+    width = _width(steps) if is_wide else 0  # of branches there are no more, and it is said above
     if width > MAX_PARALLEL:
         yield Violation(
             "steps",
@@ -591,6 +600,7 @@ class Plan:
     two_phase                  the settings of a two-phase commit; None: the mode is SAGA
     longest_wait_ms            what a step may have to wait for its next attempt: a backoff, or the
                                time-out of one that was lost
+    longest_budget_ms          the longest that a step is tried or told, by its policies
     """
 
     __slots__ = (
@@ -598,6 +608,7 @@ class Plan:
         "definition",
         "dependents",
         "descendants",
+        "longest_budget_ms",
         "longest_wait_ms",
         "number_of",
         "participants",
@@ -621,6 +632,7 @@ class Plan:
         self.participants = tuple(sorted({step.participant for step in steps}))
         self.number_of = {step.name: number for number, step in enumerate(steps)}
         self.longest_wait_ms = max(map(_longest_wait_ms, steps))
+        self.longest_budget_ms = max(map(_longest_budget_ms, steps))
         self.pivot = next((n for n, step in enumerate(steps) if step.kind is Kind.PIVOT), None)
         waits_for = [
             tuple(sorted({self.number_of[name] for name in names}))
@@ -648,3 +660,8 @@ class Plan:
 def _longest_wait_ms(step: Step) -> int:
     policies = (step.retry, step.compensation_retry)
     return max(step.timeout_ms, *(policy.max_ms for policy in policies if policy is not None))
+
+
+def _longest_budget_ms(step: Step) -> int:
+    policies = (step.retry, step.compensation_retry)
+    return max(policy.give_up_after_ms for policy in policies if policy is not None)

@@ -10,7 +10,7 @@ import msgspec
 
 from amends_runtime.core.records import Verb
 
-__all__ = ["CallParticipant", "Effect", "PollParticipant", "WakeAt", "WithdrawCall"]
+__all__ = ["CallParticipant", "Effect", "PollNow", "PollParticipant", "WakeAt", "WithdrawCall"]
 
 
 class CallParticipant(msgspec.Struct, frozen=True, gc=False):
@@ -40,6 +40,15 @@ class PollParticipant(msgspec.Struct, frozen=True, gc=False):
     sent_us: int = 0
 
 
+class PollNow(msgspec.Struct, frozen=True, gc=False):
+    """Ask this attempt at once, if it is in progress and was to be asked again much later."""
+
+    step: int
+    verb: Verb
+    round: int
+    attempt: int
+
+
 class WithdrawCall(msgspec.Struct, frozen=True, gc=False):
     """Take this attempt out of its lane if it was never sent; the lane then answers with NotSent.
 
@@ -59,4 +68,4 @@ class WakeAt(msgspec.Struct, frozen=True, gc=False):
     at_ms: int
 
 
-Effect = CallParticipant | PollParticipant | WithdrawCall | WakeAt
+Effect = CallParticipant | PollParticipant | PollNow | WithdrawCall | WakeAt

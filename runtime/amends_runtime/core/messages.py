@@ -6,13 +6,17 @@ refused by name (`IllegalMessage`) or is a no-op whose reason stands at the rule
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from amends_runtime.core.effects import PollParticipant
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import Verb
+from amends_runtime.core.records import Failure, Verb
 
 __all__ = [
+    "BREAKER_OPEN",
+    "NO_PARTICIPANT",
     "AbandonSaga",
     "Answered",
     "Broken",
@@ -33,10 +37,22 @@ __all__ = [
 ]
 
 
+BREAKER_OPEN: Final = "BREAKER_OPEN"
+"""A vote was not asked for: the participant's calls have been failing."""
+
+NO_PARTICIPANT: Final = "NO_PARTICIPANT"
+"""A vote was not asked for: the participant is not registered."""
+
+
 class Done(msgspec.Struct, frozen=True, gc=False):
-    """It took effect, now or at an earlier attempt."""
+    """It took effect, now or at an earlier attempt.
+
+    `left_out` says why the result of a commit is not here, if it was too large to be taken in: it
+    is committed all the same.
+    """
 
     result: Payload = Payload()
+    left_out: Failure | None = None
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
@@ -118,7 +134,8 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class NotSent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An attempt was taken out of its lane before it was sent.
 
-    `reason` says why, where it was not withdrawn: BREAKER_OPEN for a vote that is not to wait.
+    `reason` says why, where it was not withdrawn: BREAKER_OPEN or NO_PARTICIPANT, for a vote, which
+    is not to wait.
     """
 
     step: int

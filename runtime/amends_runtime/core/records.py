@@ -147,7 +147,10 @@ class AttemptStarted(_Record, frozen=True, array_like=True, gc=False, tag=2):
 
 
 class StepExecuted(_Record, frozen=True, array_like=True, gc=False, tag=3):
-    """Done(result): the step took effect."""
+    """Done(result): the step took effect.
+
+    `failure` says why the result of a commit is not here, if it was too large to be kept.
+    """
 
     verb: ClassVar[Verb] = Verb.EXECUTE
 
@@ -156,6 +159,7 @@ class StepExecuted(_Record, frozen=True, array_like=True, gc=False, tag=3):
     attempt: int
     timing: Timing
     result: Payload
+    failure: Failure | None = None
 
 
 class StepRejected(_Record, frozen=True, array_like=True, gc=False, tag=4):
@@ -243,7 +247,10 @@ class CancelRequested(_Record, frozen=True, array_like=True, gc=False, tag=11):
 
 
 class SagaTurnedBack(_Record, frozen=True, array_like=True, gc=False, tag=12):
-    """No new forward step starts from here on. `step` is None for deadline and cancellation."""
+    """No new forward step starts from here on. `step` is None for a cancellation.
+
+    A deadline names a step only in a two-phase commit: the first one whose vote is missing.
+    """
 
     cause: TurnCause
     step: int | None

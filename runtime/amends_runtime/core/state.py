@@ -66,7 +66,9 @@ class StepState(msgspec.Struct, frozen=True, gc=False):
     began_at_ms       when the first attempt began, of this verb, round and operator's retry
     running_until_ms  until when a lost attempt to execute may still be running; 0: none may
     prepared_at_ms    when it voted yes; 0: it has not, in this round
+    vote              what that yes brought; `result` shows what its commit says instead, if it does
     stuck_since_ms    since when an operator should look; in a two-phase commit attempts go on
+    mark_at_ms        when an operator should, of a branch that is told a decision; 0: not by time
     """
 
     status: StepStatus = StepStatus.PENDING
@@ -89,6 +91,8 @@ class StepState(msgspec.Struct, frozen=True, gc=False):
     began_at_ms: int = 0
     prepared_at_ms: int = 0
     locked: bool = False
+    vote: Payload | None = None
+    mark_at_ms: int = 0
 
 
 class Saga(msgspec.Struct, frozen=True, gc=False):
@@ -144,6 +148,15 @@ class Saga(msgspec.Struct, frozen=True, gc=False):
             if step.status is _STUCK and not self._is_moving():
                 return SagaState.STUCK
         return _RUNNING if self.phase is _FORWARD else SagaState.COMPENSATING
+
+    def handed(self, number: int) -> Payload | None:
+        """What others, and its own compensation, are handed of this step; None: nothing.
+
+        The same in every call under one key: a participant refuses one whose content has changed.
+        So of a branch it is what it voted with, whatever it says when it commits.
+        """
+        step = self.steps[number]
+        return step.vote if self.round else step.result
 
     def _is_moving(self) -> bool:
         return any(step.open or step.retry_at_ms > 0 for step in self.steps)

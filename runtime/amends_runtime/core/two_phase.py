@@ -20,17 +20,20 @@ The rules. Those of attempts (1, 2, 8, 9 of `saga`) are the same.
    by the first no: a refusal; an outcome that stays unknown after the retries; a breaker that is
    open; a contract that a participant cannot keep; the deadline, which runs from the start through
    everything; or somebody who cancels or abandons. There is one decision in a round, and no
-   decision record means ABORT.
+   decision record means ABORT. A participant that three times in a row answers what a retry won't
+   mend is such a contract, however quickly it does: others hold locks for this vote.
 3. The attempts of the second phase are records of the decision's own turn, or of later ones:
    nobody is told what is not durable. They go to all branches at once, and none waits for another.
 4. After ABORT a vote that was never sent is withdrawn, and one on the wire is awaited. One that may
    have been cast, because its outcome is unknown or it was lost with its runtime, is rolled back
    like a yes: Compensate fences the branch, so that a late Prepare votes no. A clear no holds
    nothing, and is told nothing.
-5. The second phase gives up nothing. Its waits are capped; a branch that has used up its budget, or
-   has answered for a minute what a retry won't mend, is marked for an operator (StepStuck), and its
-   attempts go on. So is one whose participant is not there when its breaker probes it, once it has
-   been told for longer than the budget: a probe costs no retry, but locks are held meanwhile.
+5. The second phase gives up nothing. Its waits are capped; a branch that has not acknowledged what
+   it has been told for as long as its budget, or has answered for a minute what a retry won't mend,
+   is marked for an operator (StepStuck), and its attempts go on. The budget is a matter of time,
+   and of nothing else: whether it is asked, refused, in progress or waits in its lane, others'
+   locks are held meanwhile. What passed while no runtime was there is no mark yet: it is told once
+   more before.
 6. A vote is a promise. In the second phase Broken, a commit that is Rejected, or a Heuristic
    outcome contrary to the decision breaks it: the branch is BROKEN, at once and for good, the
    others are told all the same, and the end is MIXED. A Heuristic outcome that agrees with the
@@ -41,8 +44,9 @@ The rules. Those of attempts (1, 2, 8, 9 of `saga`) are the same.
    random wait, if that is over before the deadline: under new keys, for the fence of the old ones
    stands.
 8. Nothing is silent: one that has not ended has an open attempt or a wake-up.
-9. A retry by an operator makes what waits for its next attempt due, and forgets the mark, also of
-   a branch whose attempt is under way.
+9. A retry by an operator makes what waits for its next attempt due. A branch that is told the
+   decision loses its mark and has a fresh budget, also where its attempt is under way; one that is
+   in progress there is asked at once.
 10. It ends COMPLETED when all are EXECUTED, COMPENSATED when nothing is held any more, and MIXED if
     any is BROKEN. Cancelling and abandoning are possible before the decision, and abort it; after
     ABORT they keep another round from following, and for the rest nothing is skipped and nothing is
@@ -62,6 +66,7 @@ import msgspec
 
 from amends_runtime.core.attempts import (
     IN_PROGRESS,
+    MISCONFIGURED_ATTEMPTS,
     PROGRESS_LIMIT_MS,
     exhausted,
     failed,
@@ -82,8 +87,9 @@ from amends_runtime.core.attempts import (
 )
 from amends_runtime.core.backoff import backoff_ms
 from amends_runtime.core.definition import Plan, RetryPolicy
-from amends_runtime.core.effects import CallParticipant, Effect, WakeAt, WithdrawCall
+from amends_runtime.core.effects import CallParticipant, Effect, PollNow, WakeAt, WithdrawCall
 from amends_runtime.core.messages import (
+    NO_PARTICIPANT,
     AbandonSaga,
     Answered,
     Broken,
@@ -137,6 +143,9 @@ __all__ = ["LOCKED", "TRANSITIONS", "decide", "decision_of", "evolve", "is_held"
 LOCKED: Final = "LOCKED"
 """The reason of a vote whose participant would have had to wait for a lock."""
 
+UNACKNOWLEDGED: Final = "UNACKNOWLEDGED"
+"""The reason of a mark on a branch of which no failure is known: it has not answered."""
+
 _PREPARE: Final = Verb.PREPARE  # bound once: see `saga`
 _EXECUTE: Final = Verb.EXECUTE
 _COMPENSATE: Final = Verb.COMPENSATE
@@ -170,8 +179,11 @@ TRANSITIONS: dict[SagaState, tuple[SagaState, ...]] = {
 def decision_of(saga: Saga, round_: int) -> CommitDecision:
     """What was decided in a round, of a durable state: what GetDecision answers with.
 
-    A round that this history does not have is UNKNOWN: another history asked for that vote.
+    A round that this history does not have is UNKNOWN: another history asked for that vote. Once
+    the saga has ended it is ABORT: that round cannot come any more, so nothing will commit it.
     """
+    if round_ > saga.round and saga.ended:
+        return _ABORT
     if not 1 <= round_ <= saga.round:
         return CommitDecision.UNKNOWN
     if round_ < saga.round:
@@ -347,7 +359,10 @@ def _on_retry(turn: _Turn, message: RetrySaga) -> None:
         turn.answer = Answer.NOTHING_STUCK
         return
     for number in found:
+        step = saga.steps[number]
         turn.record(_operated(turn, message, OperatorAction.RETRY, number, saga.round))
+        if step.open:
+            turn.extra.append(PollNow(number, step.verb, step.round, step.attempt))
     if not found:
         turn.record(_operated(turn, message, OperatorAction.RETRY))
     turn.answer = Answer.RETRIED
@@ -373,7 +388,7 @@ def _on_not_sent(turn: _Turn, message: NotSent) -> None:
     if message.reason and step.verb is _PREPARE and turn.saga.decision is None:
         participant = turn.plan.steps[message.step].participant
         failing = "its calls have been failing"
-        because = "it is not registered" if message.reason == "NO_PARTICIPANT" else failing
+        because = "it is not registered" if message.reason == NO_PARTICIPANT else failing
         why = f"participant {participant} is not asked for votes: {because}"
         _abort(turn, TurnCause.GAVE_UP, message.step, Failure(message.reason, why))
     _advance(turn)
@@ -446,7 +461,7 @@ def _vote_unknown(turn: _Turn, message: Answered, outcome: Unknown) -> None:
     used_up = exhausted(
         turn.plan, step, message, outcome, wait_ms=wait_ms, budget_ms=policy.give_up_after_ms
     )
-    lasting = is_misconfigured(step, message, outcome)
+    lasting = outcome.misconfigured and step.misconfigured + 1 >= MISCONFIGURED_ATTEMPTS
     is_last = message.probe or used_up or lasting
     turn.record(
         failed(
@@ -481,12 +496,7 @@ def _acknowledged(
         if message.verb is _COMPENSATE:
             turn.record(StepCompensated(now_ms, *attempt))
         else:
-            # It is committed, whatever it says of it: a result that is too large is left out. What
-            # the vote brought makes room for it.
-            vote = turn.saga.steps[number].result or Payload()
-            room = _replace(turn.saga, payload_bytes=turn.saga.payload_bytes - len(vote.data))
-            fits = too_large(room, outcome.result) is None
-            turn.record(StepExecuted(now_ms, *attempt, outcome.result if fits else Payload()))
+            turn.record(_committed(turn, message, outcome))
     elif isinstance(outcome, Unknown):
         _repeat(turn, message, outcome)
     else:
@@ -509,20 +519,24 @@ def _acknowledged(
         )
 
 
+def _committed(turn: _Turn, message: Answered, outcome: Done) -> StepExecuted:
+    """It is committed, whatever it says of it: what is too large is left out, and that is said."""
+    failure = outcome.left_out
+    oversize = too_large(turn.saga, outcome.result)
+    if oversize is not None:
+        failure = Failure(oversize.reason, oversize.message)
+    attempt = (message.step, message.round, message.attempt, timing_of(message))
+    return StepExecuted(turn.now_ms, *attempt, Payload() if failure else outcome.result, failure)
+
+
 def _repeat(turn: _Turn, message: Answered, outcome: Unknown) -> None:
     """Tells the branch again, for as long as it takes; see rule 5."""
     number, step = message.step, turn.saga.steps[message.step]
-    policy = _phase_2_policy(turn.plan, number, message.verb)
     failure = Failure(outcome.reason, outcome.message)
-    budget_ms = policy.give_up_after_ms
-    if message.probe:
-        wait_ms = 0  # its lane paces it
-        needs_operator = turn.now_ms - step.began_at_ms > budget_ms
-    else:
+    wait_ms = 0  # of a probe: its lane paces it
+    if not message.probe:
+        policy = _phase_2_policy(turn.plan, number, message.verb)
         wait_ms = _wait_ms(turn, policy, message, step)
-        needs_operator = is_misconfigured(step, message, outcome) or exhausted(
-            turn.plan, step, message, outcome, wait_ms=wait_ms, budget_ms=budget_ms
-        )
     turn.record(
         failed(
             turn.now_ms,
@@ -532,7 +546,8 @@ def _repeat(turn: _Turn, message: Answered, outcome: Unknown) -> None:
             retry_at_ms=turn.now_ms + wait_ms,
         )
     )
-    if needs_operator and not step.stuck_since_ms:
+    lasting = not message.probe and is_misconfigured(step, message, outcome)
+    if lasting and not step.stuck_since_ms:
         turn.record(StepStuck(turn.now_ms, number, message.verb, failure))
 
 
@@ -573,14 +588,28 @@ def _advance(turn: _Turn) -> None:
     if saga.ended:
         return
     if saga.decision is None and 0 < saga.deadline_at_ms <= turn.now_ms:
-        message = "the prepare deadline has passed before all had voted"
-        _abort(turn, TurnCause.DEADLINE, None, Failure("DEADLINE", message))
+        _abort(turn, TurnCause.DEADLINE, *_vote_missing(turn.plan, saga))
     elif saga.decision is None and _all_prepared(saga):
         turn.record(DecisionMade(turn.now_ms, _COMMIT, saga.round))
     if turn.saga.decision is None:
         _ask_for_votes(turn)
     else:
         _tell_decision(turn, _EXECUTE if turn.saga.decision is _COMMIT else _COMPENSATE)
+
+
+def _vote_missing(plan: Plan, saga: Saga) -> tuple[int | None, Failure]:
+    """Whose vote the deadline found missing, the first in the list, and what is known of it."""
+    message = "the prepare deadline has passed before all had voted"
+    for number, step in enumerate(saga.steps):
+        late = step.prepared_at_ms >= saga.deadline_at_ms
+        if step.status is StepStatus.PREPARED and not late:
+            continue
+        name = plan.step_names[number]
+        message += f": {name} voted too late" if late else f": {name} has not"
+        if not late and step.failure is not None:
+            message += f"; its last failure is {step.failure.reason}: {step.failure.message}"
+        return number, Failure("DEADLINE", message)
+    return None, Failure("DEADLINE", message)  # a clock was set back in between
 
 
 def _all_prepared(saga: Saga) -> bool:
@@ -603,6 +632,8 @@ def _is_next(plan: Plan, saga: Saga, number: int) -> bool:
 
 
 def _tell_decision(turn: _Turn, verb: Verb) -> None:
+    if not turn.fresh:  # what passed while no runtime was there, is told once more first
+        _mark_overdue(turn, verb)
     left = False
     for number, step in enumerate(turn.saga.steps):
         if step.open or is_held(step):
@@ -611,6 +642,19 @@ def _tell_decision(turn: _Turn, verb: Verb) -> None:
                 _start_attempt(turn, number, verb)
     if not left:
         _finish(turn)
+
+
+def _mark_overdue(turn: _Turn, verb: Verb) -> None:
+    """Marks what has been told for as long as its budget, under way or not; see rule 5."""
+    for number, step in enumerate(turn.saga.steps):
+        if 0 < step.mark_at_ms <= turn.now_ms:
+            failure = step.failure if step.failures or step.prepared_at_ms else None
+            if failure is None:
+                what = "commit" if verb is _EXECUTE else "roll back"
+                budget_s = _phase_2_policy(turn.plan, number, verb).give_up_after_ms / 1000
+                message = f"told to {what} for {budget_s:g} s, and nothing is known of it"
+                failure = Failure(UNACKNOWLEDGED, message)
+            turn.record(StepStuck(turn.now_ms, number, verb, failure))
 
 
 def _start_attempt(turn: _Turn, number: int, verb: Verb) -> None:
@@ -672,6 +716,9 @@ def owed(_: Plan, saga: Saga) -> list[Effect]:
         elif step.retry_at_ms and step.retry_at_ms not in instants:  # a round's is all branches'
             instants.add(step.retry_at_ms)
             effects.append(WakeAt(step.retry_at_ms))
+        if step.mark_at_ms and step.mark_at_ms not in instants:  # and so is a decision's
+            instants.add(step.mark_at_ms)
+            effects.append(WakeAt(step.mark_at_ms))
     if saga.deadline_at_ms and saga.decision is None and saga.deadline_at_ms not in instants:
         effects.append(WakeAt(saga.deadline_at_ms))
     return effects
@@ -724,7 +771,9 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
     if not due:
         raise illegal(saga, record)
     if step.verb is not record.verb:
-        step = _replace(step, failures=0, spent_ms=0, misconfigured=0)
+        # What a vote failed with before it was a yes says nothing of what it is told now.
+        failure = None if step.prepared_at_ms else step.failure
+        step = _replace(step, failures=0, spent_ms=0, misconfigured=0, failure=failure)
     step = _replace(
         step,
         status=_UNDER_WAY[record.verb],
@@ -734,8 +783,24 @@ def _evolve_attempt_started(plan: Plan, saga: Saga, record: AttemptStarted) -> S
         open=True,
         retry_at_ms=0,
         began_at_ms=step.began_at_ms if goes_on and step.began_at_ms else record.at_ms,
+        mark_at_ms=_mark_at_ms(plan, step, record, goes_on=goes_on),
     )
     return with_step(saga, record, step)
+
+
+def _mark_at_ms(plan: Plan, step: StepState, record: AttemptStarted, *, goes_on: bool) -> int:
+    """When this branch is to be marked: once it has been told for its budget.
+
+    A mark that is overdue when an attempt begins was kept by no runtime: it waits for that attempt.
+    """
+    if record.verb is _PREPARE or (goes_on and step.stuck_since_ms):
+        return 0
+    budget_ms = _phase_2_policy(plan, record.step, record.verb).give_up_after_ms
+    if not goes_on or not step.mark_at_ms:
+        return record.at_ms + budget_ms
+    if record.at_ms < step.mark_at_ms:
+        return step.mark_at_ms
+    return record.at_ms + min(plan.steps[record.step].timeout_ms, budget_ms)
 
 
 _ASKABLE: Final = frozenset((StepStatus.PENDING, StepStatus.PREPARING))
@@ -753,6 +818,7 @@ def _evolve_prepared(_: Plan, saga: Saga, record: StepPrepared) -> Saga:
         status=StepStatus.PREPARED,
         open=False,
         result=record.result,
+        vote=record.result,
         prepared_at_ms=record.at_ms,
     )
     saga = _replace(saga, payload_bytes=saga.payload_bytes + len(record.result.data))
@@ -804,24 +870,28 @@ def _vote_over(step: StepState) -> StepState:
 
 def _evolve_executed(_: Plan, saga: Saga, record: StepExecuted) -> Saga:
     step = step_ending(saga, record)
-    had = len(step.result.data) if step.result is not None else 0
     step = _replace(
         step,
         status=StepStatus.EXECUTED,
         open=False,
         executed=True,
-        # What a vote brought stays, unless the commit has something to say.
+        # What a vote brought is shown, unless the commit has something to say.
         result=record.result if record.result.data else step.result,
+        failure=record.failure or step.failure,
         stuck_since_ms=0,
+        mark_at_ms=0,
     )
-    brought = len(record.result.data) - had if record.result.data else 0
-    saga = _replace(saga, payload_bytes=saga.payload_bytes + brought)
+    saga = _replace(saga, payload_bytes=saga.payload_bytes + len(record.result.data))
     return with_step(saga, record, step)
 
 
 def _evolve_compensated(_: Plan, saga: Saga, record: StepCompensated) -> Saga:
     step = _replace(
-        step_ending(saga, record), status=StepStatus.COMPENSATED, open=False, stuck_since_ms=0
+        step_ending(saga, record),
+        status=StepStatus.COMPENSATED,
+        open=False,
+        stuck_since_ms=0,
+        mark_at_ms=0,
     )
     return with_step(saga, record, step)
 
@@ -842,6 +912,7 @@ def _evolve_heuristic(_: Plan, saga: Saga, record: HeuristicReported) -> Saga:
         executed=bool(record.committed),
         failure=record.failure,
         stuck_since_ms=0,
+        mark_at_ms=0,
     )
     return with_step(saga, record, step)
 
@@ -893,10 +964,10 @@ def _evolve_given_up(_: Plan, saga: Saga, record: StepGivenUp) -> Saga:
 
 
 def _evolve_stuck(_: Plan, saga: Saga, record: StepStuck) -> Saga:
-    step = step_without_attempt(saga, record)
-    if step.verb is not record.verb or step.status not in _TOLD:
+    step = saga.steps[record.step]  # its attempt may be under way
+    if step.verb is not record.verb or step.status not in _TOLD or step.stuck_since_ms:
         raise illegal(saga, record)
-    step = _replace(step, failure=record.failure, stuck_since_ms=record.at_ms)
+    step = _replace(step, failure=record.failure, stuck_since_ms=record.at_ms, mark_at_ms=0)
     return with_step(saga, record, step)
 
 
@@ -909,7 +980,7 @@ def _evolve_cancel_requested(_: Plan, saga: Saga, record: CancelRequested) -> Sa
     return _replace(saga, cancel_requested=True, updated_at_ms=record.at_ms)
 
 
-def _evolve_operated(_: Plan, saga: Saga, record: OperatorActed) -> Saga:
+def _evolve_operated(plan: Plan, saga: Saga, record: OperatorActed) -> Saga:
     number, steps = record.step, saga.steps
     abandons = record.action is OperatorAction.ABANDON
     if abandons and saga.decision is _COMMIT:
@@ -917,7 +988,7 @@ def _evolve_operated(_: Plan, saga: Saga, record: OperatorActed) -> Saga:
     if record.action is OperatorAction.RETRY and number is not None:
         if not _can_be_retried(steps[number]):
             raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(RETRY)")
-        steps = steps_with(saga, number, _step_retried(steps[number], record.at_ms))
+        steps = steps_with(saga, number, _step_retried(plan, number, steps[number], record.at_ms))
     return _replace(
         saga,
         steps=steps,
@@ -928,12 +999,15 @@ def _evolve_operated(_: Plan, saga: Saga, record: OperatorActed) -> Saga:
 
 
 def _can_be_retried(step: StepState) -> bool:
-    """Whether it waits for its next attempt, or is marked."""
-    return step.stuck_since_ms > 0 or (not step.open and step.retry_at_ms > 0)
+    """Whether it waits for its next attempt, or is told the decision."""
+    return step.status in _TOLD or (not step.open and step.retry_at_ms > 0)
 
 
-def _step_retried(step: StepState, at_ms: int) -> StepState:
+def _step_retried(plan: Plan, number: int, step: StepState, at_ms: int) -> StepState:
     """A branch with a fresh budget: its attempt is due, if none is under way."""
+    mark_at_ms = 0  # its next attempt says it
+    if step.open:
+        mark_at_ms = at_ms + _phase_2_policy(plan, number, step.verb).give_up_after_ms
     return _replace(
         step,
         failures=0,
@@ -942,6 +1016,7 @@ def _step_retried(step: StepState, at_ms: int) -> StepState:
         retry_at_ms=0 if step.open else at_ms,
         stuck_since_ms=0,
         began_at_ms=at_ms if step.open else 0,
+        mark_at_ms=mark_at_ms,
     )
 
 

@@ -8,9 +8,9 @@ person's word, and all three stand in its history. So it needs no memory, only a
    whoever counts what is stuck has to find them in memory.
 3. Nor does one in which nothing is stuck and nothing waits: no correct history comes to that, and
    in memory it is counted as one that nothing wakes.
-4. A two-phase commit rests until its next attempt, its next round or its prepare deadline. Nothing
-   in it is ever stuck for good: a branch that needs an operator is told again by itself, and the
-   saga's state shows the mark, also in its row.
+4. A two-phase commit rests until its next attempt, its next round, its prepare deadline or the
+   instant at which a branch is to be marked. Nothing in it is ever stuck for good: a branch that
+   needs an operator is told again by itself, and the saga's state shows the mark, also in its row.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def rests_until_ms(saga: Saga, aside: Collection[int] = ()) -> int:
         until_ms = saga.deadline_at_ms
     stuck = waits = False
     for number, step in enumerate(saga.steps):
+        if step.mark_at_ms:
+            until_ms = min(until_ms, step.mark_at_ms)
         if step.open:
             if number not in aside:
                 return 0

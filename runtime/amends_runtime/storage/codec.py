@@ -58,7 +58,7 @@ def new_kinds(turn: list[Any]) -> list[Any]:
     return turn
 
 
-# 3 to 4: two-phase commits.
+# 3 to 4: two-phase commits; and a result that is left out says why, which none was before.
 UPCASTS: tuple[Upcast, ...] = (_probe, _timing_in_full, new_kinds)
 
 

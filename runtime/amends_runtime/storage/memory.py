@@ -64,6 +64,7 @@ class MemoryDisk:
         self.incarnation = str(uuid.uuid4())
         self.earlier_incarnations: set[str] = set()
         self.restored = False
+        self.restored_through_no = 0
         self.epoch = 0
         self.seq = 0
         self.history: dict[int, list[StoredTurn]] = {}
@@ -82,6 +83,7 @@ class MemoryDisk:
         self.earlier_incarnations.add(self.incarnation)
         self.incarnation = str(uuid.uuid4())
         self.restored = True
+        self.restored_through_no = max(self.history, default=0)
 
     def fail_next_commit(self, *, written: bool, reopens: bool = True) -> None:
         """The next commit raises CommitUnknown, and has or has not been written.
@@ -130,6 +132,10 @@ class MemoryStore:
     @property
     def restored(self) -> bool:
         return self.disk.restored
+
+    @property
+    def unconfirmed_through_no(self) -> int:
+        return self.disk.restored_through_no if self.disk.restored else 0
 
     def believes(self, incarnation: str) -> bool:
         if incarnation == self._identity.incarnation:
@@ -200,6 +206,10 @@ class MemoryStore:
         """Returns never. Raises StoreError once it was planned to fail and not to reopen itself."""
         await self._lost.wait()
         raise StoreError("the store could not be reopened after a failed commit, as planned")
+
+    async def keep_noted(self) -> None:
+        """Returns never. Nothing stands beside a memory: `mark_restored` says what a note would."""
+        await anyio.sleep_forever()
 
     async def put_participant(
         self, name: str, address: str, words: OperatorWords, *, tls: bool = False
@@ -323,7 +333,7 @@ class MemoryStore:
     async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
         await self._check_readable()
         found = sorted(
-            OpenSaga(row.saga_no, row.saga_id)
+            OpenSaga(row.saga_no, row.saga_id, row.definition_hash)
             for row in self._open_rows()
             if row.state is state and not row.wake_at_ms and row.saga_no > after_no
         )
@@ -338,7 +348,7 @@ class MemoryStore:
     ) -> list[RestingSaga]:
         await self._check_readable()
         found = sorted(
-            RestingSaga(row.wake_at_ms, row.state, row.saga_no, row.saga_id)
+            RestingSaga(row.wake_at_ms, row.state, row.saga_no, row.saga_id, row.definition_hash)
             for row in self._open_rows()
             if 0 < row.wake_at_ms <= until_ms and row.updated_at_ms > updated_after_ms
         )

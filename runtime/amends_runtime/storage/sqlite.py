@@ -102,9 +102,11 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def open_sqlite_store(path: str | os.PathLike[str]) -> AsyncIterator[SqliteStore]:
+async def open_sqlite_store(
+    path: str | os.PathLike[str], *, restored: bool = False
+) -> AsyncIterator[SqliteStore]:
     """Opens the store for the length of a block; see `SqliteStore.open`."""
-    store = await SqliteStore.open(path)
+    store = await SqliteStore.open(path, restored=restored)
     try:
         yield store
     finally:
@@ -135,24 +137,32 @@ class SqliteStore:
         self._definitions: dict[int, RegisteredDefinition] = {}
         self._definition_nos: dict[str, int] = {}
         self._note_due_s = 0.0  # when the lock file is told again how far the history goes
+        self._noted_seq = 0  # what it was told last
         self.restored = False
+        self._restored_through_no = 0  # the last saga from before a restore
         self._earlier: frozenset[str] = frozenset()  # incarnations, before it was restored
         self._lost = anyio.Event()
 
     @classmethod
     async def open(
-        cls, path: str | os.PathLike[str], *, codec: RecordCodec = RECORDS
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        codec: RecordCodec = RECORDS,
+        restored: bool = False,
     ) -> SqliteStore:
         """Takes the file over, making it if it does not exist, and begins the next epoch.
 
-        Raises StoreInUse where another runtime has it, StoreUnusable where it cannot be used; both
-        in one line that says what to do. A file that is refused is left as it is.
+        `restored`: somebody knows that it came from a backup together with its lock file, which
+        then cannot tell; such a file must exist. Raises StoreInUse where another runtime has it,
+        StoreUnusable where it cannot be used; both in one line that says what to do. A file that is
+        refused is left as it is.
         """
         database = usable_path(path)
         ownership = Ownership.take(database)
         store = cls(database, ownership, codec)
         try:
-            await to_the_end(store._begin())
+            await to_the_end(store._begin(by_hand=restored))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await store._disconnect()
@@ -282,7 +292,7 @@ class SqliteStore:
             raise self._unknown(error) from error
         self._seq += len(transitions)
         self._note_move()
-        if time.monotonic() >= self._note_due_s:
+        if time.monotonic() >= self._note_due_s:  # else `keep_noted` will, also if no other follows
             await anyio.to_thread.run_sync(self._note_position)
         await self._watch_log(writer)
 
@@ -293,19 +303,15 @@ class SqliteStore:
         durable does not fail for it.
         """
         self._note_due_s = time.monotonic() + NOTE_EVERY_S
-        identity = self._identity
+        identity, seq = self._identity, self._seq
         try:
             self._ownership.write(
-                LockNote(
-                    os.getpid(),
-                    identity.store_id,
-                    identity.incarnation,
-                    identity.epoch,
-                    self._seq,
-                )
+                LockNote(os.getpid(), identity.store_id, identity.incarnation, identity.epoch, seq)
             )
         except StoreUnusable as error:
             _log.error("position_not_noted", path=str(self._path), error=str(error))
+        else:
+            self._noted_seq = seq
 
     def _packed(self, transitions: Sequence[Transition]) -> list[Sequence[Any]]:
         """The parameters of `append`, once for each `MAX_TURNS` transitions."""
@@ -550,7 +556,10 @@ class SqliteStore:
 
     async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
         parameters = {"state": int(state), "after_no": after_no, "limit": limit}
-        return [OpenSaga(*row) for row in await self._read("open_sagas", parameters)]
+        return [
+            OpenSaga(saga_no, saga_id, self._definitions[definition_no].content_hash)
+            for saga_no, saga_id, definition_no in await self._read("open_sagas", parameters)
+        ]
 
     async def resting_sagas(
         self,
@@ -568,8 +577,16 @@ class SqliteStore:
             "limit": limit,
         }
         return [
-            RestingSaga(wake_at_ms, SagaState(state), saga_no, saga_id)
-            for wake_at_ms, state, saga_no, saga_id in await self._read("resting_sagas", parameters)
+            RestingSaga(
+                wake_at_ms,
+                SagaState(state),
+                saga_no,
+                saga_id,
+                self._definitions[definition_no].content_hash,
+            )
+            for wake_at_ms, state, saga_no, saga_id, definition_no in await self._read(
+                "resting_sagas", parameters
+            )
         ]
 
     async def count_resting(self) -> Resting:
@@ -637,6 +654,10 @@ class SqliteStore:
                 "audit", {"limit": limit}
             )
         ]
+
+    @property
+    def unconfirmed_through_no(self) -> int:
+        return self._restored_through_no if self.restored else 0
 
     def believes(self, incarnation: str) -> bool:
         if incarnation == self._identity.incarnation:
@@ -822,20 +843,40 @@ class SqliteStore:
         await self._lost.wait()
         raise StoreError(f"{self._path} could not be reopened after a failed commit")
 
+    async def keep_noted(self) -> None:
+        """Returns never. The lock file's note is at most `NOTE_EVERY_S` behind the last commit.
+
+        A commit notes by itself, but only where the last note is that old; the last one before a
+        quiet night, and a power cut, would be missed.
+        """
+        while True:
+            await self.wait_beyond(self._noted_seq)
+            await anyio.sleep(max(0.0, self._note_due_s - time.monotonic()))
+            async with self._write_lock:
+                if self._writer is not None and self._seq > self._noted_seq:
+                    await to_the_end(anyio.to_thread.run_sync(self._note_position))
+
     async def close(self) -> None:
         async with self._write_lock:
             await to_the_end(self._close())
 
-    async def _begin(self) -> None:
-        """The first opening: what the file is, its schema, its epoch."""
+    async def _begin(self, *, by_hand: bool) -> None:
+        """The first opening: what the file is, its schema, its epoch.
+
+        `by_hand`: it was restored, as somebody says.
+        """
         existed = self._path.exists()
+        if by_hand and not existed:
+            raise StoreUnusable(
+                f"{self._path} does not exist, so it was not restored: is the path right?"
+            )
         try:
             writer = self._writer = await open_writer(self._path)
             version = await schema_version(writer, self._path)
             await configure_writer(writer, self._path)
             await self._empty_log(writer)
             await migrate(writer, version)
-            await self._take_epoch(writer)
+            await self._take_epoch(writer, by_hand=by_hand)
             await self._make_ready(writer)
         except (sqlite3.Error, StoreError) as error:
             raise explained(self._path, error) from error
@@ -859,19 +900,21 @@ class SqliteStore:
                 " checkpointed: close that first"
             )
 
-    async def _take_epoch(self, writer: aiosqlite.Connection) -> None:
+    async def _take_epoch(self, writer: aiosqlite.Connection, *, by_hand: bool) -> None:
         """Begins the next epoch, in the database and beside it, and finds out about a restore.
 
         The lock file knows what was last open here. Another store or incarnation, an earlier epoch,
-        or a history that ends before what it has seen on the disk: the file is a copy.
+        or a history that ends before what it has seen on the disk: the file is a copy. Where the
+        lock file came back with it, only somebody can tell (`by_hand`).
         """
         if not list(await writer.execute_fetchall(_SQL["identity"])):
             await self._make_identity(writer)
-        store_id, incarnation, _, epoch = await self._read_identity(writer)
+        store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
         beside = self._ownership.before
-        [(seq, _)] = await writer.execute_fetchall(_SQL["highest_numbers"])
+        [(seq, saga_no)] = await writer.execute_fetchall(_SQL["highest_numbers"])
         if (
-            beside is not None
+            not by_hand
+            and beside is not None
             and (beside.store_id, beside.incarnation) == (store_id, incarnation)
             and beside.epoch <= epoch
             and beside.seq <= seq
@@ -881,7 +924,9 @@ class SqliteStore:
             _log.warning(
                 "store_restored",
                 path=str(self._path),
-                why="its lock file does not know it: it came from a backup or from elsewhere",
+                why="somebody says so: it was started with --restored"
+                if by_hand
+                else "its lock file does not know it: it came from a backup or from elsewhere",
                 lock_file=str(self._ownership.path),
                 store_id=store_id,
                 epoch=epoch,
@@ -895,14 +940,16 @@ class SqliteStore:
                 "incarnation": str(uuid.uuid4()),
                 "incarnation_beside": beside.incarnation if beside and same_store else None,
                 "epoch_beside": beside.epoch if beside and same_store else 0,
+                "saga_no": saga_no,
             }
             await writer.execute_fetchall("BEGIN IMMEDIATE")
             await writer.execute_fetchall(_SQL["keep_incarnations"], parameters)
             await writer.execute_fetchall(_SQL["mark_restored"], parameters)
             await writer.execute_fetchall("COMMIT")
-        store_id, incarnation, _, epoch = await self._read_identity(writer)
+        store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
         self._identity = StoreIdentity(store_id, incarnation, epoch)
         self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch, seq))
+        self._noted_seq = seq
         self._note_due_s = time.monotonic() + NOTE_EVERY_S
 
     async def _make_identity(self, writer: aiosqlite.Connection) -> None:
@@ -921,14 +968,14 @@ class SqliteStore:
         }
         await writer.execute_fetchall(_SQL["create_meta"], parameters)
 
-    async def _read_identity(self, writer: aiosqlite.Connection) -> tuple[str, str, int, int]:
+    async def _read_identity(self, writer: aiosqlite.Connection) -> tuple[str, str, int, int, int]:
         rows = list(await writer.execute_fetchall(_SQL["identity"]))
         if not rows:
             raise StoreUnusable(
                 f"{self._path} has sagas and does not say which store it is: restore a backup"
             )
-        store_id, incarnation, restored, epoch = rows[0]
-        return store_id, incarnation, restored, epoch
+        store_id, incarnation, restored, epoch, through_no = rows[0]
+        return store_id, incarnation, restored, epoch, through_no
 
     async def _make_ready(self, writer: aiosqlite.Connection) -> None:
         """What every connection to the file begins with, at the first opening and later."""
@@ -940,8 +987,9 @@ class SqliteStore:
         self._note_move()  # a commit whose outcome was unknown may have happened
         self._saga_no = max(self._saga_no, rows[0][1])
         await self._read_definitions(writer)
-        _, _, restored, _ = await self._read_identity(writer)
+        _, _, restored, _, through_no = await self._read_identity(writer)
         self.restored = bool(restored)
+        self._restored_through_no = through_no
         rows = list(await writer.execute_fetchall(_SQL["earlier_incarnations"]))
         self._earlier = frozenset(row[0] for row in rows)
         self._readers = await Readers.open(self._path)
@@ -975,7 +1023,7 @@ class SqliteStore:
                 raise StoreUnusable(f"{self._path} is empty: it was removed or replaced")
             await configure_writer(writer, self._path)
             await self._empty_log(writer)
-            store_id, incarnation, _, epoch = await self._read_identity(writer)
+            store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
             if StoreIdentity(store_id, incarnation, epoch) != self._identity:
                 raise OwnershipLost(
                     f"{self._path} is at epoch {epoch} of store {store_id}, and this runtime at"

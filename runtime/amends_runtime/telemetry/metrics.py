@@ -26,6 +26,7 @@ import msgspec
 
 from amends_runtime.core.breaker import BreakerState
 from amends_runtime.core.definition import Plan
+from amends_runtime.core.messages import BREAKER_OPEN, NO_PARTICIPANT
 from amends_runtime.core.records import (
     AttemptFailed,
     AttemptLost,
@@ -718,8 +719,8 @@ class Metrics:
 _OfTwoPhase = DecisionMade | RoundPlanned | HeuristicReported | StepStuck
 _OF_TWO_PHASE: Final = (DecisionMade, RoundPlanned, HeuristicReported, StepStuck)
 
-_NOT_ASKED: Final = frozenset(("BREAKER_OPEN", "NO_PARTICIPANT"))
-"""Reasons of a lane that did not ask for a vote; see `dispatch.lanes`."""
+_NOT_ASKED: Final = frozenset((BREAKER_OPEN, NO_PARTICIPANT))
+"""Reasons of a lane that did not ask for a vote."""
 
 _Definite = (
     type[StepExecuted]

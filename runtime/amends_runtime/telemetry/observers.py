@@ -188,8 +188,18 @@ def _ended(saga: Saga, record: SagaEnded) -> _Line:
     return DEBUG, "saga_ended", {"state": record.state.name}
 
 
-def _executed(saga: Saga, record: StepExecuted) -> _Line:
+def _executed(saga: Saga, record: StepExecuted) -> _Line | None:
+    if record.failure is not None:
+        return _left_out(saga, record)
     return DEBUG, "step_executed", _answered(record)
+
+
+def _left_out(saga: Saga, record: StepExecuted) -> _Line | None:
+    if record.failure is None:
+        return None
+    hint = f"it is committed; amends get {saga.saga_id} shows how large its result was"
+    fields: _Fields = {**_answered(record), "reason": record.failure.reason, "hint": hint}
+    return WARNING, "result_left_out", fields
 
 
 def _rejected(saga: Saga, record: StepRejected) -> _Line:
@@ -241,6 +251,7 @@ _ALWAYS: Final[_Lines] = {
     CancelRequested: _cancel_requested,
     OperatorActed: _operated,
     HeuristicReported: _heuristic,
+    StepExecuted: _left_out,
     SagaEnded: _mixed,
 }
 _IN_DETAIL: Final[_Lines] = {

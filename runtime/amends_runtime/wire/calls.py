@@ -14,7 +14,7 @@ from amends_runtime.core.messages import (
     Rejected,
     Unknown,
 )
-from amends_runtime.core.records import Verb
+from amends_runtime.core.records import Failure, Verb
 from amends_runtime.core.saga import PROGRESS_LIMIT_MS
 from amends_runtime.ports import Call, StoreIdentity
 from amends_runtime.wire.nouns import VERBS_OUT, turn_to_proto
@@ -139,8 +139,9 @@ def outcome_from_proto(
     """What a participant says of an attempt of `verb`. Never fails: nonsense is an unknown outcome.
 
     Foreign texts are cut to the limits above and rid of control characters, for they end up in
-    histories, logs and terminals. A result of Compensate has no reader and is dropped; so is one of
-    a commit that is too large: it is committed, and would be said again for ever.
+    histories, logs and terminals. A result of Compensate has no reader and is dropped. One of a
+    commit that is too large is left out, and that is said: it is committed, and would be said again
+    for ever.
     """
     kind = message.WhichOneof("outcome")
     if kind == "done":
@@ -148,7 +149,9 @@ def outcome_from_proto(
             return Done()
         done = _done(message.done.result, max_result_bytes)
         is_commit = two_phase and verb is Verb.EXECUTE
-        return Done() if is_commit and isinstance(done, Unknown) else done
+        if is_commit and isinstance(done, Unknown):
+            return Done(left_out=Failure(done.reason, done.message))
+        return done
     if kind == "rejected":
         return Rejected(_reason(message.rejected.reason), _message(message.rejected.message))
     if kind == "in_progress":

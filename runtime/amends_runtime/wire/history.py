@@ -60,6 +60,7 @@ def record_to_proto(plan: Plan, seq: int, version: int, record: Record) -> types
                     key=_key(plan, record, Verb.EXECUTE),
                     timing=_timing_to_proto(record.timing),
                     result=payload_to_proto(record.result),
+                    error=None if record.failure is None else failure_to_proto(record.failure),
                 )
             )
         case StepRejected():

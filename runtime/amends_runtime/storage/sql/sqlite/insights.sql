@@ -12,7 +12,7 @@ ORDER BY wanted.id, h.version;
 -- name: open_sagas
 -- A page of those in one state that have not ended and do not rest, lowest number first. Without the hint SQLite takes
 -- the index by state, which has those that rest among them.
-SELECT s.saga_no, s.saga_id
+SELECT s.saga_no, s.saga_id, s.definition_no
 FROM sagas AS s INDEXED BY sagas_open
 WHERE s.state IN (1, 2, 3) AND s.wake_at_ms = 0 AND s.state = :state AND s.saga_no > :after_no
 ORDER BY s.saga_no
@@ -21,7 +21,7 @@ LIMIT :limit;
 -- name: resting_sagas
 -- A page of those that rest at most until an instant, earliest first. The first page begins after the instant 0, which
 -- those have that do not rest; a condition of its own for that would be where SQLite begins to read, page by page.
-SELECT s.wake_at_ms, s.state, s.saga_no, s.saga_id
+SELECT s.wake_at_ms, s.state, s.saga_no, s.saga_id, s.definition_no
 FROM sagas AS s INDEXED BY sagas_open
 WHERE
     s.state IN (1, 2, 3) AND s.wake_at_ms <= :until_ms

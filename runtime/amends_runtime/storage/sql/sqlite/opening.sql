@@ -9,8 +9,8 @@ SELECT 1, :store_id, :incarnation, 0, :now_ms
 WHERE NOT EXISTS (SELECT 1 FROM history);
 
 -- name: identity
--- Which store this is.
-SELECT store_id, incarnation, restored, epoch FROM meta;
+-- Which store this is. The last is 0 unless it was restored and nobody has confirmed that.
+SELECT store_id, incarnation, restored, epoch, iif (restored, restored_through_no, 0) FROM meta;
 
 -- name: take_ownership
 -- The next epoch: from this commit on every earlier owner's writes are refused.
@@ -26,8 +26,11 @@ SELECT :incarnation_beside WHERE :incarnation_beside IS NOT NULL
 ON CONFLICT DO NOTHING;
 
 -- name: mark_restored
--- And the next epoch, of a new incarnation; it says that it is restored until an operator confirms.
-UPDATE meta SET epoch = max(epoch, :epoch_beside) + 1, incarnation = :incarnation, restored = 1;
+-- And the next epoch, of a new incarnation; it says that it is restored until an operator confirms, and which sagas
+-- are from before that.
+UPDATE meta SET
+    epoch = max(epoch, :epoch_beside) + 1, incarnation = :incarnation, restored = 1,
+    restored_through_no = :saga_no;
 
 -- name: earlier_incarnations
 -- What this store was before it was restored.

@@ -8,3 +8,6 @@ ALTER TABLE tombstones ADD COLUMN round INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE earlier_incarnations (
     incarnation       TEXT    PRIMARY KEY NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- The last saga that a restored store brought with it. Two-phase commits up to it wait until somebody has confirmed it.
+ALTER TABLE meta ADD COLUMN restored_through_no INTEGER NOT NULL DEFAULT 0;

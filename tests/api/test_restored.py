@@ -1,0 +1,161 @@
+"""A database that was put back: until somebody confirms it, what it would decide is told nobody.
+
+The runtime is a process of its own, as an operator starts it; the participants are real.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+import pytest
+from anyio import to_thread
+
+import amends
+from tests.api.bank import TRANSFER, Bank, open_bank
+from tests.cli.conftest import Served
+from tests.cli.conftest import amends as command
+
+
+async def away(call: amends.Call) -> None:
+    """Nobody is there."""
+    raise ConnectionError
+
+
+class Runtime:
+    """A runtime's process over the bank's database, for the length of a block."""
+
+    def __init__(self, bank: Bank, *arguments: str) -> None:
+        participants = [
+            f"--participant={name}={one.address}" for name, one in bank.config.participants.items()
+        ]
+        self._bank = bank
+        self._arguments = ("--listen=127.0.0.1:0", "--log-format=json", *participants, *arguments)
+
+    async def __aenter__(self) -> Self:
+        folder = self._bank.database.parent
+        self._served = Served(*self._arguments, cwd=folder)
+        self.address: str = (await self.logs("amends is up"))["address"]
+        return self
+
+    async def logs(self, event: str) -> dict[str, Any]:
+        """The next line about an event."""
+        return await to_thread.run_sync(self._served.wait_for, event)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._bank.let_go()
+        await to_thread.run_sync(self._end)
+
+    def _end(self) -> None:
+        """In order: then the lock file knows all that was committed."""
+        assert self._served.process.stdin is not None
+        self._served.process.stdin.close()
+        try:
+            assert self._served.wait_ended() == 0
+        finally:
+            self._served.close()
+
+    async def asks(self, *words: str) -> str:
+        """What a command says, on whichever stream."""
+        done = await to_thread.run_sync(lambda: command(*words, f"--target={self.address}"))
+        return done.stdout + done.stderr
+
+
+def put_back(backup: Path, database: Path) -> None:
+    """In place of the database and its log. The lock file stays, as it is to."""
+    for suffix in ("-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    shutil.copy(backup, database)
+
+
+async def half_committed(bank: Bank, backup: Path) -> None:
+    """Backed up while votes are collected; then east commits, and west is away for its turn."""
+    voting = bank.west.hang(amends.Verb.PREPARE)
+    async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+        await client.register(TRANSFER)
+        await client.start("transfer", b"30", saga_id="t-1", deadline_s=3_600)
+        await voting.begun.wait()
+        with (
+            closing(sqlite3.connect(bank.database)) as source,
+            closing(sqlite3.connect(backup)) as copy,
+        ):
+            source.backup(copy)
+        bank.west.says[amends.Verb.EXECUTE] = away
+        voting.let_go.set()
+        while (await client.get("t-1")).steps[0].state is not amends.StepState.EXECUTED:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    assert (bank.balances, bank.west.holds) == ((70, 100), 1)
+
+
+async def test_a_database_that_was_put_back_tells_nobody_anything_until_it_is_confirmed(
+    tmp_path: Path,
+) -> None:
+    """What is under way in it stands still, is shown, and cannot be moved; new transfers run.
+
+    Then an operator confirms it, after a restart that changed nothing, and it goes on to its end.
+    """
+    backup = tmp_path / "backup"
+    async with open_bank(tmp_path) as bank:
+        await half_committed(bank, backup)
+        put_back(backup, bank.database)
+        bank.west.says.clear()
+        for _ in range(2):
+            async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+                assert "held back" in await runtime.asks("runtime")
+                for shown in (await runtime.asks("in-doubt"), await runtime.asks("get", "t-1")):
+                    assert "t-1" in shown
+                    assert "held back" in shown
+                before = await client.get("t-1")
+                with pytest.raises(amends.WrongState) as raised:
+                    await client.cancel("t-1", author="ann", reason="it takes so long")
+                assert raised.value.reason == "RESTORE_UNCONFIRMED"
+                retried = await runtime.asks("retry", "t-1", "--reason=now")
+                assert "confirm-restore" in retried
+                new = await client.start("transfer", b"10")
+                assert (await new.result()).state is amends.SagaState.COMPLETED
+                after = await client.get("t-1")
+                assert (after.state, after.version) == (amends.SagaState.RUNNING, before.version)
+                assert after.decision is amends.Decision.PENDING
+        assert (bank.balances, bank.west.holds) == ((50, 120), 1)
+
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            assert (await runtime.logs("two_phase_commits_held_back"))["sagas"] == 1
+            said = await runtime.asks("confirm-restore", "--yes", "--reason=compared")
+            assert "is confirmed" in said
+            assert (await client.wait("t-1", timeout_s=60)).state is amends.SagaState.COMPLETED
+        assert (bank.balances, bank.holds) == ((50, 150), 0)
+
+
+async def test_a_folder_that_was_put_back_says_nothing_if_it_is_started_as_restored(
+    tmp_path: Path,
+) -> None:
+    """Its lock file came back with it: who puts it back has to say so, once."""
+    async with open_bank(tmp_path) as bank:
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            await client.register(TRANSFER)
+        snapshot = tmp_path / "snapshot"
+        snapshot.mkdir()
+        files = [*bank.database.parent.glob("amends.db*")]
+        for file in files:
+            shutil.copy(file, snapshot)
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            transfer = await client.start("transfer", b"30", saga_id="t-1")
+            assert (await transfer.result()).state is amends.SagaState.COMPLETED
+        for file in bank.database.parent.glob("amends.db*"):
+            file.unlink()
+        for file in snapshot.iterdir():
+            shutil.copy(file, bank.database.parent)
+        vote = bank.west.vote
+        for arguments in (["--restored"], []):
+            async with (
+                Runtime(bank, *arguments) as runtime,
+                amends.Client(runtime.address) as client,
+            ):
+                told = await client.get_decision(
+                    "t-1", 1, store_id=vote.store_id, incarnation=vote.incarnation
+                )
+                assert told is amends.Decision.UNKNOWN
