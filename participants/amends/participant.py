@@ -322,6 +322,7 @@ class Participant:
             return
         by_verb = {verb: {r.action for r in self._registrations if r.verb is verb} for verb in Verb}
         executed, compensated = by_verb[Verb.EXECUTE], by_verb[Verb.COMPENSATE]
+        prepared = by_verb[Verb.PREPARE]
         for r in self._registrations:
             if r.verb is not Verb.EXECUTE:
                 if r.action not in executed:
@@ -332,6 +333,12 @@ class Participant:
                 yield (
                     f"{r.where}: execute {r.action!r} has no compensate{hint}; write one, or say "
                     f'@….execute("{r.action}", compensatable=False)'
+                )
+            elif not r.compensatable and r.action in prepared:
+                yield (
+                    f"{r.where}: execute {r.action!r} says compensatable=False, and there is a "
+                    "prepare for it: what is prepared must be able to be rolled back; leave "
+                    "compensatable=False out, and write a compensate"
                 )
             elif not r.compensatable and r.action in compensated:
                 yield (

@@ -14,6 +14,9 @@ How to think about it
    it does not matter who comes first, the runtime or the resolver, nor whether both come.
 4. A runtime that is away is asked less and less often, and its absence is one line in the log, as
    is its return. What is in doubt is read in pages, and asked a few at a time.
+5. An error about one saga is that saga's: the others are asked about. Only what would be said to
+   every question, or the same trouble many times in a row, makes the runtime one that is away; and
+   what failed the last time is asked about last, so that it stands before nobody.
 """
 
 from __future__ import annotations
@@ -28,10 +31,19 @@ from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 import anyio
+import grpc
 
 from amends.arguments import checked_seconds, checked_whole
 from amends.client import Client
-from amends.errors import AmendsError, ApiError, InvalidRequest, NotFound, VoteNotSettled
+from amends.errors import (
+    AmendsError,
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    VoteNotSettled,
+    WrongState,
+)
 from amends.in_doubt import PAGE, Decision, InDoubt, InDoubtSource
 from amends.tls import ClientTls
 
@@ -56,6 +68,20 @@ ASK_TIMEOUT_S: Final = 10.0
 
 MAX_BACKOFF_S: Final = 60.0
 """The longest wait before a runtime that is away is asked again, unless `every_s` is longer."""
+
+MAX_SILENCES: Final = 5
+"""Questions in a row that fail, with no answer between them, before it is the runtime's trouble and
+not theirs."""
+
+AWAY: Final = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+"""What the runtime would say to every question of this participant."""
 
 MAX_TOLD: Final = 20
 """Votes of one kind that a sweep names in the log; the others are counted."""
@@ -204,6 +230,8 @@ class InDoubtResolver:
                     await self._ask_all(sweep, number, source, page)
             except Exception as error:  # noqa: BLE001  # a driver's error is as good as ours
                 sweep.trouble = f"what is in doubt cannot be listed: {_said(error)}"
+        if sweep.silences and not sweep.was_answered:
+            self._give_up(sweep)
         self._failures = self._failures + 1 if sweep.trouble else 0
         self._tell(sweep)
         before = self.statistics
@@ -232,7 +260,7 @@ class InDoubtResolver:
         self, sweep: _Sweep, number: int, source: InDoubtSource, page: Sequence[InDoubt]
     ) -> None:
         sweep.seen += len(page)
-        left = iter(page)
+        left = iter(sorted(page, key=lambda vote: (number, vote.name) in self._failing))
 
         async def work() -> None:
             for vote in left:
@@ -255,14 +283,14 @@ class InDoubtResolver:
             )
         except (InvalidRequest, NotFound, ValueError) as error:
             # About this one alone, such as an id that only another runtime has.
+            sweep.answer()
             sweep.orphans += 1
             sweep.oddities.append((number, vote, f"the runtime refuses the question: {error}"))
             return
         except ApiError as error:
-            sweep.unasked += 1
-            sweep.is_away = True
-            sweep.trouble = f"the runtime at {self._runtime} cannot be asked: {error}"
+            self._not_answered(sweep, (number, vote), error)
             return
+        sweep.answer()
         match decision:
             case Decision.COMMIT | Decision.ABORT:
                 await self._settle(sweep, number, source, vote, decision)
@@ -271,6 +299,26 @@ class InDoubtResolver:
             case _:
                 sweep.orphans += 1
                 sweep.oddities.append((number, vote, _WHY_ORPHAN[decision]))
+
+    def _not_answered(self, sweep: _Sweep, asked: tuple[int, InDoubt], error: ApiError) -> None:
+        if isinstance(error, Unavailable) or error.code in AWAY:
+            sweep.unasked += 1
+            sweep.last_silence = str(error)
+            self._give_up(sweep)
+            return
+        number, vote = asked
+        sweep.failures.append((number, vote, f"the runtime cannot be asked about it: {error}"))
+        if isinstance(error, WrongState):  # such as a history that it cannot read
+            sweep.answer()
+            return
+        sweep.silences += 1
+        sweep.last_silence = str(error)
+        if sweep.silences >= MAX_SILENCES:
+            self._give_up(sweep)
+
+    def _give_up(self, sweep: _Sweep) -> None:
+        sweep.is_away = True
+        sweep.trouble = f"the runtime at {self._runtime} cannot be asked: {sweep.last_silence}"
 
     async def _settle(
         self,
@@ -308,7 +356,7 @@ class InDoubtResolver:
             self._trouble = ""
             logger.info("the runtime at %s answers again: the resolver goes on", self._runtime)
         self._tell_oddities(sweep.oddities)
-        self._tell_failures(sweep.failures)
+        self._tell_failures(sweep.failures, keeps=sweep.is_away)
         now_s = time.monotonic()
         if not sweep.pending:
             self._remind_at_s = now_s + self._remind_every_s
@@ -330,9 +378,11 @@ class InDoubtResolver:
             del self._orphans[next(iter(self._orphans))]
         _log(new, "stays prepared, see to it")
 
-    def _tell_failures(self, failures: Collection[Found]) -> None:
+    def _tell_failures(self, failures: Collection[Found], *, keeps: bool) -> None:
         _log([one for one in failures if _key(one) not in self._failing], "tried again")
-        self._failing = frozenset(map(_key, failures))
+        # Those that were not asked about this time are not better for it.
+        before = self._failing if keeps else frozenset()
+        self._failing = before | frozenset(map(_key, failures))
 
 
 Found: TypeAlias = tuple[int, InDoubt, str]
@@ -370,6 +420,15 @@ class _Sweep:
         self.failures: list[Found] = []
         self.is_away = False
         self.trouble = ""
+        self.silences = 0
+        """Questions that failed since the last answer."""
+        self.last_silence = ""
+        self.was_answered = False
+
+    def answer(self) -> None:
+        """Note that the runtime has answered, whatever it said."""
+        self.silences = 0
+        self.was_answered = True
 
 
 _WHY_ORPHAN: Final = {

@@ -75,14 +75,14 @@ class Refusal:
 
 Answer = Message | bytes | Refusal | Callable[[Any], Awaitable[Message]]
 """A reply, bytes that may be none, an error, or a function of the request that gives the reply when
-it likes."""
+it likes, or raises `Hangup`."""
 
 Conversation = Callable[["Talk"], Awaitable[None]]
 """What the runtime says on a stream and hears there, until it returns or raises `Hangup`."""
 
 
 class Hangup(Exception):
-    """The runtime ends a stream with an error."""
+    """The runtime ends a stream, or answers a call, with an error."""
 
     def __init__(self, refusal: Refusal) -> None:
         self.refusal = refusal
@@ -178,7 +178,12 @@ class ScriptedRuntime(grpc.GenericRpcHandler):
                 case Message() | bytes():
                     return answer
                 case _:
-                    return await answer(request)
+                    try:
+                        return await answer(request)
+                    except Hangup as hangup:
+                        refusal = hangup.refusal
+                        await context.abort(refusal.code, refusal.message, refusal.trailers())
+                        raise AssertionError("abort raises") from None
 
         return grpc.unary_unary_rpc_method_handler(
             handle,

@@ -30,6 +30,7 @@ from amends import (
     serve,
 )
 from amends.in_doubt import PAGE
+from amends.resolver import MAX_SILENCES
 from amends.v1 import saga_pb2, types_pb2
 from tests.participants.asking import asking
 from tests.participants.bank import (
@@ -48,7 +49,13 @@ from tests.participants.bank import (
 from tests.participants.branch import Branch
 from tests.participants.branch import message as branch_call
 from tests.participants.processes import program
-from tests.participants.scripted_runtime import Refusal, ScriptedRuntime, scripted_runtime
+from tests.participants.scripted_runtime import (
+    Answer,
+    Hangup,
+    Refusal,
+    ScriptedRuntime,
+    scripted_runtime,
+)
 from tests.postgres import Postgres
 
 ON_THE_WIRE = {
@@ -380,6 +387,86 @@ async def test_a_branch_that_says_otherwise_is_told(
                 assert (await resolver.sweep()).orphans == 1
         assert len([one for one in caplog.messages if "vote_lost" in one]) == 1
         assert len(bank.held()) == 1
+
+
+def refusing(*saga_ids: str, code: grpc.StatusCode) -> Answer:
+    """Make an answer that refuses for some sagas, and says COMMIT of the others."""
+
+    async def answer(request: saga_pb2.GetDecisionRequest) -> saga_pb2.GetDecisionResponse:
+        if request.saga_id in saga_ids:
+            raise Hangup(Refusal(code, "its history cannot be read", "HISTORY_UNREADABLE"))
+        return says(Decision.COMMIT)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INTERNAL], ids=str
+)
+async def test_one_saga_that_cannot_be_read_keeps_no_other_in_doubt(
+    tmp_path: Path,
+    runtime: ScriptedRuntime,
+    caplog: pytest.LogCaptureFixture,
+    code: grpc.StatusCode,
+) -> None:
+    """It is asked about first, and refused; the others are settled, and it is named once."""
+    async with sqlite_bank(tmp_path / "bank.db") as bank:
+        for number in range(40):
+            await bank.say(PREPARE, saga_id=f"t-{number:02}", cents=1)
+        runtime.answer("GetDecision", refusing("t-00", code=code))
+        async with resolver_of(bank, runtime, max_concurrent=1) as resolver:
+            for _ in range(2):
+                statistics = await resolver.sweep()
+                assert statistics.committed == 39
+                assert (statistics.in_doubt, statistics.failed) == (1, 1)
+        assert [held[0] for held in bank.held()] == ["t-00"]
+    named = [one for one in caplog.messages if "saga=t-00" in one]
+    assert len(named) == 1
+    assert "its history cannot be read" in named[0]
+
+
+async def test_many_that_are_refused_do_not_stand_before_the_others(
+    tmp_path: Path, runtime: ScriptedRuntime
+) -> None:
+    """The same trouble again and again is the runtime's: a pause, and then the others first."""
+    bad = [f"t-{number:02}" for number in range(20)]
+    async with sqlite_bank(tmp_path / "bank.db") as bank:
+        for number in range(40):
+            await bank.say(PREPARE, saga_id=f"t-{number:02}", cents=1)
+        runtime.answer("GetDecision", refusing(*bad, code=grpc.StatusCode.INTERNAL))
+        async with resolver_of(bank, runtime, max_concurrent=1) as resolver:
+            first = await resolver.sweep()
+            assert not first.is_reachable
+            assert (first.committed, first.failed) == (0, 40)
+            assert len(runtime.requests(saga_pb2.GetDecisionRequest)) == MAX_SILENCES
+            for _ in range(4):
+                await resolver.sweep()
+            assert resolver.statistics.committed == 20
+        assert [held[0] for held in bank.held()] == bad
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    ],
+    ids=str,
+)
+async def test_what_would_be_said_to_all_is_asked_once(
+    tmp_path: Path, runtime: ScriptedRuntime, code: grpc.StatusCode
+) -> None:
+    """A runtime that cannot or will not answer this participant is away for it."""
+    runtime.answer("GetDecision", Refusal(code))
+    async with sqlite_bank(tmp_path / "bank.db") as bank:
+        for number in range(3):
+            await bank.say(PREPARE, saga_id=f"t-{number}", cents=1)
+        resolver = await swept(bank, runtime, max_concurrent=1)
+        assert not resolver.statistics.is_reachable
+        assert resolver.statistics.failed == 3
+        assert len(runtime.requests(saga_pb2.GetDecisionRequest)) == 1
 
 
 # ----------------------------------------------------------------------- a runtime that is away

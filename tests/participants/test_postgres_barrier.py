@@ -28,11 +28,13 @@ from amends import (
     TransactionMisused,
     Verb,
 )
-from amends.barrier.postgres import Driver
+from amends.barrier import postgres_rows
+from amends.barrier.postgres import Driver, name_of
+from shop.postgres import PostgresServer
 from tests.participants.asking import call_message, call_of
 from tests.participants.gate import Gate
 from tests.participants.postgres_ledger import KINDS, Kind, PostgresLedger
-from tests.postgres import Postgres
+from tests.postgres import Postgres, opened_database
 
 EXECUTE = Verb.EXECUTE
 DRIVERS: list[Driver] = ["asyncpg", "psycopg"]
@@ -399,6 +401,86 @@ async def test_a_write_of_ones_own(ledger: PostgresLedger) -> None:
     assert ledger.entries() == [("send", 5)] * 2
 
 
+async def test_a_write_waits_for_a_connection_as_long_as_a_call(postgres: Postgres) -> None:
+    """All are lent: nothing is written, and whoever asked knows it soon."""
+    ledger = PostgresLedger(postgres, "asyncpg", max_connections=1, busy_timeout_s=0.05)
+    gate = Gate()
+
+    async def wait(connection: asyncpg.Connection[Any]) -> None:
+        await gate.pass_in_loop()
+
+    async def insert(connection: asyncpg.Connection[Any]) -> None:
+        await connection.execute(INSERT)
+
+    async with ledger.barrier as barrier:
+        write: Any = barrier.write
+        waiting = asyncio.ensure_future(write(wait))
+        await gate.reached.wait()
+        second = asyncio.ensure_future(write(insert))
+        await asyncio.wait([second], timeout=5)  # or a failure would hang
+        gate.open()
+        await waiting
+        with pytest.raises(BarrierError, match="in use"):
+            await second
+        await write(insert)
+    assert ledger.entries() == [("send", 5)]
+
+
+# ------------------------------------------------------------------------- what standbys have
+
+
+async def set_standbys(database: Postgres, names: str) -> None:
+    """Say which standbys a commit waits for."""
+    set_names = f"ALTER SYSTEM SET synchronous_standby_names = '{names}'"
+    database.connection.execute(set_names.encode())
+    database.execute("SELECT pg_reload_conf()")
+    show = "SHOW synchronous_standby_names"
+    while database.execute(show) != [(names,)]:  # noqa: ASYNC110  # the server sets no event
+        await asyncio.sleep(0.01)
+
+
+async def waits_for_standbys(database: Postgres, call: asyncio.Future[Any]) -> bool:
+    """Wait until a COMMIT waits for its standbys; False if the call is over before."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    while not call.done():
+        if database.execute(waiting):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_no_standby_has_is_not_answered(kind: Kind) -> None:
+    """A row that is seen may be lost in a failover: who answers from it waits for the standbys."""
+    asked = {
+        "replayed": (EXECUTE, EXECUTE, "done"),
+        "fenced": (Verb.COMPENSATE, EXECUTE, "rejected fenced"),
+    }
+    with PostgresServer() as server, opened_database(server) as database:
+        database.execute("SET synchronous_commit = local")
+        ledger = PostgresLedger(database, kind)
+        async with ledger.served() as asker:
+            for saga_id, (first, then, answer) in asked.items():
+                await set_standbys(database, "nobody")
+                call = asyncio.ensure_future(asker.status(call_message(first, saga_id=saga_id)))
+                assert await waits_for_standbys(database, call)
+                # As a crash of the primary does: the row is there, and on no standby.
+                database.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE wait_event = 'SyncRep'"
+                )
+                assert (await call)[0] is grpc.StatusCode.UNAVAILABLE
+                states = database.execute(
+                    "SELECT 1 FROM amends_barrier WHERE saga_id = %s", saga_id
+                )
+                assert states
+                again = asyncio.ensure_future(asker.say(call_message(then, saga_id=saga_id)))
+                assert await waits_for_standbys(database, again), again.result()
+                await set_standbys(database, "")
+                assert await again == answer
+                assert await asker.say(call_message(then, saga_id=saga_id)) == answer
+
+
 # --------------------------------------------------------------------------------- opening
 
 
@@ -416,6 +498,50 @@ async def test_many_processes_may_open_an_empty_database_at_once(
     await asyncio.gather(*(barrier.open() for barrier in barriers))
     await asyncio.gather(*(barrier.aclose() for barrier in barriers))
     assert postgres.execute("SELECT count(*) FROM mine") == [(0,)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_opening_lets_others_by_while_it_waits_for_a_table(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """Who waits for a table for long holds up all that come after: so it asks again and again."""
+    postgres.execute("CREATE TABLE mine (n int)")
+    schema = "CREATE INDEX IF NOT EXISTS mine_by_n ON mine (n)"
+    barrier = PostgresBarrier(postgres.dsn, driver=driver, schema=schema)
+    with psycopg.connect(postgres.dsn) as at_work:
+        at_work.execute("INSERT INTO mine VALUES (1)")
+        opening = asyncio.ensure_future(barrier.open())
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while not postgres.execute(waiting):  # noqa: ASYNC110  # the server sets no event
+            await asyncio.sleep(0.001)
+        # Bounded, so that a failure is one and does not hang.
+        postgres.execute("SET lock_timeout = '10s'")
+        try:
+            await asyncio.to_thread(postgres.execute, "INSERT INTO mine VALUES (2)")
+        finally:
+            postgres.execute("RESET lock_timeout")
+        assert not opening.done()
+    await opening
+    await barrier.aclose()
+    assert postgres.execute("SELECT to_regclass('mine_by_n') IS NOT NULL") == [(True,)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_opening_gives_up_on_a_table_that_is_never_free(
+    postgres: Postgres, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that says so, instead of a process that never comes up; the next may open."""
+    monkeypatch.setattr(postgres_rows, "OPENING_ATTEMPTS", 2)
+    monkeypatch.setattr(postgres_rows, "OPENING_PAUSE_S", 0.0)
+    postgres.execute("CREATE TABLE mine (n int)")
+    schema = "CREATE INDEX IF NOT EXISTS mine_by_n ON mine (n)"
+    barrier = PostgresBarrier(postgres.dsn, driver=driver, schema=schema)
+    with psycopg.connect(postgres.dsn) as at_work:
+        at_work.execute("INSERT INTO mine VALUES (1)")
+        with pytest.raises(BarrierError, match="lock timeout"):
+            await barrier.open()
+    async with barrier:
+        pass
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -454,6 +580,62 @@ async def test_what_cannot_be_opened_is_one_line_without_a_password(
             assert "\n" not in said
             assert "secret" not in said
             assert dsn.split(":")[2].partition("@")[0] not in said
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://bank:hunter/2secret@127.0.0.1:1/db",
+        "postgresql://bank:hunter#2secret@127.0.0.1:1/db",
+        "postgresql://bank:hunter?2secret@127.0.0.1:1/db",
+        "postgresql://bank:hunter@2secret/x@127.0.0.1:1/db",
+        "postgresql://bank:hunter@127.0.0.1:1/db?password=2secret",
+        "postgresql://127.0.0.1:1/db?password=2secret",
+        "postgresql://bank:hun[ter2secret@127.0.0.1:1/db",
+        "postgresql://bank:hunter%2secret@127.0.0.1:1/db",
+        "host=127.0.0.1 port=1 password=hunter 2secret",
+        "hunter 2secret",
+    ],
+)
+async def test_no_part_of_a_password_is_told(driver: Driver, dsn: str) -> None:
+    """However it is misspelled, neither we nor the driver's words show a piece of it."""
+    barrier = PostgresBarrier(dsn, driver=driver)
+    with pytest.raises(BarrierError) as caught:
+        await barrier.open()
+    for said in (repr(barrier), str(caught.value)):
+        assert "hunter" not in said
+        assert "2secret" not in said
+        assert "hun[" not in said
+        assert "ter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("dsn", "named"),
+    [
+        ("postgresql://bank:pw@db.example:5432/books", "PostgreSQL at db.example:5432/books"),
+        ("postgres://db-1,db-2:5433/books?sslmode=require", "PostgreSQL at db-1,db-2:5433/books"),
+        ("postgresql://[::1]:5432/books", "PostgreSQL at [::1]:5432/books"),
+        ("postgresql:///books", "PostgreSQL at its default/books"),
+        ("postgresql://bank:1/2@db.example/books", "the PostgreSQL database of the DSN"),
+        ("postgresql://bank:1#2@db.example/books", "the PostgreSQL database of the DSN"),
+        ("dbname=books password=pw", "the PostgreSQL database of the DSN"),
+    ],
+)
+def test_a_database_is_named_where_there_is_no_doubt(dsn: str, named: str) -> None:
+    """For errors and logs: where it is, and nothing that could belong to a password."""
+    assert name_of(dsn) == named
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_why_nobody_answers_is_told(driver: Driver) -> None:
+    """In words of ours: a driver's may quote the DSN."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        barrier = PostgresBarrier(f"postgresql://bank:pw@127.0.0.1:{port}/books", driver=driver)
+        with pytest.raises(BarrierError, match="Connection refused"):
+            await barrier.open()
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from typing import Any, LiteralString
 
 import asyncpg
@@ -20,14 +21,24 @@ from amends import (
     HandlerFailed,
     Heuristic,
     InProgress,
+    Participant,
     PreparedTransactions,
     Rejected,
     Verb,
 )
 from amends.barrier.prepared_votes import Bounds
-from amends.errors import CommitUnknown
+from amends.errors import CommitUnknown, VoteNotSettled
 from amends.outcomes import Outcome
-from tests.participants.branch import INCARNATION, KINDS, STORE, Branch, Kind, message
+from tests.participants.branch import (
+    INCARNATION,
+    KINDS,
+    SCHEMA,
+    STORE,
+    Branch,
+    Kind,
+    call_of,
+    message,
+)
 from tests.participants.cutting import relay
 from tests.postgres import Postgres
 
@@ -419,6 +430,43 @@ async def test_a_handler_that_ends_its_transaction_is_found_out(
     assert branch.listed == []
 
 
+@async_drivers
+@pytest.mark.parametrize("then", ["yes", "raise"])
+async def test_what_a_handler_committed_half_way_is_never_a_yes(
+    postgres: Postgres, kind: Kind, then: str
+) -> None:
+    """Half of it can be seen, and is no vote: told so to every verb, each time it is asked."""
+
+    async def end(call: Call, connection: Any) -> object:
+        await connection.execute("UPDATE accounts SET cents = cents - 1 WHERE account = 'ann'")
+        await connection.execute("COMMIT")
+        if then == "raise":
+            raise ValueError(then)
+        return Done()
+
+    branch = Branch(postgres, kind, before=end)
+    async with branch.barrier:
+        for _ in range(2):
+            assert said(await branch.ask(P)) == "Broken transaction_ended"
+        for verb in (E, C, P):
+            assert said(await branch.ask(verb)) == "Broken transaction_ended"
+    assert (branch.ran, branch.cents) == (1, 99)
+    assert (branch.rows, branch.listed) == ([("transfer-1", "voting")], [])
+
+
+async def test_a_vote_whose_row_was_taken_away_is_no_yes(postgres: Postgres) -> None:
+    """Committed without it nobody could tell that it was: the handler has failed, nothing stays."""
+
+    async def delete(call: Call, connection: Any) -> None:
+        await connection.execute("DELETE FROM amends_votes")
+
+    branch = Branch(postgres, before=delete)
+    async with branch.barrier:
+        with pytest.raises(HandlerFailed, match="has changed amends_votes"):
+            await branch.ask(P)
+    assert (branch.listed, branch.rows) == ([], [])
+
+
 async def test_a_handler_that_holds_on_for_too_long_has_failed(postgres: Postgres) -> None:
     """It is cancelled and its transaction rolled back."""
     branch = Branch(postgres, options={"max_hold_s": 0.01}, before=Gate())
@@ -502,6 +550,39 @@ async def test_no_connection_left_means_wait(postgres: Postgres, kind: Kind) -> 
         assert said(await branch.ask(C, saga_id="transfer-2")) == "Done"
         gate.open.set()
         assert said(await vote) == "Done"
+
+
+async def test_a_vote_that_hangs_never_takes_the_connection_that_is_kept(
+    postgres: Postgres,
+) -> None:
+    """Its caller has left and its thread goes on: it keeps its place until that ends."""
+    is_open, reached = threading.Event(), asyncio.Queue[str]()
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"max_connections": 2, "busy_timeout_s": 0.01}
+    barrier = PreparedTransactions(postgres.dsn, driver="psycopg", schema=SCHEMA, **options)
+    bank = Participant("bank", barrier=barrier)
+
+    @bank.prepare("debit")
+    def debit(call: Call, connection: psycopg.Connection[Any]) -> None:
+        if call.saga_id.startswith("hangs"):
+            loop.call_soon_threadsafe(reached.put_nowait, call.saga_id)
+            assert is_open.wait(60)
+
+    handler = bank.handlers()["debit", P]
+    async with barrier:
+        try:
+            assert said(await barrier.run(call_of(P, saga_id="good"), handler)) == "Done"
+            vote = asyncio.ensure_future(barrier.run(call_of(P, saga_id="hangs"), handler))
+            await reached.get()
+            vote.cancel()
+            await asyncio.wait([vote])
+            assert said(await barrier.run(call_of(P, saga_id="hangs-2"), handler)) == "InProgress"
+            assert said(await barrier.run(call_of(E, saga_id="good"), None)) == "Done"
+        finally:
+            is_open.set()
+        while said(await barrier.run(call_of(P, saga_id="next"), handler)) == "InProgress":
+            pass  # until the thread has ended
+        assert said(await barrier.run(call_of(C, saga_id="next"), None)) == "Done"
 
 
 def test_one_connection_is_too_few(postgres: Postgres) -> None:
@@ -621,21 +702,58 @@ async def test_what_is_in_doubt_is_resolved(
     assert branch.cents == cents
 
 
-async def test_the_runtime_was_faster_than_the_resolver(
-    postgres: Postgres, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Settled is settled; a contrary decision changes nothing and is logged."""
+async def test_the_runtime_was_faster_than_the_resolver(postgres: Postgres) -> None:
+    """Settled is settled; a contrary decision changes nothing and is told."""
     branch = Branch(postgres)
     async with branch.barrier:
         await branch.ask(P)
         (one,) = await branch.barrier.in_doubt(0)
         await branch.ask(E)
-        with caplog.at_level(logging.ERROR, logger="amends"):
-            assert await branch.barrier.resolve(one, Decision.COMMIT)
-            assert not caplog.records
-            assert await branch.barrier.resolve(one, Decision.ABORT)
-        assert "that is not what was decided" in caplog.text
+        assert await branch.barrier.resolve(one, Decision.COMMIT)
+        with pytest.raises(VoteNotSettled, match="was to be rolled back, and was committed"):
+            await branch.barrier.resolve(one, Decision.ABORT)
     assert branch.cents == 95
+
+
+async def test_a_lost_vote_is_not_settled(postgres: Postgres) -> None:
+    """Rolled back by hand, and COMMIT was decided: told each time, and nothing is written."""
+    branch = Branch(postgres)
+    async with branch.barrier:
+        await branch.ask(P)
+        (one,) = await branch.barrier.in_doubt(0)
+        finish(postgres, "ROLLBACK", one.name)
+        for _ in range(2):
+            with pytest.raises(VoteNotSettled, match="was to be committed, and is gone"):
+                await branch.barrier.resolve(one, Decision.COMMIT)
+        assert branch.rows == []
+        assert await branch.barrier.resolve(one, Decision.ABORT)
+        assert branch.rows == []
+
+
+async def test_who_is_in_another_schema_has_votes_of_its_own(postgres: Postgres) -> None:
+    """Two participants in one database: neither sees, nor settles, what the other has prepared."""
+
+    def branch_in(schema: str) -> Branch:
+        postgres.connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+
+        async def connect() -> Any:
+            return await asyncpg.connect(
+                postgres.dsn, server_settings={"search_path": f'"{schema}"'}
+            )
+
+        branch = Branch(postgres)
+        branch.barrier = PreparedTransactions(connect, schema=SCHEMA)
+        return branch
+
+    here, there = branch_in("here"), branch_in("There's")
+    async with here.barrier, there.barrier:
+        await here.ask(P, saga_id="ours")
+        await there.ask(P, saga_id="theirs")
+        for branch, saga_id in ((here, "ours"), (there, "theirs")):
+            (one,) = await branch.barrier.in_doubt(0)
+            assert one.saga_id == saga_id
+            assert await branch.barrier.resolve(one, Decision.COMMIT)
+            assert await branch.barrier.in_doubt(0) == []
 
 
 async def test_only_the_role_that_prepared_it_may_end_it(postgres: Postgres) -> None:

@@ -164,6 +164,23 @@ def test_contradictions_are_refused(payments: Participant) -> None:
     assert "says compensatable=False, and there is a compensate for it" in problem
 
 
+@pytest.mark.parametrize("has_compensate", [False, True])
+def test_what_is_prepared_must_be_able_to_be_rolled_back(
+    payments: Participant, *, has_compensate: bool
+) -> None:
+    """A vote with nothing to undo it would hold for ever what an abort should let go."""
+    payments.prepare("charge")(do)
+    payments.execute("charge", compensatable=False)(do)
+    if has_compensate:
+        payments.compensate("charge")(undo)
+    (problem,) = refused(payments)
+    assert problem == (
+        f"{line_of(do)}: execute 'charge' says compensatable=False, and there is a prepare for "
+        "it: what is prepared must be able to be rolled back; leave compensatable=False out, and "
+        "write a compensate"
+    )
+
+
 def test_duplicates_are_refused(payments: Participant) -> None:
     """With the place of the first."""
     payments.execute("charge", compensatable=False)(do)

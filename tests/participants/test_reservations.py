@@ -202,6 +202,30 @@ async def test_one_key_written_in_two_ways_is_one_row(tmp_path: Path) -> None:
         assert bank.held() == [("t-1", "takes", "5", 6)]
 
 
+async def test_one_table_spelled_in_two_ways_is_one_table(tmp_path: Path) -> None:
+    """SQLite's names have no case: holds made by both spellings count on the same money."""
+    path = tmp_path / "bank.db"
+    bank = Bank(SqliteBarrier(path, schema=filled()), look_at(path))
+    shouted = Reservations("ACCOUNTS", key="Account", quantity="Balance_Cents")
+    shouted.takes(bank.participant, "fee", hold_of)
+    bank.handlers = bank.participant.handlers()
+    async with bank.barrier:
+        assert await bank.say(PREPARE, cents=60) == "done"
+        assert await bank.say(PREPARE, "fee", cents=41) == "rejected insufficient"
+        assert await bank.say(PREPARE, "fee", cents=40, saga_id="t-2") == "done"
+        assert await bank.say(EXECUTE, "fee", cents=40, saga_id="t-2") == "done"
+        assert await bank.say(EXECUTE, cents=60) == "done"
+    assert bank.balances()["a"] == 0
+
+
+def test_a_table_of_an_attached_database_is_refused(tmp_path: Path) -> None:
+    """What lies in another file is not committed with the hold; ``main.`` is another spelling."""
+    participant = Participant("bank", barrier=SqliteBarrier(tmp_path / "bank.db"))
+    holds = Reservations("main.accounts", key="account", quantity="balance_cents")
+    with pytest.raises(InvalidReservation, match="without a schema"):
+        holds.takes(participant, "debit", hold_of)
+
+
 async def test_the_author_writes_in_the_same_transaction(bank: Bank) -> None:
     """His lines are there exactly where the hold was made, confirmed or cancelled."""
     await bank.say(PREPARE)

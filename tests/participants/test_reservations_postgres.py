@@ -190,3 +190,122 @@ async def test_a_table_that_is_not_so_is_found_at_the_opening_of_postgresql(
     holds.takes(Participant("bank", barrier=barrier), "debit", hold_of)
     with pytest.raises(BarrierError, match=said):
         await barrier.open()
+
+
+@DRIVERS
+async def test_one_table_spelled_in_two_ways_is_one_table(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """With its schema and without: holds made by both spellings count on the same money."""
+    barrier = PostgresBarrier(postgres.dsn, driver=driver, schema=filled())
+    bank = Bank(barrier, cast("Look", postgres.execute))
+    whole = Reservations("public.accounts", key="account", quantity="balance_cents")
+    whole.takes(bank.participant, "fee", hold_of)
+    bank.handlers = bank.participant.handlers()
+    async with barrier:
+        assert await bank.say(PREPARE, cents=60) == "done"
+        assert await bank.say(PREPARE, "fee", cents=41) == "rejected insufficient"
+        assert await bank.say(PREPARE, "fee", cents=40, saga_id="t-2") == "done"
+        assert len(await bank.holds.in_doubt(0)) == len(await whole.in_doubt(0)) == 2
+        assert await bank.say(EXECUTE, "fee", cents=40, saga_id="t-2") == "done"
+        assert await bank.say(EXECUTE, cents=60) == "done"
+    assert bank.balances()["a"] == 0
+
+
+async def test_a_view_is_refused_at_the_opening(postgres: Postgres) -> None:
+    """Its rows are another table's: its holds and those on that table would not see each other."""
+    schema = ACCOUNTS + "CREATE OR REPLACE VIEW rich AS TABLE accounts"
+    barrier = PostgresBarrier(postgres.dsn, schema=schema)
+    holds = Reservations("rich", key="account", quantity="balance_cents")
+    holds.takes(Participant("bank", barrier=barrier), "debit", hold_of)
+    with pytest.raises(BarrierError, match="rich is no table"):
+        await barrier.open()
+
+
+@DRIVERS
+async def test_a_yes_can_be_confirmed_whatever_the_width(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """The amount is wider than the column, and the sum fits: what was promised is done."""
+    schema = (
+        "CREATE TABLE accounts (account text PRIMARY KEY, balance_cents smallint NOT NULL);"
+        "INSERT INTO accounts VALUES ('a', -32000)"
+    )
+    barrier = PostgresBarrier(postgres.dsn, driver=driver, schema=schema)
+    bank = Bank(barrier, cast("Look", postgres.execute))
+    async with barrier:
+        assert await bank.say(PREPARE, "credit", cents=64_000) == "done"
+        assert await bank.say(EXECUTE, "credit", cents=64_000) == "done"
+    assert bank.balances() == {"a": 32_000}
+
+
+@DRIVERS
+async def test_opening_needs_no_right_to_make_what_is_there(
+    postgres: Postgres, driver: Driver
+) -> None:
+    """A migration has made the tables; the participant's role may read and write them."""
+    async with postgres_bank(postgres, driver):
+        pass
+    postgres.execute("CREATE ROLE teller LOGIN PASSWORD 'x'")
+    try:
+        postgres.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        postgres.execute("GRANT USAGE ON SCHEMA public TO teller")
+        postgres.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO teller")
+        postgres.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO teller")
+        _, _, where = postgres.dsn.partition("@")
+        barrier = PostgresBarrier(f"postgresql://teller:x@{where}", driver=driver)
+        bank = Bank(barrier, cast("Look", postgres.execute))
+        async with barrier:
+            assert await bank.say(PREPARE) == "done"
+            assert await bank.say(EXECUTE) == "done"
+    finally:
+        postgres.execute("DROP OWNED BY teller")
+        postgres.execute("DROP ROLE teller")
+
+
+async def test_opening_is_in_no_votes_way(postgres: Postgres) -> None:
+    """A rolling restart: a vote is at work, a second process opens, others vote meanwhile."""
+    async with postgres_bank(postgres, "asyncpg") as bank:
+        with psycopg.connect(postgres.dsn) as other:
+            other.execute("LOCK TABLE amends_reservations IN ROW EXCLUSIVE MODE")
+            second = Bank(PostgresBarrier(postgres.dsn), cast("Look", postgres.execute))
+            async with second.barrier:
+                assert await second.say(PREPARE, account="b", cents=1) == "done"
+            other.rollback()
+        assert await bank.say(EXECUTE, account="b", cents=1) == "done"
+
+
+@DRIVERS
+async def test_who_refers_to_a_row_is_in_nobodys_way(postgres: Postgres, driver: Driver) -> None:
+    """A foreign key locks the row's key alone, which no reservation changes."""
+    async with postgres_bank(postgres, driver, lock_timeout_s=0) as bank:
+        postgres.execute("CREATE TABLE lines (account text REFERENCES accounts)")
+        with psycopg.connect(postgres.dsn) as other:
+            other.execute("INSERT INTO lines VALUES ('a')")
+            assert await bank.say(PREPARE) == "done"
+            assert await bank.say(EXECUTE) == "done"
+            other.rollback()
+
+
+@DRIVERS
+async def test_what_is_available_is_of_one_moment(postgres: Postgres, driver: Driver) -> None:
+    """100, of which 30 are held: 70 are free, before, during and after the confirmation."""
+    async with postgres_bank(postgres, driver) as bank:
+        assert await bank.say(PREPARE, cents=30) == "done"
+        holds = bank.holds._bound()[0]
+
+        async def look(connection: Any) -> int | None:
+            steps = holds.available("a", lock=False)
+            ask = next(steps)
+            rows = await holds.dialect.fetch(connection, ask)
+            assert await bank.say(EXECUTE, cents=30) == "done"  # by another connection
+            while True:
+                try:
+                    ask = steps.send(rows)
+                except StopIteration as end:
+                    free: int | None = end.value
+                    return free
+                rows = await holds.dialect.fetch(connection, ask)
+
+        write: Any = bank.barrier.write
+        assert await write(look) == 70

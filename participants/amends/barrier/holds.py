@@ -181,8 +181,14 @@ class Holds:
     def __init__(
         self, dialect: Dialect, *, table: str, key: str, quantity: str, lock_timeout_s: float
     ) -> None:
+        if not dialect.is_async and "." in table:
+            raise InvalidReservation(
+                f"{table}: name a table of SQLite without a schema; what lies in an attached "
+                "database is not committed with its holds"
+            )
         self.dialect = dialect
-        self.pool = f"{table}.{quantity}"
+        self.subject = f"{table}.{quantity}"
+        """What it is about, as the author names it; for people."""
         self._lock_timeout_ms = round(lock_timeout_s * 1000)
         names = {
             "table": ".".join(dialect.quote.format(part) for part in table.split(".")),
@@ -190,12 +196,14 @@ class Holds:
             "quantity": dialect.quote.format(quantity),
         }
         self._table_name = table
+        facts = {"table_name": table, "quantity_name": quantity, "folded": self.subject.lower()}
+        # However a table is spelled, its holds lie under one name: the database's own.
+        pool = SQL[f"pool-{dialect.name}"].format_map(names | facts)
         self._sql = {
-            name: dialect.marks(text.format_map(names | {"lock": "{lock}"}))
+            name: dialect.marks(text.format_map(names | {"lock": "{lock}", "pool": pool}))
             for name, text in SQL.items()
-            if not name.startswith(("create-", "check-"))
+            if not name.startswith(("create-", "check-", "pool-"))
         }
-        facts = {"table_name": table, "quantity_name": quantity}
         self.schema = "\n".join(
             (
                 SQL[f"create-table-{dialect.name}"],
@@ -222,12 +230,11 @@ class Holds:
         if direction is Direction.TAKES and row.quantity - held < wanted.amount:
             raise Rejected("insufficient", f"less is available in {self._table_name}")
         if direction is Direction.GIVES and row.quantity + held + wanted.amount > row.widest:
-            raise Rejected("too_much", f"{self.pool} cannot hold as much")
+            raise Rejected("too_much", f"{self.subject} cannot hold as much")
         yield self._ask(
             "write-hold",
             *_life(call),
             call.action,
-            self.pool,
             json.dumps(row.key),
             direction.value,
             wanted.amount,
@@ -256,15 +263,15 @@ class Holds:
         if row is None:
             raise InvalidReservation(
                 f"the row of {self._table_name} that saga {call.saga_id} step {call.step} holds "
-                f"{self.pool} of is gone: put it back, and the next attempt confirms the hold (its "
-                "key stands in amends_reservations)"
+                f"{self.subject} of is gone: put it back, and the next attempt confirms the hold "
+                "(its key stands in amends_reservations)"
             )
         moved = hold.amount if direction is Direction.GIVES else -hold.amount
         if row.quantity + moved > row.widest:
             raise InvalidReservation(
-                f"{self.pool} was raised after the vote of saga {call.saga_id} step {call.step}, "
-                "and cannot hold what was promised any more: lower it, and the next attempt "
-                "confirms the hold"
+                f"{self.subject} was raised after the vote of saga {call.saga_id} step "
+                f"{call.step}, and cannot hold what was promised any more: lower it, and the next "
+                "attempt confirms the hold"
             )
         yield self._ask("move-quantity", moved, self.dialect.key_value(row.key))
         yield self._ask("delete-hold", *_life(call))
@@ -293,12 +300,17 @@ class Holds:
         row = yield from self._standing(key, lock=lock)
         if row is None:
             return None
+        if not lock:
+            # Nothing keeps the row from being changed since, so both are read anew, at one moment.
+            asked = self.dialect.key_value(row.key)
+            rows = yield self._ask("read-free", json.dumps(row.key), Direction.TAKES.value, asked)
+            return int(rows[0][0]) if rows else None
         held = yield from self._held(row.key, Direction.TAKES)
         return row.quantity - held
 
     def old(self, since_before_ms: int, *, after: str, limit: int) -> Steps[list[InDoubt]]:
         """List votes that were given by then and are not told."""
-        rows = yield self._ask("list-old", self.pool, since_before_ms, int(after or 0), limit)
+        rows = yield self._ask("list-old", since_before_ms, int(after or 0), limit)
         return [
             InDoubt(
                 store_id=store_id,
@@ -307,7 +319,7 @@ class Holds:
                 step=step,
                 round=round_,
                 since_ms=since_ms,
-                what=f"{action}: a hold that {direction} {self.pool}",
+                what=f"{action}: a hold that {direction} {self.subject}",
                 name=str(seq),
             )
             for seq, store_id, incarnation, saga_id, step, round_, since_ms, action, direction in (
@@ -328,7 +340,9 @@ class Holds:
             yield self._ask("set-lock-timeout", f"{self._lock_timeout_ms}ms")
 
     def _standing(self, key: str | int, *, lock: bool = True) -> Steps[Standing | None]:
-        how = ("FOR UPDATE" if self._lock_timeout_ms else "FOR UPDATE NOWAIT") if lock else ""
+        how = "FOR NO KEY UPDATE" if lock else ""
+        if lock and not self._lock_timeout_ms:
+            how += " NOWAIT"
         statement = self._sql[f"read-row-{self.dialect.name}"].format(lock=how)
         rows = yield Ask(statement, (self.dialect.key_value(key),))
         if not rows:
@@ -342,7 +356,7 @@ class Holds:
         widest = WIDEST[self.dialect.name].get(kind)
         if widest is None:
             raise InvalidReservation(
-                f"{self.pool} is of kind {kind}, and reservations count in whole numbers of the "
+                f"{self.subject} is of kind {kind}, and reservations count in whole numbers of the "
                 "smallest unit, for example cents"
             )
         if isolation not in ONE_ROW_SAFE:
@@ -351,23 +365,23 @@ class Holds:
                 "amount: use 'read committed' (the default of PostgreSQL) or 'serializable'"
             )
         if quantity is None:
-            raise InvalidReservation(f"{self.pool} is NULL in a row: make the column NOT NULL")
+            raise InvalidReservation(f"{self.subject} is NULL in a row: make the column NOT NULL")
         return Standing(_key(found), quantity, widest)
 
     def _held(self, key: str | int, direction: Direction) -> Steps[int]:
-        rows = yield self._ask("sum-held", self.pool, json.dumps(key), direction.value)
+        rows = yield self._ask("sum-held", json.dumps(key), direction.value)
         return int(rows[0][0])
 
     def _of(self, call: Call) -> Steps[tuple[Direction, Hold] | None]:
         rows = yield self._ask("read-hold", *_life(call))
         if not rows:
             return None
-        pool, key, direction, amount = rows[0]
-        if pool != self.pool:
+        pool, own, key, direction, amount = rows[0]
+        if pool != own:
             raise InvalidReservation(
                 f"the vote of saga {call.saga_id} step {call.step} holds {pool}, and action "
-                f"{call.action!r} now reserves {self.pool}: serve it with what it reserved before "
-                "until all of its votes are told"
+                f"{call.action!r} now reserves {own}: serve it with what it reserved before until "
+                "all of its votes are told"
             )
         return Direction(direction), Hold(json.loads(key), amount)
 

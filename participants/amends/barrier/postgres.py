@@ -6,10 +6,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 from google.protobuf.message import DecodeError
 
@@ -68,6 +68,15 @@ COMMIT_TIMEOUT_S: Final = 60.0
 """A COMMIT that waits longer (for standbys, or for a network that is gone) is unknown."""
 
 
+_HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
+
+PLAIN_DSN: Final = re.compile(
+    r"postgres(?:ql)?://(?:[^/?#@\s]*@)?"
+    rf"(?P<hosts>(?:{_HOST}(?:,{_HOST})*)?)(?P<path>/[A-Za-z0-9._-]*)?(?:\?[^#@\s]*)?"
+)
+"""A DSN in which nothing but what stands before the only ``@`` can be a password."""
+
+
 class PostgresBarrier:
     """Keeps the barrier's rows in the author's own PostgreSQL database, in his transactions.
 
@@ -76,7 +85,8 @@ class PostgresBarrier:
     ``psycopg.AsyncConnection``, `def` for ``psycopg.Connection``. The barrier makes its tables
     ``amends_barrier`` and ``amends_barrier_stores`` in the first schema of the search path.
     `schema` is SQL for tables of your own, run in one transaction at each opening, so write
-    ``CREATE TABLE IF NOT EXISTS``.
+    ``CREATE TABLE IF NOT EXISTS``. It waits for locks in short turns, so that it holds up nobody's
+    calls: an opening that finds a table locked runs it anew, for about a minute.
 
     A handler that takes a second argument is given the driver's own connection, inside the
     barrier's transaction (READ COMMITTED), and no other connection may have its effects:
@@ -195,10 +205,11 @@ class PostgresBarrier:
         """Run ``work(connection)`` in a transaction of its own, and commit it.
 
         For what the participant writes without being called. `work` is a `def` (psycopg) or an
-        `async def` function. Raises what `work` raises (nothing is kept then), and `BarrierError`.
+        `async def` function. Raises what `work` raises (nothing is kept then), and `BarrierError`,
+        also if no connection is free for `busy_timeout_s`.
         """
         pool = self._opened().pool
-        session = await pool.take(is_async=is_async(work))
+        session = await pool.take(is_async=is_async(work), timeout_s=self._busy_timeout_s)
         has_ended = False
         try:
             try:
@@ -281,11 +292,15 @@ class PostgresBarrier:
         question = question_of(call)
         match judge(question, rows):
             case Replay(reply=reply):
-                return _stored(reply), False
+                outcome = _stored(reply)
+                await postgres_rows.make_seen_safe(session)
+                return outcome, True
             case Answer(outcome=outcome, writes=writes):
                 if writes:
                     await tables.write(session, call, question, writes, outcome)
-                return outcome, bool(writes)
+                elif rows:
+                    await postgres_rows.make_seen_safe(session)
+                return outcome, bool(writes or rows)
             case _:
                 pass
         if handler is None:
@@ -431,16 +446,17 @@ class Connecting:
 
 
 def name_of(database: str | Callable[[], Any]) -> str:
-    """Name a database for errors and logs, without user or password."""
+    """Name a database for errors and logs, without user or password.
+
+    Nothing is told of a DSN that can be read in two ways, as one with a ``/``, ``?``, ``#`` or
+    ``@`` that is not escaped in its password.
+    """
     if callable(database):
         return "the PostgreSQL database of the connection function"
-    try:
-        parts = urlsplit(database)
-        if parts.scheme in {"postgres", "postgresql"}:
-            return f"PostgreSQL at {parts.netloc.rpartition('@')[2] or 'its default'}{parts.path}"
-    except ValueError:
-        pass
-    return "the PostgreSQL database of the DSN"
+    parts = PLAIN_DSN.fullmatch(database)
+    if parts is None:
+        return "the PostgreSQL database of the DSN"
+    return f"PostgreSQL at {parts['hosts'] or 'its default'}{parts['path'] or ''}"
 
 
 async def _let_go(session: Session) -> None:

@@ -6,6 +6,10 @@
 -- CREATE TABLE IF NOT EXISTS of two sessions at once fails in one of them; so they take turns.
 SELECT pg_catalog.pg_advisory_xact_lock(7015293350312447821)
 
+-- name: wait-little
+-- How long the statements of an opening wait for a lock.
+SELECT pg_catalog.set_config('lock_timeout', $1::text, true)
+
 -- name: current-schema
 -- Where an unqualified CREATE TABLE puts its table; null if there is none.
 SELECT pg_catalog.current_schema()
@@ -111,6 +115,15 @@ SELECT pg_catalog.set_config('synchronous_commit', CASE
         WHEN pg_catalog.current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply'
         ELSE 'on' END, true),
     pg_catalog.set_config('statement_timeout', '0', true)
+
+-- name: make-seen-safe
+-- The same for one that only reads: with something to commit, which waits for the standbys, and all
+-- that lies before it in the log with it.
+SELECT pg_catalog.set_config('synchronous_commit', CASE
+        WHEN pg_catalog.current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply'
+        ELSE 'on' END, true),
+    pg_catalog.set_config('statement_timeout', '0', true),
+    pg_catalog.pg_logical_emit_message(true, 'amends', '')
 
 -- name: purge-page
 -- Deletes among a page of the oldest rows behind a position those that are old enough and whose

@@ -56,6 +56,10 @@ class AsyncpgSession:
     def in_transaction(self) -> bool:
         return self.is_usable and self.connection.is_in_transaction()
 
+    @property
+    def running(self) -> asyncio.Future[Any] | None:
+        return None
+
     async def run(self, script: str) -> None:
         with self._translated():
             await self.connection.execute(script)

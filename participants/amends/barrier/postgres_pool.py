@@ -4,22 +4,26 @@ How to think about it
 ---------------------
 
 A place is the right to have a connection. Whoever takes a session has a place, and has it until the
-connection is clean again or gone; so there are never more connections than places, and nobody is
-lent a session in which something is still open.
+connection is clean again or gone, and no thread is at work with it any more; so there are never
+more connections than places, a thread for each, and nobody is lent a session in which something is
+still open.
 
-1. `take` waits for a place, in turn. It gives a connection that lies idle, or opens one.
+1. `take` waits for a place, in turn. It gives a connection that lies idle, or opens one. Who leaves
+   a place to others (`kept`) is counted until his connection is clean or gone, too: it is not
+   enough that he has left.
 2. `give_back` never waits. A session that is clean goes back to the idle ones at once; one that was
    left in the middle (its call was cancelled, or failed) is rolled back by a task of the pool's
    own, and one for which that fails or takes too long is dropped: the server rolls back for it.
 3. When one connection is lost, so are those that lie idle, most likely: the server was restarted.
    They are dropped, and not found out one failed call after the other.
+4. A server that is gone for good sends no word of that. So a connection that has lain idle for
+   `PROBE_AFTER_S` is asked something first, and is lost unless it answers at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -32,6 +36,14 @@ T = TypeVar("T")
 MEND_TIMEOUT_S: Final = 10.0
 """For a rollback after a call that was left in the middle; a connection that takes longer is gone,
 or its server is."""
+
+PROBE_AFTER_S: Final = 1.0
+"""What was used a moment ago need not be asked whether it is still there."""
+
+PROBE_TIMEOUT_S: Final = 2.0
+"""For an answer that costs the server nothing; shorter than an attempt's deadline."""
+
+PROBE: Final = "SELECT 1"
 
 IN_RECOVERY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 
@@ -47,22 +59,28 @@ class PoolBusy(BarrierError):
 class Pool:
     """The connections of one barrier. Belongs to the event loop that runs when it is made.
 
-    `name` stands in errors and holds no password.
+    `name` stands in errors and holds no password. `kept` places are never given to who leaves them
+    to others; see `take`.
     """
 
-    def __init__(self, sessions: Sessions, *, max_connections: int, name: str) -> None:
+    def __init__(
+        self, sessions: Sessions, *, max_connections: int, name: str, kept: int = 0
+    ) -> None:
         self._sessions = sessions
         self._name = name
         self._places = asyncio.Semaphore(max_connections)
+        self._unkept = asyncio.Semaphore(max_connections - kept)
         self._max_connections = max_connections
-        self._idle: deque[Session] = deque()
-        self._open = 0
+        self._idle: dict[Session, float] = {}  # when it was given back; the longest idle first
+        self._open = 0  # also while they are being opened
+        self._leaving: set[Session] = set()  # lent to those who leave the kept places to others
+        self._stuck: set[Session] = set()  # lost, and their threads still at work
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
     @property
     def in_use(self) -> int:
-        """How many sessions are lent or being mended."""
+        """How many sessions are lent, being opened or being mended."""
         return self._open - len(self._idle)
 
     @asynccontextmanager
@@ -79,26 +97,40 @@ class Pool:
             raise
         self.give_back(session)
 
-    async def take(self, *, is_async: bool = True, timeout_s: float | None = None) -> Session:
+    async def take(
+        self,
+        *,
+        is_async: bool = True,
+        timeout_s: float | None = None,
+        leaves_kept: bool = False,
+    ) -> Session:
         """Lend a session; `give_back` must follow. Raises `PoolBusy`, and `BarrierError`.
 
         `is_async` says for which kind of handlers it is to be. `timeout_s` bounds the wait for a
-        place; opening a connection has a limit of its own.
+        place; opening a connection has a limit of its own. `leaves_kept` says to leave the kept
+        places to others.
         """
         if self._is_closed:
             raise BarrierError(f"{self._name} is closed")
+        while True:
+            await self._acquire(timeout_s, leaves_kept=leaves_kept)
+            idle = self._take_idle(is_async=is_async)
+            if idle is None:
+                break
+            session, idle_s = idle
+            if leaves_kept:
+                self._leaving.add(session)
+            if idle_s < PROBE_AFTER_S or await self._answers(session):
+                return session
+            # It is lost, and its place may be, too; all the others that lay idle are gone with it.
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise PoolBusy(
-                f"{self._name}: all {self._max_connections} connections are in use"
-            ) from None
-        try:
-            return await self._idle_or_new(is_async=is_async)
+            session = await self._new(is_async=is_async)
         except BaseException:
-            self._places.release()
+            self._release(leaves_kept=leaves_kept)
             raise
+        if leaves_kept:
+            self._leaving.add(session)
+        return session
 
     def give_back(self, session: Session, *, was_cut: bool = False) -> None:
         """Take a session back; see the rules above.
@@ -110,8 +142,7 @@ class Pool:
         elif was_cut or self._is_closed or session.in_transaction:
             _ = self._spawn(self._mend(session))
         else:
-            self._idle.append(session)
-            self._places.release()
+            self._lay_down(session)
 
     async def uncancelled(
         self, work: Coroutine[Any, Any, T], session: Session, *, timeout_s: float
@@ -141,33 +172,98 @@ class Pool:
         return await asyncio.shield(self._spawn(to_its_end()))
 
     async def aclose(self) -> None:
-        """Wait for the sessions that are lent, and close all connections."""
+        """Wait for the sessions that are lent, and close all connections.
+
+        Threads that are still at work with a connection that is lost are not waited for.
+        """
         self._is_closed = True
+        for session in list(self._stuck):
+            self._unstick(session)
         for _ in range(self._max_connections):
             await self._places.acquire()
         while self._idle:
-            session = self._idle.popleft()
+            session, _ = self._idle.popitem()
             await session.aclose()
             self._open -= 1
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _idle_or_new(self, *, is_async: bool) -> Session:
+    async def _acquire(self, timeout_s: float | None, *, leaves_kept: bool) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                if leaves_kept:
+                    await self._unkept.acquire()
+                try:
+                    await self._places.acquire()
+                except BaseException:
+                    if leaves_kept:
+                        self._unkept.release()
+                    raise
+        except TimeoutError:
+            raise PoolBusy(
+                f"{self._name}: all {self._max_connections} connections are in use"
+            ) from None
+
+    def _release(self, *, leaves_kept: bool) -> None:
+        if leaves_kept:
+            self._unkept.release()
+        self._places.release()
+
+    def _take_idle(self, *, is_async: bool) -> tuple[Session, float] | None:
+        """Take a session that lies idle, and say for how long it has."""
         for session in reversed(self._idle):  # the last used first: its caches are warm
             if session.is_async == is_async and session.is_usable:
-                self._idle.remove(session)
-                return session
+                since_s = self._idle.pop(session)
+                return session, asyncio.get_running_loop().time() - since_s
+        return None
+
+    async def _answers(self, session: Session) -> bool:
+        """Tell whether a session that is lent still has a server; if not, it is lost."""
+        probe = self._spawn(session.rows(PROBE))
+        try:
+            await asyncio.wait([probe], timeout=PROBE_TIMEOUT_S)
+        except BaseException:
+            probe.cancel()
+            _ = self._spawn(self._mend_after(probe, session))
+            raise
+        if not probe.done():
+            # Not waited for: psycopg asks the server to cancel it, for seconds if there is none.
+            probe.cancel()
+            self._drop_idle()
+            probe.add_done_callback(lambda _: self._gone(session))
+            return False
+        if probe.exception() is not None:
+            self._lose(session)
+            return False
+        return True
+
+    async def _mend_after(self, probe: asyncio.Task[Any], session: Session) -> None:
+        await asyncio.wait([probe])
+        await self._mend(session)
+
+    async def _new(self, *, is_async: bool) -> Session:
         # Those that broke while they lay there, and then one of the other kind, make room.
         for session in [one for one in self._idle if not one.is_usable]:
-            self._idle.remove(session)
+            del self._idle[session]
             self._open -= 1
+        other: Session | None = None
         if self._idle and self._open >= self._max_connections:
-            other = self._idle.popleft()
+            other = next(iter(self._idle))
+            del self._idle[other]
             self._open -= 1
-            await other.aclose()
-        session = await self._connect(is_async=is_async)
+        # Counted from here on: or two that come at once would both see room for one.
         self._open += 1
-        return session
+        try:
+            if other is not None:
+                try:
+                    await other.aclose()
+                except BaseException:
+                    other.discard()
+                    raise
+            return await self._connect(is_async=is_async)
+        except BaseException:
+            self._open -= 1
+            raise
 
     async def _connect(self, *, is_async: bool) -> Session:
         session = await self._sessions.connect(is_async=is_async)
@@ -189,27 +285,52 @@ class Pool:
             async with asyncio.timeout(MEND_TIMEOUT_S):
                 await session.roll_back()
         except (BarrierError, TimeoutError):
-            session.discard()
+            self._lose(session)
+            return
         except BaseException:
-            session.discard()
             self._lose(session)
             raise
-        if not session.is_usable:
-            self._lose(session)
-        elif session.in_transaction:
-            session.discard()
-            self._lose(session)
+        if session.is_usable and not session.in_transaction:
+            self._lay_down(session)
         else:
-            self._idle.append(session)
-            self._places.release()
+            self._lose(session)
+
+    def _lay_down(self, session: Session) -> None:
+        self._idle[session] = asyncio.get_running_loop().time()
+        self._end_lease(session)
 
     def _lose(self, session: Session) -> None:
-        session.discard()
-        self._open -= 1
+        self._drop_idle()
+        self._gone(session)
+
+    def _drop_idle(self) -> None:
         while self._idle:
-            self._idle.popleft().discard()
+            idle, _ = self._idle.popitem()
+            idle.discard()
             self._open -= 1
-        self._places.release()
+
+    def _gone(self, session: Session) -> None:
+        """Drop a connection; its place is free when nothing works with it any more."""
+        running = session.running
+        session.discard()
+        if running is None or self._is_closed:
+            self._open -= 1
+            self._end_lease(session)
+        else:
+            # Its place goes with its thread: there are as many threads as places.
+            self._stuck.add(session)
+            running.add_done_callback(lambda _: self._unstick(session))
+
+    def _unstick(self, session: Session) -> None:
+        if session in self._stuck:
+            self._stuck.remove(session)
+            self._open -= 1
+            self._end_lease(session)
+
+    def _end_lease(self, session: Session) -> None:
+        leaves_kept = session in self._leaving
+        self._leaving.discard(session)
+        self._release(leaves_kept=leaves_kept)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)

@@ -20,6 +20,8 @@ A `Session` is one connection with at most one transaction; `Sessions` makes the
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -50,6 +52,24 @@ READ_ONLY_TRANSACTION: Final = "25006"
 UNDEFINED_COLUMN: Final = "42703"
 INVALID_SAVEPOINT: Final = "3B001"
 NO_ACTIVE_TRANSACTION: Final = "25P01"
+
+
+KNOWN_WORDS: Final = (
+    "password authentication failed",
+    "no pg_hba.conf entry",
+    "too many clients",
+    "the database system is starting up",
+    "the database system is shutting down",
+    "does not exist",
+    "Connection refused",
+    "Name or service not known",
+    "certificate verify failed",
+    "server does not support SSL",
+    "server closed the connection unexpectedly",
+    "the connection is closed",
+    "timeout expired",
+)
+"""What drivers say of errors for which they have no SQLSTATE; the first that is found is told."""
 
 
 class StatementFailed(BarrierError):
@@ -91,6 +111,11 @@ class Session(Protocol):
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open, be it one that has failed; asks nobody."""
+        ...
+
+    @property
+    def running(self) -> asyncio.Future[Any] | None:
+        """What a thread is still doing with it, whoever waits for that; it cannot be stopped."""
         ...
 
     async def run(self, script: str) -> None:
@@ -245,11 +270,19 @@ def translated(
 def said_in(error: BaseException) -> str:
     """Give the type and the message of a driver's error in one line, without its details.
 
-    Details quote the values of rows.
+    Details quote the values of rows. Of an error that the server has not sent only the system's
+    words are told, and those that we know: a driver's own may quote a value, or a piece of a DSN.
     """
-    diagnosis = getattr(error, "diag", None)
-    said = getattr(diagnosis, "message_primary", None) or getattr(error, "message", None)
-    return f"{type(error).__name__}: {' '.join(str(said or error).split())}"
+    kind = type(error).__name__
+    if sqlstate_of(error):
+        diagnosis = getattr(error, "diag", None)
+        said = getattr(diagnosis, "message_primary", None) or getattr(error, "message", None)
+        return f"{kind}: {' '.join(str(said or error).split())}"
+    text = str(error)
+    known = [words for words in KNOWN_WORDS if words in text]
+    if not known and isinstance(error, OSError) and (error.errno or 0) > 0:
+        known = [os.strerror(error.errno or 0)]
+    return ": ".join((kind, *known[:1]))
 
 
 def rolled_back(command: str) -> StatementFailed:

@@ -61,6 +61,10 @@ class AsyncPsycopgSession:
     def in_transaction(self) -> bool:
         return self.is_usable and _in_transaction(self.connection)
 
+    @property
+    def running(self) -> asyncio.Future[Any] | None:
+        return None
+
     async def run(self, script: str) -> None:
         await self._command(script)
 
@@ -174,6 +178,11 @@ class PsycopgSession:
     def in_transaction(self) -> bool:
         return self.is_usable and _in_transaction(self.connection)
 
+    @property
+    def running(self) -> asyncio.Future[Any] | None:
+        running = self._running
+        return running if running is not None and not running.done() else None
+
     async def run(self, script: str) -> None:
         await self._in_thread(self._command, script)
 
@@ -215,9 +224,9 @@ class PsycopgSession:
         return await self._in_thread(thread_context().run, work, self.connection)
 
     def discard(self) -> None:
-        if self._running is not None and not self._running.done():
+        if (running := self.running) is not None:
             # libpq's memory must not go away under a thread that uses it.
-            self._running.add_done_callback(lambda _: self.connection.pgconn.finish())
+            running.add_done_callback(lambda _: self.connection.pgconn.finish())
         else:
             self.connection.pgconn.finish()
 
@@ -268,9 +277,9 @@ class PsycopgSession:
     # --- between
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        if self._running is not None and not self._running.done():
+        if (running := self.running) is not None:
             # Somebody was cancelled while his statement ran: it ends first.
-            await asyncio.wait([self._running])
+            await asyncio.wait([running])
         loop = asyncio.get_running_loop()
         self._running = loop.run_in_executor(self._threads, work, *arguments)
         self._running.add_done_callback(_look)

@@ -9,11 +9,14 @@ write its rows. Every transaction on a life goes
 1. `hold` comes before `read`, each a statement of its own: in READ COMMITTED every statement sees
    what was committed before *it* began, so who has the lock reads all that those before him wrote.
 2. `write` is the last statement before the end: it also sees to it that the end is durable.
+3. Who answers from rows that are there, and writes none, ends with `make_seen_safe` and a commit.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Iterable
 from typing import Final, TypeAlias
@@ -29,6 +32,8 @@ from amends.barrier.verdict import Question, Row, RowState, Write
 from amends.errors import BarrierError
 from amends.outcomes import Call, Outcome, Verb
 from amends.wire import outcome_to_wire
+
+logger = logging.getLogger(__name__)
 
 SQL: Final = load_statements("postgres.sql")
 
@@ -47,6 +52,13 @@ STORES: Final = "amends_barrier_stores"
 
 OPEN: Final = "open"
 """The mark of a transaction that `begin` began."""
+
+OPENING_LOCK_S: Final = 0.05
+"""How long an opening waits for a lock on a table: shorter than a vote waits for its row."""
+
+OPENING_PAUSE_S: Final = 1.0
+OPENING_ATTEMPTS: Final = 60
+"""So long as a deployment may wait for transactions that are under way."""
 
 Life: TypeAlias = tuple[str, str, str, int]
 """Store, saga, step and round."""
@@ -146,11 +158,30 @@ class Tables:
 async def open_tables(session: Session, own_sql: str) -> Tables:
     """Make the barrier's tables where the session's search path says, and run the author's SQL.
 
-    Raises `BarrierError`; nothing is half made. Two processes that do it at once take turns.
+    Two processes that do it at once take turns. Who waits for a lock on a table holds up all that
+    come after it: so it waits for a moment only, lets go of everything and begins anew.
+
+    Raises `BarrierError`; nothing is half made.
     """
+    for attempt in range(1, OPENING_ATTEMPTS + 1):
+        try:
+            return await _open_tables(session, own_sql)
+        except StatementFailed as error:
+            if not error.is_held_up or attempt == OPENING_ATTEMPTS:
+                raise
+            if attempt == 1:
+                logger.warning(
+                    "opening the barrier waits for a lock that somebody else has: %s", error
+                )
+            await asyncio.sleep(OPENING_PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _open_tables(session: Session, own_sql: str) -> Tables:
     await session.begin()
     try:
         await session.rows(SQL["lock-opening"])
+        await session.rows(SQL["wait-little"], f"{_ms(OPENING_LOCK_S)}ms")
         [(where,)] = await session.rows(SQL["current-schema"])
         if where is None:
             raise BarrierError(
@@ -188,6 +219,15 @@ async def is_ours(session: Session) -> bool:
 async def make_commit_safe(session: Session) -> None:
     """See to it that the COMMIT that follows is durable, where no row is written."""
     await session.rows(SQL["make-commit-safe"])
+
+
+async def make_seen_safe(session: Session) -> None:
+    """See to it that, once the COMMIT that follows has worked, what was read is as safe as it is.
+
+    A row can be seen that is on no standby: the one that wrote it was cut off while it waited for
+    them. What is answered from it must not be lost in a failover.
+    """
+    await session.rows(SQL["make-seen-safe"])
 
 
 async def is_durable(session: Session) -> bool:

@@ -12,10 +12,12 @@ what they leave behind must by itself say what has happened.
 
 The *life* of a vote is one (store, saga, step, round). Two things stand for it:
 
-- its **row** in ``amends_votes``, at most one: ``yes``, ``no``, ``aborted`` or ``lost``. A ``yes``
-  is written inside the prepared transaction, first thing: nobody sees it before the commit, and
-  with a roll back it is gone. So a ``yes`` that is seen is a vote that was *committed*. The others
-  are committed by themselves and forbid that a ``yes`` ever comes.
+- its **row** in ``amends_votes``, at most one: ``voting``, ``yes``, ``no``, ``aborted`` or
+  ``lost``. It is written inside the vote's transaction, as ``voting`` first thing, and made a
+  ``yes`` right before PREPARE TRANSACTION: nobody sees it before the commit, and with a roll back
+  it is gone. So a ``yes`` that is seen is a vote that was prepared and *committed*; a ``voting``
+  that is seen was committed by the handler itself, half-way, and is no vote. The others are
+  committed by themselves and forbid that a ``yes`` ever comes.
 - its **lock**, an advisory one that ends with the transaction that took it. Prepared transactions
   keep theirs, over a restart of the server, too. Whoever writes the row takes the lock in the same
   statement, without waiting.
@@ -27,8 +29,10 @@ state          lock          row      what leads out of it
 =============  ============  =======  ========================================================
 nothing        free          none     Prepare → *at work*; Compensate → ``aborted``;
                                       Execute → ``lost``
-at work        held          unseen   PREPARE TRANSACTION → *prepared*; else → *nothing*
+at work        held          unseen   PREPARE TRANSACTION → *prepared*; else → *nothing*;
+                                      a COMMIT of the handler's own → ``voting``
 prepared       held, listed  unseen   COMMIT PREPARED → ``yes``; ROLLBACK PREPARED → *nothing*
+``voting``     free          voting   (for ever: half of it is there, and must be looked at)
 ``yes``        free          yes      (for ever: committed)
 ``no``         free          no       (for ever: refused, nothing was held)
 ``aborted``    free          aborted  (for ever: rolled back, and fenced)
@@ -65,9 +69,14 @@ Why that is enough, whatever dies when and however many processes serve the part
    before its standbys have it: a repeated Prepare that said yes at once could lose its vote in a
    failover. So it commits something of its own first, which waits for them (``wait-for-standbys``);
    so does an Execute that finds its yes.
-9. A no is placed, too (`Rejected` for reasons of the author's, and ``LOCKED``), in a transaction of
-   its own after the handler's was rolled back: the same round is never asked twice with different
-   answers. If it cannot be placed, somebody else has decided, and that is told.
+9. **A voting that is found** is ``Broken("transaction_ended")`` to every verb: the handler has sent
+   a COMMIT, nobody knows how far it had come, and nothing here can undo it.
+10. A no is placed, too (`Rejected` for reasons of the author's, and ``LOCKED``), in a transaction
+    of its own after the handler's was rolled back: the same round is never asked twice with
+    different answers. If it cannot be placed, somebody else has decided, and that is told.
+11. **The resolver only ends what is listed** and is in this barrier's schema, and writes nothing:
+    the runtime's own calls place what they need. What is gone by then and has left no ``yes`` has
+    been rolled back: settled if that was decided, else `VoteNotSettled`.
 
 ``LOCKED`` is the no of whoever would have to wait: a lock that is not free within
 `lock_timeout_s`, a deadlock, a serialization failure. The server's list of prepared transactions
@@ -124,7 +133,7 @@ from amends.barrier.prepared_votes import (
     wait_for_standbys,
 )
 from amends.barrier.verdict import POLL_AFTER_S, request_hash
-from amends.errors import BarrierError, HandlerFailed
+from amends.errors import BarrierError, HandlerFailed, VoteNotSettled
 from amends.handler import Handler
 from amends.in_doubt import PAGE, Decision, InDoubt
 from amends.outcomes import (
@@ -261,7 +270,9 @@ class PreparedTransactions:
                 self._connect.aclose()
 
     async def _opened_anew(self) -> _Open:
-        pool = Pool(self._connect.sessions, max_connections=self._max_connections, name=self._name)
+        pool = Pool(
+            self._connect.sessions, max_connections=self._max_connections, name=self._name, kept=1
+        )
         try:
             async with pool.lent(is_async=self._kind(is_async=True)) as session:
                 votes = await open_votes(session)
@@ -276,7 +287,7 @@ class PreparedTransactions:
                     f"{self._name} cannot be used for prepared transactions: {error}"
                 ) from error
             raise
-        return _Open(pool, votes, asyncio.Semaphore(self._max_connections - 1))
+        return _Open(pool, votes)
 
     async def _make_schema(self, session: Session) -> None:
         if not self._schema.strip():
@@ -289,7 +300,7 @@ class PreparedTransactions:
         except StatementFailed as error:
             await session.roll_back()
             # What is in doubt may hold the tables, and only a participant that opens lets it go.
-            if not (error.is_held_up and await list_in_doubt(session, 0, "")):
+            if not (error.is_held_up and await list_in_doubt(session)):
                 raise
             logger.warning(
                 "%s: the schema was not run, because its tables are locked and transactions are in "
@@ -358,22 +369,11 @@ class PreparedTransactions:
                 "130 characters): start such sagas with shorter ids",
             )
         self._votes_are_async = handler.is_async
-        try:
-            async with asyncio.timeout(self._busy_timeout_s):
-                await opened.vote_places.acquire()
-        except TimeoutError:
-            return InProgress(POLL_AFTER_S)
-        try:
-            return await self._prepare_in_place(opened, call, handler, name)
-        finally:
-            opened.vote_places.release()
-
-    async def _prepare_in_place(
-        self, opened: _Open, call: Call, handler: Handler, name: GlobalId
-    ) -> Outcome:
         digest = request_hash(call)
         session = await opened.pool.take(
-            is_async=self._kind(is_async=handler.is_async), timeout_s=self._busy_timeout_s
+            is_async=self._kind(is_async=handler.is_async),
+            timeout_s=self._busy_timeout_s,
+            leaves_kept=True,
         )
         ballot = _Ballot(opened.votes, session, call, handler, name, digest)
         try:
@@ -390,7 +390,7 @@ class PreparedTransactions:
     async def _vote(self, ballot: _Ballot) -> Outcome | HandlerFailed | None:
         """Run the handler in an open transaction that holds the vote's place; None: no place."""
         session, call, handler = ballot.session, ballot.call, ballot.handler
-        if not await self._place(ballot, VoteState.YES):
+        if not await self._place(ballot, VoteState.VOTING):
             return None
         await session.set_savepoint()
         try:
@@ -467,7 +467,13 @@ class PreparedTransactions:
         session = ballot.session
         try:
             await session.keep()
-            await postgres_rows.make_commit_safe(session)
+            if not await ballot.votes.say_yes(session, ballot.name.life):
+                raise HandlerFailed(
+                    f"{ballot.subject} has changed amends_votes, where its vote is kept: leave "
+                    "that table alone",
+                    cause_type=Done.__name__,
+                    where=ballot.handler.where,
+                )
             await session.prepare(str(ballot.name))
         except StatementFailed as error:
             match error.sqlstate:
@@ -519,6 +525,8 @@ class PreparedTransactions:
             return InProgress(POLL_AFTER_S)
         if vote.state in {VoteState.ABORTED, VoteState.LOST}:
             return Rejected("fenced", f"the vote is over ({vote.state}); prepare came after that")
+        if vote.state is VoteState.VOTING:
+            return _ended(ballot.subject)
         if vote.request_hash != ballot.digest:
             return _changed()
         return _reply(vote) if vote.state is VoteState.NO else Done()
@@ -553,6 +561,8 @@ class PreparedTransactions:
                 return Rejected("fenced", "the vote was rolled back; execute came after that")
             case VoteState.NO:
                 return _vote_lost("the vote was no")
+            case VoteState.VOTING:
+                return _ended("its handler")
             case VoteState.LOST:
                 return _vote_lost("there was no vote when that was first asked")
 
@@ -569,6 +579,8 @@ class PreparedTransactions:
             vote = await votes.read(session, life)
             if vote is None:
                 continue
+            if vote.state is VoteState.VOTING:
+                return _ended("its handler")
             if vote.state is not VoteState.YES:
                 return Done()
             message = "the prepared transaction was committed, although it was to be rolled back"
@@ -584,11 +596,12 @@ class PreparedTransactions:
     ) -> list[InDoubt]:
         """List the votes that wait for their decision; see `InDoubtSource`.
 
-        They are read from the server's own list, so those of earlier processes and of participants
-        that are no more are among them: all that is in this database under our names.
+        They are read from the server's own list, so those of earlier processes are among them: all
+        that is prepared in this database and has its row in this barrier's schema.
         """
+        opened = self._opened()
         found = await self._with_session(
-            self._opened(), lambda session: list_in_doubt(session, older_than_s, after)
+            opened, lambda session: opened.votes.in_doubt(session, older_than_s, after)
         )
         return found[:limit]
 
@@ -598,18 +611,36 @@ class PreparedTransactions:
             raise ValueError(f"{decision} is no decision that can be carried out")
         opened = self._opened()
         life = VoteLife(in_doubt.store_id, in_doubt.saga_id, in_doubt.step, in_doubt.round)
-        finishes = self._commit if decision is Decision.COMMIT else self._roll_back
-        outcome = await self._with_session(
-            opened, lambda session: finishes(opened.votes, session, life)
+        commits = decision is Decision.COMMIT
+        return await self._with_session(
+            opened, lambda session: self._settle(opened.votes, session, life, commits=commits)
         )
-        if isinstance(outcome, InProgress):
-            return False
-        if not isinstance(outcome, Done):
-            # Nothing is in doubt here any more; the runtime is told the same when it asks.
-            logger.error(
-                "%s: %s, and that is not what was decided: %s", in_doubt, decision, outcome
+
+    async def _settle(
+        self, votes: Votes, session: Session, life: VoteLife, *, commits: bool
+    ) -> bool:
+        """End what is listed, and see what has become of the vote; by rule 11."""
+        command = "COMMIT PREPARED" if commits else "ROLLBACK PREPARED"
+        for name in await listed(session, life):
+            if await finish(session, command, name) is Finish.BUSY:
+                return False
+        vote = await votes.read(session, life)
+        state = None if vote is None else vote.state
+        if commits and state is VoteState.YES:
+            await wait_for_standbys(session, self._bounds)
+            return True
+        if not commits and state not in {VoteState.YES, VoteState.VOTING}:
+            return True
+        found = "is gone without a trace" if state is None else f"is found as {state.value!r}"
+        raise VoteNotSettled(
+            f"the vote of saga {life.saga_id} step {life.step} round {life.round} was to be "
+            + (
+                f"committed, and {found}: the database was restored or exchanged, or somebody has "
+                "rolled it back by hand"
+                if commits
+                else "rolled back, and was committed, by hand or by another decision"
             )
-        return True
+        )
 
     # ------------------------------------------------------------------------------- the rows
 
@@ -652,8 +683,6 @@ class _Open:
 
     pool: Pool
     votes: Votes
-    vote_places: asyncio.Semaphore
-    """One connection fewer than there are."""
 
 
 class _Left(enum.Enum):

@@ -2,8 +2,9 @@
 -- tables were made.
 
 -- name: create-tables
--- One row for each vote. `state` is yes, no, aborted or lost; a yes lies inside the prepared
--- transaction, so who sees it sees a committed vote. `reply` is an amends.v1.Outcome, of a no alone.
+-- One row for each vote. `state` is voting, yes, no, aborted or lost; a yes lies inside the prepared
+-- transaction, so who sees it sees a committed vote; who sees a voting sees what a handler has
+-- committed by itself. `reply` is an amends.v1.Outcome, of a no alone.
 -- `amends_votes_stores`, as in sqlite.sql: when the oldest open saga of each store was started.
 CREATE TABLE IF NOT EXISTS {schema}.amends_votes (
     store_id text NOT NULL,
@@ -50,6 +51,17 @@ WHERE pg_catalog.pg_try_advisory_xact_lock($9::bigint)
 ON CONFLICT DO NOTHING
 RETURNING true
 
+-- name: vote-yes
+-- Right before PREPARE TRANSACTION: makes a yes of the row, if it is still as it was placed, and sees
+-- to it that what follows is durable, as make-commit-safe does.
+UPDATE {schema}.amends_votes SET state = 'yes'
+WHERE store_id = $1::text AND saga_id = $2::text AND step = $3::text AND round = $4::integer
+    AND state = 'voting'
+RETURNING pg_catalog.set_config('synchronous_commit', CASE
+        WHEN pg_catalog.current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply'
+        ELSE 'on' END, true),
+    pg_catalog.set_config('statement_timeout', '0', true)
+
 -- name: read-vote
 -- The row of a life, if it is committed.
 SELECT state, request_hash, reply FROM {schema}.amends_votes
@@ -67,7 +79,8 @@ SELECT pg_catalog.pg_logical_emit_message(true, 'amends', '')
 -- name: in-doubt
 -- What is prepared in this database under names like ours, for how long, and which tables it has
 -- locked. A prepared transaction has no process; its locks are found by the virtual number that
--- they share with the lock of its own number.
+-- they share with the lock of its own number. Each vote has locked the table of votes in which its
+-- row lies: $4 names the one that is meant, or is empty for all.
 WITH held AS MATERIALIZED (
     SELECT locktype, transactionid, virtualtransaction, relation
     FROM pg_locks WHERE pid IS NULL AND granted
@@ -78,6 +91,11 @@ WITH held AS MATERIALIZED (
     JOIN pg_class AS t ON t.oid = l.relation AND t.relkind IN ('r', 'p', 'm')
     WHERE own.locktype = 'transactionid' AND t.relname <> 'amends_votes'
     GROUP BY number
+), votes AS MATERIALIZED (
+    SELECT own.transactionid::text AS number
+    FROM held AS own
+    JOIN held AS l ON l.virtualtransaction = own.virtualtransaction AND l.locktype = 'relation'
+    WHERE own.locktype = 'transactionid' AND l.relation = to_regclass(nullif($4::text, ''))
 )
 SELECT p.gid, floor(extract(epoch FROM p.prepared) * 1000)::bigint, p.owner::text,
     p.owner = current_user, tables.names
@@ -86,6 +104,7 @@ WHERE p.database = current_database()
     AND starts_with(p.gid, $1::text)
     AND p.gid COLLATE "C" > $2::text
     AND p.prepared <= clock_timestamp() - $3::float8 * interval '1 second'
+    AND ($4::text = '' OR p.transaction::text IN (SELECT number FROM votes))
 ORDER BY p.gid COLLATE "C"
 
 -- name: write-oldest-open

@@ -51,6 +51,8 @@ class SqlState(enum.StrEnum):
 class VoteState(enum.StrEnum):
     """What a row says of its vote; the values are stored."""
 
+    VOTING = "voting"
+    """The handler is at work; nobody else sees it, unless the handler commits by itself."""
     YES = "yes"
     """Committed: it lay in the prepared transaction."""
     NO = "no"
@@ -97,6 +99,7 @@ class Votes:
 
     def __init__(self, schema: str) -> None:
         quoted = identifier(schema)
+        self._table = f"{quoted}.{ROWS}"
         self._sql = {name: text.replace("{schema}", quoted) for name, text in SQL.items()}
         self._oldest_open: dict[str, int] = {}
 
@@ -129,6 +132,17 @@ class Votes:
         if not placed:
             await session.roll_back()
         return bool(placed)
+
+    async def say_yes(self, session: Session, life: VoteLife) -> bool:
+        """Make a yes of what was placed as voting, right before `Session.prepare`.
+
+        False if it is not there any more. From here on the server bounds no statement.
+        """
+        return bool(await session.rows(self._sql["vote-yes"], *_key(life)))
+
+    async def in_doubt(self, session: Session, older_than_s: float, after: str) -> list[InDoubt]:
+        """List what is prepared and has its row here; see `InDoubtSource`."""
+        return await list_in_doubt(session, older_than_s, after, votes_table=self._table)
 
     async def read(self, session: Session, life: VoteLife) -> Vote | None:
         """Read the row of a life, if one is committed."""
@@ -249,10 +263,12 @@ async def wait_for_standbys(session: Session, bounds: Bounds) -> None:
     await commit(session)
 
 
-async def list_in_doubt(session: Session, older_than_s: float, after: str) -> list[InDoubt]:
-    """List all that is prepared in this database under our names; see `InDoubtSource`."""
+async def list_in_doubt(
+    session: Session, older_than_s: float = 0, after: str = "", *, votes_table: str = ""
+) -> list[InDoubt]:
+    """List what is prepared in this database under our names: all, or what votes in one table."""
     # Not bounded by a limit: the server lists max_prepared_transactions at most.
-    rows = await session.rows(SQL["in-doubt"], PREFIX, after, float(older_than_s))
+    rows = await session.rows(SQL["in-doubt"], PREFIX, after, float(older_than_s), votes_table)
     found = []
     for gid, since_ms, owner, is_ours, tables in rows:
         name = GlobalId.parse(gid)
