@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 import yaml
 
+import amends
 from amends import RecordKind
 from amends_runtime.cli.app import build_app
 from amends_runtime.config import Config
@@ -233,6 +234,11 @@ async def test_what_the_page_says_to_search_for_is_there(traced: Traced) -> None
     saga = await traced.client.start("thoughtful", labels={"region": "eu"}, timeout_s=PATIENCE_S)
     await saga.result(timeout_s=PATIENCE_S)
     await traced.well_formed(saga.saga_id)
+    refused = amends.Definition("refused", mode=amends.Mode.TWO_PHASE_COMMIT)
+    await traced.client.register(refused.step("vote", "orders", "place"))  # which has no Prepare
+    commit = await traced.client.start("refused", timeout_s=PATIENCE_S)
+    await commit.result(timeout_s=PATIENCE_S)
+    await traced.well_formed(commit.saga_id)
     keys = {key for span in traced.receiver.spans() for key in span.attributes}
     for tag in re.findall(r"`((?:amends|service)\.[a-z_.]+)=", PAGE):
         assert tag in keys, tag
