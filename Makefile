@@ -41,7 +41,8 @@ help: ## list the targets and the variables
 	@echo "  ARGS=            further arguments for test and for what runs a script"
 	@echo "  SAGAS=300 KILLS=10 SEED=   how much soak does, and its seed (test takes SEED too)"
 	@echo "  SEEDS=20000 SEED=          how many schedules simulate plays; with SEED that one alone"
-	@echo "  MODE=quick       how far the property tests of test search: quick, long or night"
+	@echo "  MODE=quick       how far the property tests of test search: quick, long or night;"
+	@echo "                   what soak does: saga (default) or 2pc"
 
 # ------------------------------------------------------------------------------ environments
 
@@ -92,8 +93,11 @@ bench: $(READY) ## compare with the naive loop (ARGS=--telemetry, --parts or --m
 bench-scale: $(READY) ## sizes and bad days (ARGS="--only recovery overload", --million)
 	@$(PY) scripts/bench_scale.py $(ARGS)
 
-soak: $(READY) ## kill processes under load, then audit the ledgers
-	@$(PY) scripts/soak.py --sagas $(SAGAS) --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+# MODE=quick is the default, for the tests.
+SOAK_MODE = $(if $(filter-out quick,$(MODE)),--mode $(MODE))
+
+soak: $(READY) ## kill processes under load, then audit the books (MODE=2pc: two-phase commits)
+	@$(PY) scripts/soak.py $(SOAK_MODE) --sagas $(SAGAS) --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 simulate: $(READY) ## play schedules of faults in virtual time; with SEED: one again, with its trace
 	@$(PY) scripts/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

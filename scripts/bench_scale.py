@@ -7,6 +7,7 @@
     footprint       disk for each finished saga, and memory under load
     parked          very many sagas that wait for a time far away (`bench_parked.py`)
     recovery        kill -9 with very many in flight (`bench_recovery.py`)
+    two-phase       two-phase commits, beside sagas of as many steps (`bench_two_phase.py`)
     overload        twice as many starts as can be done (`bench_overload.py`)
 
 `--only` names some of them. Real processes, real syncs; a run in which an effect was lost or
@@ -49,6 +50,7 @@ from scripts.bench_processes import STEPS, write_figures
 from scripts.bench_recovery import recover
 from scripts.bench_rig import Rig, Setting, conditions, cpu_of, percentiles, rate, ratios_of
 from scripts.bench_targets import Verdict, at_least, at_most, bounded, print_verdicts
+from scripts.bench_two_phase import two_phase
 
 SIZES: Final = (1, 3, 9, 27)
 FLAT: Final = 1.2
@@ -212,6 +214,11 @@ def recovery(folder: Path, scale: Scale) -> Found:
     return recover(folder, scale.recovering, scale.seconds, scale.concurrency, scale.plant)
 
 
+def two_phase_commits(folder: Path, scale: Scale) -> Found:
+    """Two-phase commits, beside sagas of as many steps."""
+    return two_phase(folder, scale.rounds, scale.seconds, scale.concurrency, scale.plant)
+
+
 def overloaded(folder: Path, scale: Scale) -> Found:
     """Twice as many starts as can be done."""
     return overload(folder, scale.seconds, scale.window_s, scale.plant)
@@ -225,6 +232,7 @@ PARTS: Final[Mapping[str, Callable[[Path, Scale], Found]]] = {
     "footprint": footprint,
     "parked": parked,
     "recovery": recovery,
+    "two-phase": two_phase_commits,
     "overload": overloaded,
 }
 

@@ -13,6 +13,7 @@ from scripts.bench_overload import verdicts as overload_verdicts
 from scripts.bench_recovery import peak_rate, steady_rate
 from scripts.bench_recovery import verdicts as recovery_verdicts
 from scripts.bench_scale import PARTS, further_steps
+from scripts.bench_two_phase import MEMBERS, TwoPhaseRig, account_faults, figures_of, verdict_on
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,6 +92,46 @@ def test_verdicts_on_an_overload() -> None:
     assert [one.is_met for one in overload_verdicts(figures)] == [False, True, False]
 
 
+def test_the_account_of_two_phase_commits() -> None:
+    """Loads, store and each database say the same of each definition, or it is said who does not.
+
+    A vote that nobody was told of is an effect of a definition without a name.
+    """
+    told = {"two-phase-2": 7, "banks": 3}
+    stored = {"two-phase-2": {"COMPLETED": 7}, "banks": {"COMPLETED": 3}}
+    whole = {
+        "left": {"two-phase-2": (7, 7)},
+        "middle": {},
+        "right": {"two-phase-2": (7, 7)},
+        "east": {"banks": (3, 3)},
+    }
+    assert account_faults(told, stored, whole) == []
+    (missing,) = account_faults(told, stored, whole | {"right": {"two-phase-2": (6, 6)}})
+    assert missing.startswith("right: ")
+    (doubled,) = account_faults(told, stored, whole | {"left": {"two-phase-2": (8, 7)}})
+    assert doubled.startswith("left: ")
+    (prepared,) = account_faults(told, stored, whole | {"east": {"banks": (3, 3), "": (1, 1)}})
+    assert prepared.startswith("east: ")
+    (aborted,) = account_faults(told, stored | {"banks": {"COMPLETED": 2, "COMPENSATED": 1}}, whole)
+    assert aborted.startswith("banks: ")
+
+
+def test_figures_of_two_phase_commits() -> None:
+    """Rates are medians, latencies those of all rounds, and each is compared with its saga."""
+
+    def load(sagas: int) -> dict[str, Any]:
+        return {"sagas": sagas, "seconds": 2.0, "latencies_ms": [float(sagas)], "cpu_us": {}}
+
+    many = {name: [load(100), load(200)] for name in MEMBERS}
+    many["two-phase-3"] = [load(40), load(120)]
+    figures = figures_of(many, many)
+    assert figures["two-phase-3"]["sagas_per_s"] == 40
+    assert figures["two-phase-3"]["one_at_a_time_ms"] == {"p50": 120, "p95": 120, "p99": 120}
+    assert figures["ratio_to_saga"]["two-phase-3"] == {"median": 0.5, "by_round": [0.4, 0.6]}
+    assert figures["ratio_to_saga"]["banks"]["median"] == 1
+    assert verdict_on(figures).is_met
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
@@ -112,6 +153,16 @@ def test_a_run_with_a_doubled_effect_fails(tmp_path: Path) -> None:
     (fault,) = figures["faults"]
     assert "effects done" in fault
     assert "NOT EXACT" in told
+
+
+def test_a_branch_that_writes_a_row_twice_is_found(tmp_path: Path) -> None:
+    """Its own database says so; everything else of the run is exact: PostgreSQL, reservations."""
+    with TwoPhaseRig(tmp_path, plant="doubled") as rig:
+        for name in ("banks", "two-phase-2"):
+            assert rig.load(name, seconds=0.05, concurrency=5)["sagas"] > 0
+        assert rig.transports() == {"exchange", ""}
+    (fault,) = rig.faults
+    assert fault.startswith("left: effects done")
 
 
 def test_every_part_says_what_it_is() -> None:

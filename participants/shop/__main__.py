@@ -1,4 +1,4 @@
-"""``python -m shop orders|payments|inventory|shipping``: serve one service of the shop."""
+"""``python -m shop NAME``: serve one service of the shop, or one branch of its bank."""
 
 import sys
 

@@ -4,7 +4,9 @@ For scripts and tests::
 
     async with Processes(folder) as processes:
         services = await processes.start_services()
-        runtime = await processes.start_runtime({s.name: s.address for s in services})
+        branches = await processes.start_branches()  # and their PostgreSQL
+        known = {each.name: each.address for each in (*services, *branches)}
+        runtime = await processes.start_runtime(known)
         ...
         runtime.kill()  # SIGKILL
         await runtime.start()  # the same database, the same port
@@ -14,13 +16,16 @@ For scripts and tests::
 2. A process is ready when its ready file is there. Its port is held by us for as long as the block
    lasts, so it comes back on the same one.
 3. What a process writes is kept in ``NAME.log`` in the folder, through all of its restarts.
+4. The branches' PostgreSQL has its data in the folder, too, and ends last.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -31,8 +36,10 @@ from typing import Final, Self
 
 import anyio
 
+from shop.bank import BRANCHES, DSN_VARIABLE, EAST
 from shop.catalogue import SERVICES
 from shop.ports import HeldPort
+from shop.postgres import PostgresServer
 
 READY_TIMEOUT_S: Final = 30.0
 """A start takes a second on an idle machine; this is for a busy one."""
@@ -42,6 +49,9 @@ STOP_TIMEOUT_S: Final = 15.0
 
 LOOK_EVERY_S: Final = 0.02
 """How often a ready file or an exit code is looked for."""
+
+RUNTIME: Final = "amends"
+"""The name of the runtime's process, unless it is given another."""
 
 TAIL_LINES: Final = 20
 """Of a log, in the message about a process that failed."""
@@ -192,6 +202,10 @@ class Processes:
         self.switches = self.folder / "switches.json"
         """The switches of all services that are started here."""
         self.all: list[Process] = []
+        """The processes that were started here, in that order; not PostgreSQL."""
+        self.postgres: PostgresServer | None = None
+        """The PostgreSQL of `bank_east`, once it was started."""
+        self._runtime_port: HeldPort | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,10 +222,15 @@ class Processes:
                 for process in self.all:
                     process.terminate()
                 for process in self.all:
-                    await process.stop()
+                    if process.is_running:  # what could not be started has nothing to be stopped
+                        await process.stop()
         finally:
             for process in self.all:
                 process.close()
+            if self._runtime_port is not None:
+                self._runtime_port.close()
+            if self.postgres is not None:
+                self.postgres.close()
 
     def database(self, name: str) -> Path:
         """Say where a process keeps its data."""
@@ -219,7 +238,48 @@ class Processes:
 
     async def start_services(self, services: Sequence[str] = SERVICES) -> list[Process]:
         """Start services of the shop, all at once. Raises `ProcessFailed`."""
-        started = [self._add_service(service) for service in services]
+        return await self._started([self._add_service(service) for service in services])
+
+    async def start_branches(self, branches: Sequence[str] = BRANCHES) -> list[Process]:
+        """Start branches of the bank, all at once, and a PostgreSQL if one of them needs it.
+
+        They ask the runtime named ``amends`` about what is in doubt, at the address at which it
+        will be started. Raises `ProcessFailed` and `PostgresFailed`.
+        """
+        if EAST in branches:
+            await self.start_postgres()
+        runtime = f"--runtime={self._runtime_address()}"
+        return await self._started([self._add_service(branch, runtime) for branch in branches])
+
+    async def start_postgres(self) -> PostgresServer:
+        """Start the bank's PostgreSQL, or start it again after its `kill`; nothing if it runs.
+
+        Gives it. Raises `PostgresFailed`.
+        """
+        if self.postgres is None:
+            if os.geteuid() == 0:
+                # It runs as somebody else then, who must come through here.
+                self.folder.chmod(self.folder.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH)
+            self.postgres = PostgresServer(self.folder / "postgres")
+        starting = asyncio.create_task(asyncio.to_thread(self.postgres.start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Who is interrupted stops everything, and cannot stop what is just being started.
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
+        return self.postgres
+
+    def _runtime_address(self) -> str:
+        """Say where the runtime listens, or will."""
+        for process in self.all:
+            if process.name == RUNTIME:
+                return process.address
+        if self._runtime_port is None:
+            self._runtime_port = HeldPort()
+        return self._runtime_port.address
+
+    async def _started(self, started: list[Process]) -> list[Process]:
         for process in started:
             process.start_nowait()
         for process in started:
@@ -232,7 +292,7 @@ class Processes:
         *,
         unary: Collection[str] = (),
         settings: str = "",
-        name: str = "amends",
+        name: str = RUNTIME,
         arguments: Sequence[str] = (),
     ) -> Process:
         """Start a runtime that knows these participants, by name and address.
@@ -241,7 +301,10 @@ class Processes:
         `settings` is TOML with further sections of its configuration, which is written to
         ``NAME.toml``; `arguments` are further ones of ``amends serve``. Raises `ProcessFailed`.
         """
-        port = HeldPort()
+        if name == RUNTIME and self._runtime_port is not None:
+            port, self._runtime_port = self._runtime_port, None
+        else:
+            port = HeldPort()
         configuration = self.folder / f"{name}.toml"
         # JSON's strings are strings of TOML, too.
         sections = [
@@ -267,8 +330,12 @@ class Processes:
         await process.start()
         return process
 
-    def _add_service(self, service: str) -> Process:
+    def _add_service(self, service: str, *arguments: str) -> Process:
         port = HeldPort()
+        environment = {}
+        if service == EAST:
+            assert self.postgres is not None, "it was started before"
+            environment[DSN_VARIABLE] = self.postgres.dsn
         return self._add(
             service,
             port,
@@ -279,9 +346,17 @@ class Processes:
             f"--database={self.database(service)}",
             f"--switches={self.switches}",
             "--until-stdin-closes",
+            *arguments,
+            environment=environment,
         )
 
-    def _add(self, name: str, port: HeldPort, *arguments: str) -> Process:
+    def _add(
+        self,
+        name: str,
+        port: HeldPort,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
         ready_file = self.folder / f"{name}.ready"
         command = [sys.executable, *arguments, f"--ready-file={ready_file}"]
         process = Process(
@@ -290,7 +365,7 @@ class Processes:
             folder=self.folder,
             ready_file=ready_file,
             port=port,
-            environment=self._environment,
+            environment={**self._environment, **(environment or {})},
         )
         self.all.append(process)
         return process

@@ -2,7 +2,7 @@
 
 The file may be missing (nothing goes wrong) and may be replaced at any time; it is read again when
 its inode, time or size has changed, so replace it as `write_switches` does. One file may serve all
-four services; each reads its own part:
+four services and the bank's branches; each reads its own part:
 
 .. code-block:: json
 
@@ -12,7 +12,8 @@ four services; each reads its own part:
         "down": false,
         "charge": {"decline": 0.1, "lose_reply": {"next": 1}},
         "refund": {"slow": 1, "slow_s": 0.5, "fail_before": 0.2}
-      }
+      },
+      "bank-west": {"prepare_credit": {"hold_reply": {"next": 1}}}
     }
 
 ==================  ===============================================================================
@@ -20,15 +21,20 @@ four services; each reads its own part:
                     same call, in whatever order calls come and however often processes die
 `down`              true: the service does not listen, and its connections are cut
 *operation*         the name of an effect: place, cancel, confirm; charge, refund; reserve,
-                    release; ship
-`decline`           refuse, for a business reason (not for cancel, refund and release)
+                    release; ship. Of a branch: prepare, commit or roll_back, and the action:
+                    ``prepare_debit``, ``commit_credit``, ``roll_back_collect``
+`decline`           refuse, for a business reason (what does something, or votes)
 `slow`, `slow_s`    wait for so many seconds (default 1, at most 600) before doing anything
+`hold`              wait before doing anything, until the file changes
 `fail_before`       answer with an error, and do nothing
+`break_vote`        do the contrary of what was decided, and then be asked (commit and roll_back)
 `lose_reply`        do it, commit it, and answer with an error
+`hold_reply`        do it, commit it, and keep the answer back until the file changes
 ==================  ===============================================================================
 
-The last four are chances: a probability from 0 to 1 for each attempt (`decline`: for each step), or
-``{"next": N}``, the next N times, counted anew whenever the file changes.
+All but the first three, and `slow_s`, are chances: a probability from 0 to 1 for each attempt
+(`decline`: for each step and round), or ``{"next": N}``, the next N times, counted anew whenever
+the file changes. Who is held is let go by any change, and in the end by the call's own deadline.
 """
 
 from __future__ import annotations
@@ -44,6 +50,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
+from shop import bank
+from shop.bank import BRANCHES
 from shop.catalogue import ACTIONS, SERVICES
 
 MAX_SLOW_S: Final = 600.0
@@ -55,8 +63,24 @@ class Fault(enum.StrEnum):
 
     DECLINE = "decline"
     SLOW = "slow"
+    HOLD = "hold"
     FAIL_BEFORE = "fail_before"
+    BREAK_VOTE = "break_vote"
     LOSE_REPLY = "lose_reply"
+    HOLD_REPLY = "hold_reply"
+
+
+PROGRAMS: Final = (*SERVICES, *BRANCHES)
+"""All whose part the file may have."""
+
+_ALWAYS: Final = frozenset(Fault) - {Fault.DECLINE, Fault.BREAK_VOTE}
+
+_OF_VERB: Final = {
+    "prepare": _ALWAYS | {Fault.DECLINE},
+    "commit": _ALWAYS | {Fault.BREAK_VOTE},
+    "roll_back": _ALWAYS | {Fault.BREAK_VOTE},
+}
+"""What can go wrong with the three operations that an action of a branch has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +116,16 @@ class SwitchesError(ValueError):
         super().__init__("; ".join(faults))
 
 
-def operations_of(service: str) -> dict[str, bool]:
-    """Name the operations of a service; the value says whether it can be declined."""
-    named: dict[str, bool] = {}
+def operations_of(service: str) -> dict[str, frozenset[Fault]]:
+    """Name the operations of a service or branch, and what can go wrong with each."""
+    named: dict[str, frozenset[Fault]] = {}
     for action in ACTIONS.values():
         if action.service == service:
-            named[action.effect] = True
+            named[action.effect] = _ALWAYS | {Fault.DECLINE}
             if action.undo is not None:
-                named[action.undo] = False
+                named[action.undo] = _ALWAYS
+    for name in bank.ACTIONS.get(service, ()):
+        named |= {f"{verb}_{name}": faults for verb, faults in _OF_VERB.items()}
     return named
 
 
@@ -109,7 +135,7 @@ def write_switches(path: Path, document: Mapping[str, Any]) -> None:
     Raises `SwitchesError` for a document that a service would refuse.
     """
     faults: dict[str, None] = {}
-    for service in SERVICES:
+    for service in PROGRAMS:
         try:
             parse(document, service)
         except SwitchesError as error:
@@ -126,9 +152,9 @@ def parse(document: object, service: str) -> Switches:
     if not isinstance(document, dict):
         raise SwitchesError("the switches are not a JSON object")
     faults = [
-        f"{name}: unknown; known are seed, {', '.join(SERVICES)}"
+        f"{name}: unknown; known are seed, {', '.join(PROGRAMS)}"
         for name in document
-        if name != "seed" and name not in SERVICES
+        if name != "seed" and name not in PROGRAMS
     ]
     seed = document.get("seed", 0)
     if type(seed) is not int:
@@ -150,7 +176,7 @@ def parse(document: object, service: str) -> Switches:
         elif not isinstance(value, dict):
             faults.append(f"{service}.{name}: must be an object")
         else:
-            allowed = [f for f in Fault if known[name] or f is not Fault.DECLINE]
+            allowed = [fault for fault in Fault if fault in known[name]]
             operations[name] = _operation(value, f"{service}.{name}", allowed, faults)
     if faults:
         raise SwitchesError(*faults)
@@ -211,6 +237,7 @@ class SwitchBoard:
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._switches = Switches()
+        self._version = 0
         self._struck: Counter[tuple[str, Fault]] = Counter()
 
     def load(self) -> None:
@@ -225,12 +252,18 @@ class SwitchBoard:
             seen = _identity(self._path)
             if seen != self._seen:
                 self._seen = seen
+                self._version += 1
                 self._struck.clear()
                 try:
                     self._switches = self._read()
                 except SwitchesError as error:
                     self._complain(f"{error}; the switches stay as they were")
             return self._switches
+
+    def version(self) -> int:
+        """Count how often the file has changed since it was loaded, reading it if it has."""
+        self.current()
+        return self._version
 
     def strikes(self, fault: Fault, operation: str, what: str) -> bool:
         """Decide whether a fault strikes, and count it down if it strikes the next N times.

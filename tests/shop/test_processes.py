@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
@@ -174,6 +176,45 @@ async def wait_refused(process: Process) -> None:
             await anyio.sleep(0.02)
 
 
+async def test_a_held_reply_is_let_go_by_any_change(processes: Processes) -> None:
+    """The effect is there and committed while its caller waits; who holds before it has none."""
+    switch(processes, {"place": {"hold_reply": 1}})
+    [orders] = await processes.start_services(["orders"])
+    async with anyio.create_task_group() as tasks:
+        answers: list[str] = []
+
+        async def placing(saga_id: str) -> None:
+            answers.append(await ask(orders, place(saga_id)))
+
+        tasks.start_soon(placing, "saga-1")
+        await wait_struck(processes, "place hold_reply")
+        assert effects(processes) == ["place"]
+        assert answers == []
+        switch(processes, {"place": {"hold": 1}})
+        await wait_answers(answers, 1)
+        tasks.start_soon(placing, "saga-2")
+        await wait_struck(processes, "place hold")
+        assert effects(processes, "saga-2") == []
+        switch(processes, {})
+    assert answers == ["done", "done"]
+    assert effects(processes, "saga-2") == ["place"]
+
+
+async def wait_struck(processes: Processes, fault: str) -> None:
+    """Wait until the orders have written down a fault."""
+    with anyio.fail_after(BOUND_S):
+        # Another process writes it down.
+        while not count_faults(faults_file(processes.database("orders")))[fault]:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+async def wait_answers(answers: list[str], count: int) -> None:
+    """Wait until so many calls were answered."""
+    with anyio.fail_after(BOUND_S):
+        while len(answers) < count:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
 async def test_a_service_that_starts_down_is_ready_to_be_switched_on(processes: Processes) -> None:
     """Whoever starts it is not kept waiting for a service that is meant to be down."""
     switch(processes, {"down": True})
@@ -203,6 +244,44 @@ async def test_a_service_ends_by_draining(processes: Processes) -> None:
     """SIGTERM ends it with 0."""
     [orders] = await processes.start_services(["orders"])
     assert await orders.stop() == 0
+
+
+async def test_postgres_ends_with_the_processes(reachable_folder: Path) -> None:
+    """It is started once, comes back after a kill where it was, and does not outlive the block."""
+    async with Processes(reachable_folder) as processes:
+        server = await processes.start_postgres()
+        assert await processes.start_postgres() is server
+        dsn, pid = server.dsn, server.pid
+        server.kill()
+        await processes.start_postgres()
+        assert server.dsn == dsn
+        assert server.pid is not None
+        assert server.pid != pid
+        pid = server.pid
+    assert not server.is_running
+    assert is_gone(pid)
+
+
+async def test_an_interrupted_start_of_postgres_leaves_nothing(reachable_folder: Path) -> None:
+    """Whoever is cancelled meanwhile stops it when it is up."""
+
+    async def start() -> None:
+        async with Processes(reachable_folder) as processes:
+            servers.append(processes)
+            await processes.start_postgres()
+
+    servers: list[Processes] = []
+    task = asyncio.create_task(start())
+    with anyio.fail_after(BOUND_S):
+        while not servers or servers[0].postgres is None:
+            await anyio.lowlevel.checkpoint()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    server = servers[0].postgres
+    assert server is not None
+    assert not server.is_running
+    assert not (server.data / "postmaster.pid").exists()
 
 
 async def test_a_service_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -280,6 +359,9 @@ def test_bad_usage_is_one_clear_line(tmp_path: Path) -> None:
     refused = run_service("orders", "--listen", "here", "--database", database)
     assert refused.returncode == 2
     assert "write HOST:PORT" in refused.stderr
+    no_dsn = run_service("bank-east", "--database", database)
+    assert no_dsn.returncode == 2
+    assert "BANK_EAST_DSN" in no_dsn.stderr
     nowhere = run_service("orders", "--database", str(tmp_path / "missing" / "o.db"))
     assert nowhere.returncode == 5
     assert "Traceback" not in nowhere.stderr

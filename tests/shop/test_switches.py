@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shop import switches as switches_module
+from shop.bank import read_transfer
 from shop.catalogue import read_order
 from shop.switches import Fault, SwitchBoard, SwitchesError, parse, write_switches
 
@@ -150,8 +151,42 @@ BROKEN: dict[str, tuple[object, str]] = {
         {"payments": {"charge": 1}},
         "payments.charge: must be an object",
     ),
+    "a vote that an effect breaks": (
+        {"payments": {"charge": {"break_vote": 1}}},
+        "charge.break_vote: unknown",
+    ),
     "a seed that is no number": ({"seed": "x"}, "seed: must be a whole number"),
 }
+
+
+OF_A_BRANCH: dict[str, str] = {
+    "commit_debit": "decline",
+    "roll_back_credit": "decline",
+    "prepare_debit": "break_vote",
+    "debit": "slow",
+    "commit_collect": "slow",
+}
+
+
+@pytest.mark.parametrize("operation", OF_A_BRANCH)
+def test_what_cannot_go_wrong_at_a_branch_is_refused(operation: str) -> None:
+    """Votes are declined, decisions broken; and a branch has its own actions alone."""
+    with pytest.raises(SwitchesError, match=rf"bank-east\.{operation}.*unknown"):
+        parse({"bank-east": {operation: {OF_A_BRANCH[operation]: 1}}}, "bank-east")
+
+
+def test_a_change_is_counted_for_those_who_are_held(tmp_path: Path) -> None:
+    """Any change lets go, also a file that is gone; looking again does not."""
+    path = tmp_path / "switches.json"
+    write_switches(path, {"bank-west": {"prepare_credit": {"hold_reply": {"next": 1}}}})
+    board, _ = board_on(path, "bank-west")
+    assert board.strikes(Fault.HOLD_REPLY, "prepare_credit", "x")
+    version = board.version()
+    assert board.version() == version
+    write_switches(path, {})
+    assert board.version() == version + 1
+    path.unlink()
+    assert board.version() == version + 2
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -180,8 +215,11 @@ def test_the_examples_in_the_documentation_are_valid() -> None:
     switches = parse(json.loads(example), "payments")
     assert switches.seed == 7
     assert switches.operations["charge"].chances[Fault.LOSE_REPLY].next == 1
+    branch = parse(json.loads(example), "bank-west")
+    assert branch.operations["prepare_credit"].chances[Fault.HOLD_REPLY].next == 1
     blocks = DOCS.read_text(encoding="utf-8").split("```json\n")[1:]
-    an_order, broken = (json.loads(block.partition("```")[0]) for block in blocks)
+    an_order, a_transfer, broken = (json.loads(block.partition("```")[0]) for block in blocks)
     assert read_order(an_order).amount_cents == 3 * 6_50
+    assert read_transfer(a_transfer).debit_cents == 525
     assert parse(broken, "inventory").down
     assert parse(broken, "payments").operations["charge"].chances[Fault.DECLINE].p == 0.33
