@@ -12,9 +12,12 @@ otherwise, starts one itself: `PostgresServer`.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -125,3 +128,15 @@ BEGIN
 END
 $$
 """
+
+
+@pytest.fixture
+def reachable_folder() -> Iterator[Path]:
+    """Give a folder in which a PostgreSQL can have its data, also if we are root.
+
+    It is somebody else then, who does not come through pytest's folders.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="amends-shop-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)

@@ -8,7 +8,10 @@ import pytest
 
 from tests.acceptance.traced import Traced, traced_world
 from tests.acceptance.world import World, opened
+from tests.postgres import reachable_folder
 from tests.telemetry.otlp_receiver import Receiver, receiving
+
+__all__ = ["reachable_folder"]
 
 
 @pytest.fixture(scope="module")

@@ -402,8 +402,15 @@ async def test_a_caller_is_linked_instead(tmp_path: Path) -> None:
 # -- the demo --------------------------------------------------------------------------------------
 
 
-async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
-    """All five scenes, the kill among them: as many traces as sagas, and every one well-formed.
+DEMO_SAGAS: Final = 204 + 108
+"""Orders and transfers."""
+
+KILLED_BRANCHES: Final = frozenset(("a-killed-branch", "a-killed-database"))
+"""Transfers in whose scenes a branch, or its database, is killed."""
+
+
+async def test_every_saga_of_the_demo_is_one_trace(reachable_folder: Path) -> None:
+    """All scenes, the kills among them: as many traces as sagas, and every one well-formed.
 
     What had ended and was not sent yet at the kill is sent by the next runtime.
     """
@@ -414,30 +421,37 @@ async def test_every_saga_of_the_demo_is_one_trace(tmp_path: Path) -> None:
                 f"--otlp={receiver.grpc_address}",
             ],
             stderr=subprocess.STDOUT,
-            env=_plain_environment() | {"OTEL_BSP_SCHEDULE_DELAY": "500", "TMPDIR": str(tmp_path)},
+            env=_plain_environment()
+            | {"OTEL_BSP_SCHEDULE_DELAY": "500", "TMPDIR": str(reachable_folder)},
         )
         async with demo:
             said = await _said_until_it_stays_up(demo)
-            await receiver.wait_until(lambda: len(_ended(receiver)) == 204)
+            await receiver.wait_until(lambda: len(_ended(receiver)) == DEMO_SAGAS)
             demo.terminate()
             assert await demo.wait() == 0
 
         # All processes have ended in order, so everything has come.
         traces = receiver.received.trace_ids()
-        assert len(traces) == 204
+        assert len(traces) == DEMO_SAGAS
         expected = Expectation(crashed=True, after=AFTER)
         wrong: list[str] = []
         ends: Counter[str] = Counter()
         lost = 0
         for trace_id in traces:
             spans = receiver.spans(trace_id)
-            wrong += [f"{trace_id}: {line}" for line in broken_rules(spans, expected)]
             trace = Trace(spans, expected)
+            # A branch that is killed takes along the spans that it has not sent.
+            killed = any(each.text("amends.saga_id") in KILLED_BRANCHES for each in trace.roots)
+            wrong += [
+                f"{trace_id}: {line}"
+                for line in broken_rules(spans, expected)
+                if not (killed and line.startswith("participants_are_below_their_attempts"))
+            ]
             ends.update(each.text("amends.outcome") for each in trace.roots)
             lost += sum(each.text("amends.outcome") == "lost" for each in trace.attempts)
         assert not wrong, "\n".join(wrong[:20])
         assert set(ends) == {"COMPLETED", "COMPENSATED"}
-        assert ends.total() == 204
+        assert ends.total() == DEMO_SAGAS
         assert lost > 0
         for saga_id in ("an-order", "a-declined-card", "a-lost-reply", "a-patient-order"):
             (told,) = [line for line in said.splitlines() if f"trace of {saga_id}: " in line]
@@ -449,7 +463,7 @@ def _ended(receiver: Receiver) -> set[str]:
     return {
         str(each.attributes["amends.saga_id"])
         for each in receiver.spans()
-        if each.name == "saga order"
+        if each.name.startswith("saga ")
     }
 
 
