@@ -20,7 +20,7 @@ from tests.cli.test_operating import asked_at_a_terminal
 
 PROGRAM = Path(__file__).with_name("branch_program.py")
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
-TRANSFER = {
+TRANSFER: dict[str, Any] = {
     "name": "transfer",
     "mode": "two_phase_commit",
     "deadline_s": 60,
@@ -28,6 +28,14 @@ TRANSFER = {
     "steps": [
         {"name": "debit", "participant": "east", "action": "debit"},
         {"name": "credit", "participant": "west", "action": "credit"},
+    ],
+}
+# Nothing of it is tried again within the time of a test, unless somebody says so.
+PATIENT = {
+    **TRANSFER,
+    "name": "patient",
+    "steps": [
+        {**step, "retry": {"first_s": 86_400, "max_s": 86_400}} for step in TRANSFER["steps"]
     ],
 }
 
@@ -43,7 +51,9 @@ class Bank:
         self.runtimes: list[Served] = []
         for name in ("east", "west"):
             self.start_branch(name)
-        (folder / "transfer.json").write_text(json.dumps(TRANSFER), encoding="utf-8")
+        for definition in (TRANSFER, PATIENT):
+            file = folder / f"{definition['name']}.json"
+            file.write_text(json.dumps(definition), encoding="utf-8")
 
     def start_branch(self, name: str) -> None:
         """Start a branch over its own database, at its own address."""
@@ -99,8 +109,8 @@ class Bank:
     def serve(self, database: str = "amends.db") -> str:
         """Start a runtime over this database; return its address."""
         served = Served(
-            *("--listen", "127.0.0.1:0", "--definition", "transfer.json"),
-            *("--database", database),
+            *("--listen", "127.0.0.1:0", "--database", database),
+            *("--definition", "transfer.json", "--definition", "patient.json"),
             *(f"--participant={name}={self.address(name)}" for name in ("east", "west")),
             cwd=self.folder,
         )
@@ -153,9 +163,9 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
     return ask
 
 
-def start(saga_id: str, **told: str) -> None:
+def start(saga_id: str, definition: str = "transfer", **told: str) -> None:
     """Start a transfer."""
-    assert run(["start", "transfer", "--id", saga_id, "--input", json.dumps(told)]) == 0
+    assert run(["start", definition, "--id", saga_id, "--input", json.dumps(told)]) == 0
 
 
 def until(ask: Ask, saga_id: str, holds: Callable[[list[dict[str, Any]]], bool]) -> Any:
@@ -200,7 +210,7 @@ def test_who_fails_to_commit_is_waited_for(
     bank: Bank, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The other has been told and holds nothing; the error and the next attempt are there."""
-    start("commits-1", fail="east")
+    start("commits-1", "patient", fail="east")
     found = until(
         ask,
         "commits-1",
