@@ -170,6 +170,12 @@ def effects_of_postgres(dsn: str) -> dict[str, tuple[int, int]]:
     return found | ({"": (prepared[0], prepared[0])} if prepared[0] else {})
 
 
+def version_of_postgres(dsn: str) -> str:
+    """As it says it itself."""
+    with psycopg.connect(dsn) as connection:
+        return connection.info.parameter_status("server_version") or "unknown"
+
+
 def stock_of(path: Path) -> tuple[int, int]:
     """What was taken from the quantities of a file, and how many reservations there still are."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:

@@ -26,7 +26,13 @@ from typing import Any, Final, Self
 
 import amends
 from amends_runtime.core.records import SagaState
-from scripts.bench_branch import DSN_VARIABLE, effects, effects_of_postgres, stock_of
+from scripts.bench_branch import (
+    DSN_VARIABLE,
+    effects,
+    effects_of_postgres,
+    stock_of,
+    version_of_postgres,
+)
 from scripts.bench_loads import Load, run_load
 from scripts.bench_processes import HERE, cpu_seconds, process
 from scripts.bench_rig import percentiles, rate, ratios_of
@@ -159,6 +165,10 @@ class TwoPhaseRig:
 
         return asyncio.run(look())
 
+    def postgresql(self) -> str:
+        """The version of the PostgreSQL that `east` is over."""
+        return version_of_postgres(self._postgres.dsn)
+
     def _settle(self) -> None:
         stored = _stored(self._file("runtime"))
         found: dict[str, Mapping[str, tuple[int, int]]] = {
@@ -234,7 +244,8 @@ def two_phase(
                     flush=True,
                 )
         transports = rig.transports()
-    figures = figures_of(many, single)
+        postgresql = rig.postgresql()
+    figures = {"postgresql": postgresql, **figures_of(many, single)}
     faults = [f"two-phase: {fault}" for fault in rig.faults]
     if transports != {"exchange"}:
         faults.append(f"two-phase: participants were called by {sorted(transports)}")
