@@ -78,7 +78,8 @@ class InDoubtSource(Protocol):
 
         True when it is settled, also if somebody else has settled it by now; what the runtime sends
         later is then answered `Done`. False if a call of the runtime is at it at this moment: look
-        again later. Raises `ValueError` for any other decision, and `BarrierError`, or what a
-        handler raises, if it is not settled.
+        again later. Raises `ValueError` for any other decision; `VoteNotSettled` if what is found
+        is not what was decided, which must be looked at by a person; and `BarrierError`, or what a
+        handler raises, if it is not settled for now.
         """
         ...

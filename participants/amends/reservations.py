@@ -62,13 +62,13 @@ _VERB_OF: Final = {Decision.COMMIT: Verb.EXECUTE, Decision.ABORT: Verb.COMPENSAT
 class Reservations:
     """Holds on one quantity of one table; see the module's beginning.
 
-    `table` has a row for each account, product, … (for PostgreSQL also ``schema.table``), and is no
-    view; `key` is the column that is unique in it, `quantity` the column with a whole number:
-    smallint, integer or bigint in PostgreSQL. They are names of your code, never of a caller's;
-    however a table is spelled, its holds are the same. Beside the table lies
-    ``amends_reservations``, which the barrier makes when it is opened and it is not there (so a
-    migration may make it, and the participant needs no right to); opening also fails if there is
-    no such table or column.
+    `table` has a row for each account, product, … (for PostgreSQL also ``schema.table``), and is
+    neither a view nor a partition or child of another table; `key` is the column that is unique in
+    it, `quantity` the column with a whole number: smallint, integer or bigint in PostgreSQL. They
+    are names of your code, never of a caller's; however a table is spelled, its holds are the same.
+    Beside the table lies ``amends_reservations``, which the barrier makes when it is opened and it
+    is not there (so a migration may make it, and the participant needs no right to); opening also
+    fails if there is no such table or column.
 
     In PostgreSQL a vote waits at most `lock_timeout_s` for somebody else's lock on the row, then it
     is refused as ``LOCKED``; 0 does not wait at all. SQLite has one writer: there is nothing to

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+import psycopg
 import pytest
 
 from amends.barrier.postgres import Connecting, Driver
 from amends.barrier.postgres_pool import Pool, PoolBusy
+from amends.barrier.postgres_port import ConnectionLost
+from amends.barrier.postgres_sockets import OPTIONS
+from amends.errors import BarrierError, CommitUnknown
+from amends.outcomes import Done, Verb
+from tests.participants.branch import KINDS, Branch, Kind
 from tests.postgres import Postgres
 
-DRIVERS: tuple[Driver, ...] = ("asyncpg", "psycopg")
+kinds_of_session = pytest.mark.parametrize(
+    ("driver", "is_async"), [("asyncpg", True), ("psycopg", True), ("psycopg", False)]
+)
 
 
 @asynccontextmanager
 async def pool_of(
-    dsn: str, driver: Driver = "psycopg", *, max_connections: int = 2, kept: int = 0
+    database: str | Callable[[], Any],
+    driver: Driver = "psycopg",
+    *,
+    max_connections: int = 2,
+    kept: int = 0,
 ) -> AsyncIterator[Pool]:
     """Make a pool, and close it."""
-    connecting = Connecting(dsn, driver, max_connections)
+    connecting = Connecting(database, driver, max_connections)
     pool = Pool(connecting.sessions, max_connections=max_connections, name="it", kept=kept)
     try:
         yield pool
@@ -69,6 +84,124 @@ async def test_kept_places_are_not_for_those_who_leave_them(postgres: Postgres) 
             pool.give_back(session)
 
 
+class Door:
+    """A function that connects when it may: a thread waits in it, and cannot be stopped."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self.has_come = threading.Event()
+        self.is_open = threading.Event()
+        self.opened: list[psycopg.Connection[Any]] = []
+        self.count = 0
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Connect when the door is open."""
+        self.has_come.set()
+        self.is_open.wait()
+        self.count += 1
+        self.opened.append(psycopg.connect(self._dsn))
+        return self.opened[-1]
+
+
+async def left_while_it_connects(pool: Pool, door: Door, *, leaves_kept: bool = False) -> None:
+    """Take a connection, and leave while a thread connects."""
+    taking = asyncio.create_task(pool.take(is_async=False, leaves_kept=leaves_kept))
+    await asyncio.to_thread(door.has_come.wait)
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert taking.cancelled()
+
+
+@pytest.mark.parametrize("leaves_kept", [False, True])
+async def test_who_leaves_while_a_thread_connects_keeps_the_place(
+    postgres: Postgres, *, leaves_kept: bool
+) -> None:
+    """The thread has it, till it has ended; and what it has opened is the next one's."""
+    door = Door(postgres.dsn)
+    async with pool_of(door.connect, max_connections=2, kept=1) as pool:
+        other = await pool_filled(pool, door) if not leaves_kept else None
+        await left_while_it_connects(pool, door, leaves_kept=leaves_kept)
+        with pytest.raises(PoolBusy):
+            await pool.take(is_async=False, timeout_s=0.01, leaves_kept=leaves_kept)
+        count = door.count
+        door.is_open.set()
+        session = await pool.take(is_async=False, leaves_kept=leaves_kept)
+        assert door.count == count + 1
+        assert await session.rows("SELECT 1") == [(1,)]
+        for one in (session, other):
+            if one is not None:
+                pool.give_back(one)
+        assert pool.in_use == 0
+
+
+async def pool_filled(pool: Pool, door: Door) -> Any:
+    """Take one of two places."""
+    door.is_open.set()
+    session = await pool.take(is_async=False)
+    door.is_open.clear()
+    door.has_come.clear()
+    return session
+
+
+async def test_a_place_is_free_when_nobody_waits_and_it_cannot_be_opened() -> None:
+    """The thread ends with an error that nobody hears: nothing is counted."""
+    door = Door("host=127.0.0.1 port=1")
+    async with pool_of(door.connect, max_connections=1) as pool:
+        await left_while_it_connects(pool, door)
+        assert pool.in_use == 1
+        door.is_open.set()
+        with pytest.raises(BarrierError, match="cannot be reached"):
+            await pool.take(is_async=False)
+        assert (door.count, pool.in_use) == (2, 0)
+
+
+async def test_closing_waits_for_no_thread_that_connects(postgres: Postgres) -> None:
+    """It may hang for ever, in a function of the author's; what it opens is closed."""
+    door = Door(postgres.dsn)
+    try:
+        async with pool_of(door.connect) as pool:
+            await left_while_it_connects(pool, door)
+    finally:
+        door.is_open.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("amends postgres"):
+            await asyncio.to_thread(thread.join)
+    for _ in range(3):  # its end is told to the event loop, and then to whoever waits for it
+        await asyncio.sleep(0)
+    assert [connection.closed for connection in door.opened] == [True]
+
+
+@kinds_of_session
+async def test_the_system_ends_connections_in_silence(
+    postgres: Postgres, driver: Driver, *, is_async: bool
+) -> None:
+    """It asks the other machine whether it is there, and does not wait for long."""
+    async with pool_of(postgres.dsn, driver) as pool, pool.lent(is_async=is_async) as session:
+        own = session.connection
+        with socket.socket(fileno=_descriptor(own)) as connected:
+            try:
+                assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                for name, value in OPTIONS.items():
+                    option = getattr(socket, name)
+                    assert connected.getsockopt(socket.IPPROTO_TCP, option) == value
+            finally:
+                connected.detach()
+
+
+async def test_what_a_dsn_says_of_its_network_stays(postgres: Postgres) -> None:
+    """It is the author's."""
+    dsn = f"{postgres.dsn}?tcp_user_timeout=4000"
+    async with pool_of(dsn) as pool, pool.lent() as session:
+        assert session.connection.info.get_parameters()["tcp_user_timeout"] == "4000"
+        assert session.connection.info.get_parameters()["keepalives_idle"] == "5"
+
+
+def _descriptor(connection: Any) -> int:
+    if isinstance(connection, psycopg.Connection | psycopg.AsyncConnection):
+        return connection.pgconn.socket
+    return int(connection._transport.get_extra_info("socket").fileno())
+
+
 class Network:
     """Between a pool and its server: connections that were opened before `fail` go dumb."""
 
@@ -112,18 +245,26 @@ def probed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amends.barrier.postgres_pool.PROBE_TIMEOUT_S", 0.05)
 
 
+@asynccontextmanager
+async def network_before(postgres: Postgres) -> AsyncIterator[tuple[Network, str]]:
+    """Put a network before a server, and say by which DSN it goes through it."""
+    network = Network(postgres.server.port)
+    server = await asyncio.start_server(network.serve, "127.0.0.1", 0)
+    async with server:
+        yield network, postgres.dsn_by(server.sockets[0].getsockname()[1])
+        network.end()
+
+
 @pytest.mark.usefixtures("probed_at_once")
-@pytest.mark.parametrize(
-    ("driver", "is_async"), [("asyncpg", True), ("psycopg", True), ("psycopg", False)]
-)
+@kinds_of_session
 async def test_connections_to_a_server_that_is_gone_are_dropped(
     postgres: Postgres, driver: Driver, *, is_async: bool
 ) -> None:
     """It went without a word: the first that is asked does not answer, and none of them is lent."""
-    network = Network(postgres.server.port)
-    server = await asyncio.start_server(network.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, pool_of(postgres.dsn_by(port), driver, max_connections=3) as pool:
+    async with (
+        network_before(postgres) as (network, dsn),
+        pool_of(dsn, driver, max_connections=3) as pool,
+    ):
         old = [await pool.take(is_async=is_async) for _ in range(2)]
         for session in old:
             pool.give_back(session)
@@ -132,4 +273,78 @@ async def test_connections_to_a_server_that_is_gone_are_dropped(
         assert new not in old
         assert await new.rows("SELECT 1") == [(1,)]
         pool.give_back(new)
-        network.end()
+        assert pool.in_use == 0
+
+
+@kinds_of_session
+async def test_a_statement_without_an_answer_gives_its_connection_up(
+    postgres: Postgres, driver: Driver, *, is_async: bool
+) -> None:
+    """Nobody waits for a server that is gone, and all that lay idle is gone with it."""
+    async with network_before(postgres) as (network, dsn), pool_of(dsn, driver) as pool:
+        idle, session = [await pool.take(is_async=is_async) for _ in range(2)]
+        pool.give_back(idle)
+        await session.begin()
+        network.fail()
+        with pytest.raises(ConnectionLost):
+            await session.rows("SELECT 1", within_s=0.05)
+        assert not session.is_usable
+        pool.give_back(session)
+        new = await pool.take(is_async=is_async)
+        assert new not in {idle, session}
+        assert await new.rows("SELECT 1") == [(1,)]
+        pool.give_back(new)
+        assert pool.in_use == 0
+
+
+@kinds_of_session
+async def test_a_commit_without_an_answer_is_unknown(
+    postgres: Postgres, driver: Driver, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """It may have happened all the same."""
+    monkeypatch.setattr(f"amends.barrier.postgres_{driver}.COMMIT_TIMEOUT_S", 0.05)
+    async with network_before(postgres) as (network, dsn), pool_of(dsn, driver) as pool:
+        session = await pool.take(is_async=is_async)
+        await session.begin()
+        network.fail()
+        with pytest.raises(CommitUnknown):
+            await pool.uncancelled(session.commit(), session)
+        assert pool.in_use == 0
+
+
+@kinds_of_session
+async def test_who_leaves_in_silence_keeps_nothing(
+    postgres: Postgres, driver: Driver, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """What he has left in the middle cannot be mended: after a while its place is free."""
+    monkeypatch.setattr("amends.barrier.postgres_pool.MEND_TIMEOUT_S", 0.05)
+    async with network_before(postgres) as (network, dsn), pool_of(dsn, driver) as pool:
+        session = await pool.take(is_async=is_async)
+        await session.begin()
+        network.fail()
+        asking = asyncio.create_task(session.rows("SELECT 1", within_s=0.05))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        pool.give_back(session, was_cut=True)
+        both = [await pool.take(is_async=is_async) for _ in range(2)]
+        for new in both:
+            pool.give_back(new)
+        assert pool.in_use == 0
+
+
+@pytest.mark.usefixtures("probed_at_once")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_phase_2_goes_on_after_a_failover_without_a_word(
+    postgres: Postgres, kind: Kind
+) -> None:
+    """What a vote has prepared is committed by another connection than those that are gone."""
+    async with network_before(postgres) as (network, dsn):
+        branch = Branch(postgres, kind, dsn=dsn)
+        async with branch.barrier:
+            votes = [branch.ask(Verb.PREPARE, saga_id=name) for name in ("t-1", "ben-2")]
+            assert await asyncio.gather(*votes) == [Done(), Done()]
+            network.fail()
+            for name in ("t-1", "ben-2"):
+                assert await branch.ask(Verb.EXECUTE, saga_id=name) == Done()
+        assert branch.rows == [("ben-2", "yes"), ("t-1", "yes")]

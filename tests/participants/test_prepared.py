@@ -407,12 +407,21 @@ async def test_a_statement_may_fail_in_a_savepoint(postgres: Postgres, kind: Kin
 
 
 @async_drivers
-@pytest.mark.parametrize("last", ["COMMIT", "ROLLBACK", "COMMIT; BEGIN"])
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        ("COMMIT", ["eve"]),
+        ("COMMIT; BEGIN", ["eve"]),
+        ("ROLLBACK", []),
+        ("ROLLBACK; BEGIN", []),
+        ("ROLLBACK; INSERT INTO accounts VALUES ('kim', 1)", ["kim"]),
+    ],
+)
 @pytest.mark.parametrize("then", ["yes", "no", "raise"])
 async def test_a_handler_that_ends_its_transaction_is_found_out(
-    postgres: Postgres, kind: Kind, last: str, then: str
+    postgres: Postgres, kind: Kind, last: str, kept: list[str], then: str
 ) -> None:
-    """Whatever it says after that: what it wrote may be there, and nobody can vote on it."""
+    """Whatever it says: half of it may be there, and is no vote. Told to every verb, each time."""
 
     async def end(call: Call, connection: Any) -> object:
         await connection.execute("INSERT INTO accounts VALUES ('eve', 1)")
@@ -426,32 +435,31 @@ async def test_a_handler_that_ends_its_transaction_is_found_out(
 
     branch = Branch(postgres, kind, before=end)
     async with branch.barrier:
-        assert said(await branch.ask(P)) == "Broken transaction_ended"
-    assert branch.listed == []
+        for verb in (P, P, E, C, P):
+            assert said(await branch.ask(verb)) == "Broken transaction_ended"
+    assert branch.ran == 1
+    assert (branch.rows, branch.listed) == ([("transfer-1", "voting")], [])
+    others = postgres.execute("SELECT account FROM accounts WHERE account NOT IN ('ann', 'ben')")
+    assert [account for (account,) in others] == kept
 
 
 @async_drivers
-@pytest.mark.parametrize("then", ["yes", "raise"])
-async def test_what_a_handler_committed_half_way_is_never_a_yes(
-    postgres: Postgres, kind: Kind, then: str
+async def test_what_was_decided_when_a_handler_ended_its_transaction_stays(
+    postgres: Postgres, kind: Kind
 ) -> None:
-    """Half of it can be seen, and is no vote: told so to every verb, each time it is asked."""
+    """It had let go of its vote, and a rollback came in between: that is what is there now."""
+    branch = Branch(postgres, kind)
 
-    async def end(call: Call, connection: Any) -> object:
-        await connection.execute("UPDATE accounts SET cents = cents - 1 WHERE account = 'ann'")
-        await connection.execute("COMMIT")
-        if then == "raise":
-            raise ValueError(then)
-        return Done()
+    async def end(call: Call, connection: Any) -> None:
+        await connection.execute("ROLLBACK")
+        assert said(await branch.ask(C)) == "Done"
 
-    branch = Branch(postgres, kind, before=end)
+    branch.before = end
     async with branch.barrier:
-        for _ in range(2):
-            assert said(await branch.ask(P)) == "Broken transaction_ended"
-        for verb in (E, C, P):
-            assert said(await branch.ask(verb)) == "Broken transaction_ended"
-    assert (branch.ran, branch.cents) == (1, 99)
-    assert (branch.rows, branch.listed) == ([("transfer-1", "voting")], [])
+        assert said(await branch.ask(P)) == "Broken transaction_ended"
+        assert said(await branch.ask(P)) == "Rejected fenced"
+        assert said(await branch.ask(C)) == "Done"
+    assert (branch.ran, branch.rows) == (1, [("transfer-1", "aborted")])
 
 
 async def test_a_vote_whose_row_was_taken_away_is_no_yes(postgres: Postgres) -> None:

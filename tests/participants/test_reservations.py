@@ -218,6 +218,18 @@ async def test_one_table_spelled_in_two_ways_is_one_table(tmp_path: Path) -> Non
     assert bank.balances()["a"] == 0
 
 
+@pytest.mark.parametrize("table", ["rich", "RICH"])
+async def test_a_view_is_refused_at_the_opening(tmp_path: Path, table: str) -> None:
+    """Its rows are another table's: its holds and those on that table would not see each other."""
+    schema = ACCOUNTS + "CREATE VIEW IF NOT EXISTS rich AS SELECT * FROM accounts;"  # noqa: S608  # a constant
+    barrier = SqliteBarrier(tmp_path / "bank.db", schema=schema)
+    holds = Reservations(table, key="account", quantity="balance_cents")
+    holds.takes(Participant("bank", barrier=barrier), "debit", hold_of)
+    for _ in range(2):
+        with pytest.raises(BarrierError, match=f"{table} is no table .* name the table itself"):
+            await barrier.open()
+
+
 def test_a_table_of_an_attached_database_is_refused(tmp_path: Path) -> None:
     """What lies in another file is not committed with the hold; ``main.`` is another spelling."""
     participant = Participant("bank", barrier=SqliteBarrier(tmp_path / "bank.db"))

@@ -212,14 +212,43 @@ async def test_one_table_spelled_in_two_ways_is_one_table(
     assert bank.balances()["a"] == 0
 
 
-async def test_a_view_is_refused_at_the_opening(postgres: Postgres) -> None:
+PARTITIONED = """
+CREATE TABLE accounts (account TEXT PRIMARY KEY, balance_cents BIGINT) PARTITION BY HASH (account);
+CREATE TABLE rich PARTITION OF accounts FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+INSERT INTO accounts VALUES ('a', 100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (ACCOUNTS + "CREATE VIEW rich AS TABLE accounts", "rich is no table: name the table"),
+        (ACCOUNTS + "CREATE TABLE rich () INHERITS (accounts)", "child of another table: name the"),
+        (PARTITIONED, "rich is a partition .* name the topmost one"),
+    ],
+    ids=["view", "child", "partition"],
+)
+async def test_a_part_of_a_table_is_refused_at_the_opening(
+    postgres: Postgres, schema: str, said: str
+) -> None:
     """Its rows are another table's: its holds and those on that table would not see each other."""
-    schema = ACCOUNTS + "CREATE OR REPLACE VIEW rich AS TABLE accounts"
     barrier = PostgresBarrier(postgres.dsn, schema=schema)
     holds = Reservations("rich", key="account", quantity="balance_cents")
     holds.takes(Participant("bank", barrier=barrier), "debit", hold_of)
-    with pytest.raises(BarrierError, match="rich is no table"):
+    with pytest.raises(BarrierError, match=said):
         await barrier.open()
+
+
+@DRIVERS
+async def test_a_table_of_many_parts_is_one_table(postgres: Postgres, driver: Driver) -> None:
+    """Reservations name the topmost one."""
+    barrier = PostgresBarrier(postgres.dsn, driver=driver, schema=PARTITIONED)
+    bank = Bank(barrier, cast("Look", postgres.execute))
+    async with barrier:
+        assert await bank.say(PREPARE, cents=60) == "done"
+        assert await bank.say(PREPARE, cents=41, saga_id="t-2") == "rejected insufficient"
+        assert await bank.say(EXECUTE, cents=60) == "done"
+    assert bank.balances() == {"a": 40}
 
 
 @DRIVERS

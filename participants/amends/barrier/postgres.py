@@ -64,9 +64,6 @@ IDLE_MARGIN_S: Final = 2.0
 """The event loop ends a handler that takes too long; only if it does not come to it in this time
 (the handler blocks it, or is a `def` that waits for something else) does the server."""
 
-COMMIT_TIMEOUT_S: Final = 60.0
-"""A COMMIT that waits longer (for standbys, or for a network that is gone) is unknown."""
-
 
 _HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
 
@@ -378,7 +375,7 @@ class PostgresBarrier:
         )
 
     async def _commit(self, pool: Pool, session: Session) -> None:
-        await pool.uncancelled(session.commit(), session, timeout_s=COMMIT_TIMEOUT_S)
+        await pool.uncancelled(session.commit(), session)
 
     # ------------------------------------------------------------------------------ opening
 

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from amends.barrier.postgres_port import (
+    ANSWER_WITHIN_S,
     APPLICATION_NAME,
+    COMMIT_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
+    answered_within,
     literal,
     missing,
     rolled_back,
-    said_in,
     translated,
+    unreachable,
 )
-from amends.errors import BarrierError
+from amends.barrier.postgres_sockets import end_in_silence
 from amends.handler import Handler, thread_context
 from amends.outcomes import Call, Outcome
 
@@ -60,17 +63,19 @@ class AsyncpgSession:
     def running(self) -> asyncio.Future[Any] | None:
         return None
 
-    async def run(self, script: str) -> None:
-        with self._translated():
+    async def run(self, script: str, *, within_s: float | None = ANSWER_WITHIN_S) -> None:
+        with self._asked(within_s):
             await self.connection.execute(script)
 
-    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._translated():
+    async def rows(
+        self, statement: str, *values: object, within_s: float | None = ANSWER_WITHIN_S
+    ) -> list[tuple[Any, ...]]:
+        with self._asked(within_s):
             return [tuple(row.values()) for row in await self.connection.fetch(statement, *values)]
 
     async def begin(self, settings: str = "") -> None:
         self._transaction = self.connection.transaction(isolation="read_committed")
-        with self._translated():
+        with self._asked():
             await self._transaction.start()
         if settings:
             await self.run(settings)
@@ -89,11 +94,11 @@ class AsyncpgSession:
         # is none: the statement before has worked, and asyncpg lets no other begin while we wait.
         transaction, self._transaction = self._transaction, None
         assert transaction is not None
-        with self._translated(commits="COMMIT"):
+        with self._asked(COMMIT_TIMEOUT_S, commits="COMMIT"):
             await transaction.commit()
 
     async def prepare(self, global_id: str) -> None:
-        with self._translated(commits="PREPARE TRANSACTION"):
+        with self._asked(COMMIT_TIMEOUT_S, commits="PREPARE TRANSACTION"):
             said = await self.connection.execute(f"PREPARE TRANSACTION {literal(global_id)}")
         # asyncpg does not know that its transaction has ended; this tells it, and changes nothing.
         await self.roll_back()
@@ -102,7 +107,7 @@ class AsyncpgSession:
 
     async def roll_back(self) -> None:
         transaction, self._transaction = self._transaction, None
-        with self._translated(ends=True):
+        with self._asked(ends=True):
             if transaction is not None:
                 await transaction.rollback()
             if self.in_transaction:
@@ -129,10 +134,15 @@ class AsyncpgSession:
         except self._errors:
             self.connection.terminate()
 
-    def _translated(
-        self, *, commits: str = "", ends: bool = False
-    ) -> contextlib.AbstractContextManager[None]:
-        return translated(self, self._errors, commits=commits, ends=ends)
+    @contextlib.contextmanager
+    def _asked(
+        self, within_s: float | None = ANSWER_WITHIN_S, *, commits: str = "", ends: bool = False
+    ) -> Iterator[None]:
+        with (
+            answered_within(self, within_s),
+            translated(self, self._errors, commits=commits, ends=ends),
+        ):
+            yield
 
 
 class AsyncpgSessions:
@@ -156,19 +166,23 @@ class AsyncpgSessions:
             driver.InternalClientError,  # a connection that ends between two of its states
         )
         try:
-            connection = await self._connect(driver)
+            return AsyncpgSession(await self._connect(driver), errors)
         except (ValueError, *errors) as error:
-            raise BarrierError(f"PostgreSQL cannot be reached: {said_in(error)}") from error
-        return AsyncpgSession(connection, errors)
+            failed = unreachable(error)
+        raise failed  # here, where it has no cause: that may quote the DSN
 
     async def _connect(self, driver: Any) -> Any:
         if callable(self._dsn_or_connect):
-            return await self._dsn_or_connect()
-        return await driver.connect(
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await self._dsn_or_connect()
+        connection = await driver.connect(
             self._dsn_or_connect,
             timeout=CONNECT_TIMEOUT_S,
             server_settings={"application_name": APPLICATION_NAME},
         )
+        # It has no setting for this, and no public way to its socket.
+        end_in_silence(connection._transport.get_extra_info("socket"))  # noqa: SLF001
+        return connection
 
 
 def _driver() -> Any:

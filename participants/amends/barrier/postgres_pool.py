@@ -8,9 +8,10 @@ connection is clean again or gone, and no thread is at work with it any more; so
 more connections than places, a thread for each, and nobody is lent a session in which something is
 still open.
 
-1. `take` waits for a place, in turn. It gives a connection that lies idle, or opens one. Who leaves
-   a place to others (`kept`) is counted until his connection is clean or gone, too: it is not
-   enough that he has left.
+1. `take` waits for a place, in turn. It gives a connection that lies idle, or opens one. Opening
+   goes on if its caller leaves, and keeps his place until it has ended: a thread may be at it. Who
+   leaves a place to others (`kept`) is counted until his connection is clean or gone, too: it is
+   not enough that he has left.
 2. `give_back` never waits. A session that is clean goes back to the idle ones at once; one that was
    left in the middle (its call was cancelled, or failed) is rolled back by a task of the pool's
    own, and one for which that fails or takes too long is dropped: the server rolls back for it.
@@ -29,7 +30,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from amends.barrier.postgres_port import CHECK_CLIENT_EVERY_MS, Session, Sessions, StatementFailed
-from amends.errors import BarrierError, CommitUnknown
+from amends.errors import BarrierError
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class Pool:
         self._idle: dict[Session, float] = {}  # when it was given back; the longest idle first
         self._open = 0  # also while they are being opened
         self._leaving: set[Session] = set()  # lent to those who leave the kept places to others
+        self._unattended: dict[asyncio.Task[Session], bool] = {}  # being opened, and nobody waits
         self._stuck: set[Session] = set()  # lost, and their threads still at work
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
@@ -123,14 +125,14 @@ class Pool:
             if idle_s < PROBE_AFTER_S or await self._answers(session):
                 return session
             # It is lost, and its place may be, too; all the others that lay idle are gone with it.
+        opening = self._spawn(self._new(is_async=is_async))
         try:
-            session = await self._new(is_async=is_async)
+            await asyncio.wait([opening])
         except BaseException:
-            self._release(leaves_kept=leaves_kept)
+            self._unattended[opening] = leaves_kept
+            opening.add_done_callback(self._attend)
             raise
-        if leaves_kept:
-            self._leaving.add(session)
-        return session
+        return self._opened(opening, leaves_kept=leaves_kept)
 
     def give_back(self, session: Session, *, was_cut: bool = False) -> None:
         """Take a session back; see the rules above.
@@ -144,28 +146,18 @@ class Pool:
         else:
             self._lay_down(session)
 
-    async def uncancelled(
-        self, work: Coroutine[Any, Any, T], session: Session, *, timeout_s: float
-    ) -> T:
+    async def uncancelled(self, work: Coroutine[Any, Any, T], session: Session) -> T:
         """Let work on a lent session go on to its end, although its caller may leave meanwhile.
 
         The session is given back when the work has ended, however it does: not by the caller.
-        Raises `CommitUnknown` if it takes too long.
         """
 
         async def to_its_end() -> T:
             was_cut = True
             try:
-                async with asyncio.timeout(timeout_s):
-                    value = await work
+                value = await work
                 was_cut = False
                 return value
-            except TimeoutError as error:
-                session.discard()
-                raise CommitUnknown(
-                    f"{self._name} has not answered a COMMIT for {timeout_s:g} s: it may happen "
-                    "all the same; the next attempt finds out"
-                ) from error
             finally:
                 self.give_back(session, was_cut=was_cut)
 
@@ -177,6 +169,8 @@ class Pool:
         Threads that are still at work with a connection that is lost are not waited for.
         """
         self._is_closed = True
+        for opening in self._unattended:
+            opening.cancel()
         for session in list(self._stuck):
             self._unstick(session)
         for _ in range(self._max_connections):
@@ -219,27 +213,41 @@ class Pool:
 
     async def _answers(self, session: Session) -> bool:
         """Tell whether a session that is lent still has a server; if not, it is lost."""
-        probe = self._spawn(session.rows(PROBE))
+        probe = self._spawn(session.rows(PROBE, within_s=PROBE_TIMEOUT_S))
         try:
-            await asyncio.wait([probe], timeout=PROBE_TIMEOUT_S)
+            await asyncio.wait([probe])
         except BaseException:
-            probe.cancel()
-            _ = self._spawn(self._mend_after(probe, session))
+            # Answered or not, it tells the next one.
+            probe.add_done_callback(lambda _: self._judge(probe, session))
             raise
-        if not probe.done():
-            # Not waited for: psycopg asks the server to cancel it, for seconds if there is none.
-            probe.cancel()
-            self._drop_idle()
-            probe.add_done_callback(lambda _: self._gone(session))
-            return False
-        if probe.exception() is not None:
-            self._lose(session)
-            return False
-        return True
+        if probe.exception() is None:
+            return True
+        self._lose(session)
+        return False
 
-    async def _mend_after(self, probe: asyncio.Task[Any], session: Session) -> None:
-        await asyncio.wait([probe])
-        await self._mend(session)
+    def _judge(self, probe: asyncio.Task[Any], session: Session) -> None:
+        """Take back a session whose probe has ended after its caller had left."""
+        if probe.cancelled() or probe.exception() is not None:
+            self._lose(session)
+        else:
+            self.give_back(session)
+
+    def _attend(self, opening: asyncio.Task[Session]) -> None:
+        """Take in a session whose opening has ended after its caller had left."""
+        leaves_kept = self._unattended.pop(opening)
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            self.give_back(self._opened(opening, leaves_kept=leaves_kept))
+
+    def _opened(self, opening: asyncio.Task[Session], *, leaves_kept: bool) -> Session:
+        """Give what was opened, to whoever has the place; else the place is free."""
+        try:
+            session = opening.result()
+        except BaseException:
+            self._release(leaves_kept=leaves_kept)
+            raise
+        if leaves_kept:
+            self._leaving.add(session)
+        return session
 
     async def _new(self, *, is_async: bool) -> Session:
         # Those that broke while they lay there, and then one of the other kind, make room.

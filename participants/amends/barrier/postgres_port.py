@@ -12,7 +12,10 @@ A `Session` is one connection with at most one transaction; `Sessions` makes the
 3. A COMMIT (or PREPARE TRANSACTION) that was sent and not answered raises `CommitUnknown`. One that
    the server refused raises `StatementFailed`: then nothing was kept. One that the server answered
    with ROLLBACK, because a statement before it had failed, raises `StatementFailed`, too.
-4. A method that is cancelled leaves its session in a state that only `roll_back` or `discard`
+4. Nobody waits for a server that is gone. Each statement has a time for its answer (`within_s`):
+   little for what costs the server nothing, more for what ends a transaction, none for an author's
+   own. When it is over the connection is discarded under whoever waits, which is rule 2 or 3.
+5. A method that is cancelled leaves its session in a state that only `roll_back` or `discard`
    mends; the pool sees to that (`Pool.give_back`). So whoever holds a session gives it back however
    its work ends. Don't cancel `commit` and `prepare`: a cancel request may end the server's wait
    for its standbys, and it then says yes without them; `Pool.uncancelled` shields them.
@@ -21,6 +24,7 @@ A `Session` is one connection with at most one transaction; `Sessions` makes the
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +34,19 @@ from amends.errors import BarrierError, CommitUnknown
 from amends.handler import Handler
 from amends.outcomes import Call, Outcome
 
+logger = logging.getLogger(__name__)
+
 APPLICATION_NAME: Final = "amends"
 """What ``pg_stat_activity`` shows of our connections, unless the DSN says another."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """As long as an attempt may take by default."""
+
+ANSWER_WITHIN_S: Final = 10.0
+"""For a statement of ours that ends no transaction: some milliseconds are its due."""
+
+COMMIT_TIMEOUT_S: Final = 60.0
+"""A COMMIT that waits longer (for standbys, or for a network that is gone) is unknown."""
 
 CHECK_CLIENT_EVERY_MS: Final = 2000
 """How often the server looks, during a long statement, whether we are still there: or what a killed
@@ -118,11 +130,16 @@ class Session(Protocol):
         """What a thread is still doing with it, whoever waits for that; it cannot be stopped."""
         ...
 
-    async def run(self, script: str) -> None:
-        """Run one statement or several, without values, and drop their rows."""
+    async def run(self, script: str, *, within_s: float | None = ANSWER_WITHIN_S) -> None:
+        """Run one statement or several, without values, and drop their rows.
+
+        None waits for as long as they take.
+        """
         ...
 
-    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    async def rows(
+        self, statement: str, *values: object, within_s: float | None = ANSWER_WITHIN_S
+    ) -> list[tuple[Any, ...]]:
         """Run one statement with values for ``$1``, …, and give all of its rows."""
         ...
 
@@ -166,7 +183,10 @@ class Session(Protocol):
         ...
 
     def discard(self) -> None:
-        """Drop the connection at once, without a word to the server; never raises."""
+        """Drop the connection at once, without a word to the server; never raises.
+
+        Whoever waits for it finds that it has failed.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -226,6 +246,32 @@ def missing(driver: str, extra: str) -> BarrierError:
     return BarrierError(f"the driver {driver} is not installed: run pip install 'amends[{extra}]'")
 
 
+def give_up_after(session: Session, within_s: float) -> asyncio.TimerHandle:
+    """Discard a session after this time, unless the timer is cancelled before.
+
+    Nothing is cancelled: drivers ask the server for that, and wait for it.
+    """
+
+    def give_up() -> None:
+        logger.warning("PostgreSQL has not answered for %g s: a connection is given up", within_s)
+        session.discard()
+
+    return asyncio.get_running_loop().call_later(within_s, give_up)
+
+
+@contextmanager
+def answered_within(session: Session, within_s: float | None) -> Iterator[None]:
+    """Discard a session if the block has not ended after this time."""
+    if within_s is None:
+        yield
+        return
+    timer = give_up_after(session, within_s)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @contextmanager
 def translated(
     session: Session,
@@ -278,11 +324,25 @@ def said_in(error: BaseException) -> str:
         diagnosis = getattr(error, "diag", None)
         said = getattr(diagnosis, "message_primary", None) or getattr(error, "message", None)
         return f"{kind}: {' '.join(str(said or error).split())}"
+    return ": ".join((kind, *_known_words(error)))
+
+
+def _known_words(error: BaseException) -> list[str]:
     text = str(error)
     known = [words for words in KNOWN_WORDS if words in text]
     if not known and isinstance(error, OSError) and (error.errno or 0) > 0:
         known = [os.strerror(error.errno or 0)]
-    return ": ".join((kind, *known[:1]))
+    return known[:1]
+
+
+def unreachable(error: BaseException) -> BarrierError:
+    """Say that no connection could be opened; to be raised where the driver's error is no cause.
+
+    Nor are the server's words told: it quotes user and database, and of a DSN that was read in
+    another way than it was meant these may be pieces of its password.
+    """
+    said = ": ".join((type(error).__name__, *_known_words(error)))
+    return BarrierError(f"PostgreSQL cannot be reached: {said}")
 
 
 def rolled_back(command: str) -> StatementFailed:

@@ -16,22 +16,26 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from amends.barrier.postgres_port import (
+    ANSWER_WITHIN_S,
     APPLICATION_NAME,
+    COMMIT_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     Session,
     StatementFailed,
+    answered_within,
+    give_up_after,
     literal,
     missing,
     rolled_back,
-    said_in,
     translated,
+    unreachable,
 )
-from amends.errors import BarrierError
+from amends.barrier.postgres_sockets import LIBPQ_OPTIONS, hang_up
 from amends.handler import Handler, thread_context
 from amends.outcomes import Call, Outcome
 
@@ -52,10 +56,12 @@ class AsyncPsycopgSession:
         self.connection = connection
         self._driver = driver
         self._effect: Any = None
+        self._at_work = 0
+        self._is_discarded = False
 
     @property
     def is_usable(self) -> bool:
-        return not self.connection.closed
+        return not (self._is_discarded or self.connection.closed)
 
     @property
     def in_transaction(self) -> bool:
@@ -65,11 +71,13 @@ class AsyncPsycopgSession:
     def running(self) -> asyncio.Future[Any] | None:
         return None
 
-    async def run(self, script: str) -> None:
-        await self._command(script)
+    async def run(self, script: str, *, within_s: float | None = ANSWER_WITHIN_S) -> None:
+        await self._command(script, within_s)
 
-    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._translated():
+    async def rows(
+        self, statement: str, *values: object, within_s: float | None = ANSWER_WITHIN_S
+    ) -> list[tuple[Any, ...]]:
+        with self._asked(within_s):
             cursor = self._driver.AsyncRawCursor(
                 self.connection, row_factory=self._driver.rows.tuple_row
             )
@@ -82,19 +90,19 @@ class AsyncPsycopgSession:
 
     async def set_savepoint(self) -> None:
         effect = self.connection.transaction(savepoint_name=SAVEPOINT)
-        with self._translated():
+        with self._asked():
             await effect.__aenter__()
         self._effect = effect
 
     async def keep(self) -> None:
         effect, self._effect = self._effect, None
-        with self._translated():
+        with self._asked():
             await effect.__aexit__(None, None, None)
 
     async def undo(self) -> None:
         effect, self._effect = self._effect, None
         rollback = self._driver.Rollback()
-        with self._translated():
+        with self._asked():
             await effect.__aexit__(type(rollback), rollback, None)
 
     async def commit(self) -> None:
@@ -104,7 +112,7 @@ class AsyncPsycopgSession:
         await self._end(f"PREPARE TRANSACTION {literal(global_id)}", "PREPARE TRANSACTION")
 
     async def roll_back(self) -> None:
-        with self._translated(ends=True):
+        with self._asked(ends=True):
             if self._effect is not None:
                 # Or psycopg would believe for ever that it is open, and count the next one wrongly.
                 with contextlib.suppress(self._driver.Error):
@@ -114,7 +122,8 @@ class AsyncPsycopgSession:
 
     async def answer(self, handler: Handler, call: Call) -> Outcome:
         if handler.is_async:
-            return await handler.answer_async(call, self.connection)
+            with self._used():
+                return await handler.answer_async(call, self.connection)
         # It takes the call alone: `serve` has seen to that.
         context = thread_context()
         return await asyncio.get_running_loop().run_in_executor(
@@ -122,38 +131,62 @@ class AsyncPsycopgSession:
         )
 
     async def in_own_way(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        return await work(self.connection)
+        with self._used():
+            return await work(self.connection)
 
     def discard(self) -> None:
-        # Of libpq's own: it is never async, and says farewell without waiting for an answer.
-        self.connection.pgconn.finish()
+        self._is_discarded = True
+        if self._at_work:
+            # Its socket's number must not become another's while the event loop watches it.
+            _hang_up(self.connection)
+        else:
+            # Of libpq's own: it is never async, and says farewell without waiting for an answer.
+            self.connection.pgconn.finish()
 
     async def aclose(self) -> None:
         with contextlib.suppress(Exception):
             await self.connection.close()
 
     async def _end(self, command: str, answer: str) -> None:
-        said = await self._command(command, commits=answer)
+        said = await self._command(command, COMMIT_TIMEOUT_S, commits=answer)
         if said != answer:
             raise rolled_back(answer)
 
-    async def _command(self, command: str, *, commits: str = "") -> str | None:
-        with self._translated(commits=commits):
+    async def _command(
+        self, command: str, within_s: float | None = ANSWER_WITHIN_S, *, commits: str = ""
+    ) -> str | None:
+        with self._asked(within_s, commits=commits):
             # Its own text is no template: without values psycopg leaves % alone.
             cursor = await self.connection.execute(command)
             return cursor.statusmessage
 
-    def _translated(
-        self, *, commits: str = "", ends: bool = False
-    ) -> contextlib.AbstractContextManager[None]:
-        return translated(self, (OSError, self._driver.Error), commits=commits, ends=ends)
+    @contextlib.contextmanager
+    def _asked(
+        self, within_s: float | None = ANSWER_WITHIN_S, *, commits: str = "", ends: bool = False
+    ) -> Iterator[None]:
+        with (
+            self._used(),
+            answered_within(self, within_s),
+            translated(self, (OSError, self._driver.Error), commits=commits, ends=ends),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+            if self._is_discarded and not self._at_work:
+                self.connection.pgconn.finish()
 
 
 class PsycopgSession:
     """One ``psycopg.Connection``, used in threads; see `postgres_port.Session`.
 
-    What a thread has begun ends there, whoever leaves meanwhile: `discard` and `roll_back` come
-    after it. The server's time limits bound it.
+    What a thread has begun ends there, whoever leaves meanwhile: `roll_back` comes after it, and
+    `discard` takes the connection from it. The server's time limits bound it, and ours.
     """
 
     is_async = False
@@ -169,10 +202,11 @@ class PsycopgSession:
         self._threads = threads
         self._effect: Any = None
         self._running: asyncio.Future[Any] | None = None
+        self._is_discarded = False
 
     @property
     def is_usable(self) -> bool:
-        return not self.connection.closed
+        return not (self._is_discarded or self.connection.closed)
 
     @property
     def in_transaction(self) -> bool:
@@ -183,48 +217,54 @@ class PsycopgSession:
         running = self._running
         return running if running is not None and not running.done() else None
 
-    async def run(self, script: str) -> None:
-        await self._in_thread(self._command, script)
+    async def run(self, script: str, *, within_s: float | None = ANSWER_WITHIN_S) -> None:
+        await self._in_thread(within_s, self._command, script)
 
-    async def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = await self._in_thread(self._rows, statement, values)
+    async def rows(
+        self, statement: str, *values: object, within_s: float | None = ANSWER_WITHIN_S
+    ) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = await self._in_thread(within_s, self._rows, statement, values)
         return rows
 
     async def begin(self, settings: str = "") -> None:
-        await self._in_thread(self._command, f"{BEGIN};{settings}")
+        await self._in_thread(ANSWER_WITHIN_S, self._command, f"{BEGIN};{settings}")
 
     async def set_savepoint(self) -> None:
-        await self._in_thread(self._set_savepoint)
+        await self._in_thread(ANSWER_WITHIN_S, self._set_savepoint)
 
     async def keep(self) -> None:
-        await self._in_thread(self._exit)
+        await self._in_thread(ANSWER_WITHIN_S, self._exit)
 
     async def undo(self) -> None:
-        await self._in_thread(self._exit, self._driver.Rollback())
+        await self._in_thread(ANSWER_WITHIN_S, self._exit, self._driver.Rollback())
 
     async def commit(self) -> None:
-        await self._in_thread(self._end, "COMMIT", "COMMIT")
+        await self._in_thread(COMMIT_TIMEOUT_S, self._end, "COMMIT", "COMMIT")
 
     async def prepare(self, global_id: str) -> None:
         command = f"PREPARE TRANSACTION {literal(global_id)}"
-        await self._in_thread(self._end, command, "PREPARE TRANSACTION")
+        await self._in_thread(COMMIT_TIMEOUT_S, self._end, command, "PREPARE TRANSACTION")
 
     async def roll_back(self) -> None:
-        await self._in_thread(self._roll_back)
+        await self._in_thread(ANSWER_WITHIN_S, self._roll_back)
 
     async def answer(self, handler: Handler, call: Call) -> Outcome:
         if handler.is_async:
             # It takes the call alone: `serve` has seen to that.
             return await handler.answer_async(call, None)
         context = thread_context()
-        outcome: Outcome = await self._in_thread(context.run, handler.answer, call, self.connection)
+        outcome: Outcome = await self._in_thread(
+            None, context.run, handler.answer, call, self.connection
+        )
         return outcome
 
     async def in_own_way(self, work: Callable[[Any], Any]) -> Any:
-        return await self._in_thread(thread_context().run, work, self.connection)
+        return await self._in_thread(None, thread_context().run, work, self.connection)
 
     def discard(self) -> None:
+        self._is_discarded = True
         if (running := self.running) is not None:
+            _hang_up(self.connection)
             # libpq's memory must not go away under a thread that uses it.
             running.add_done_callback(lambda _: self.connection.pgconn.finish())
         else:
@@ -232,7 +272,7 @@ class PsycopgSession:
 
     async def aclose(self) -> None:
         with contextlib.suppress(Exception):
-            await self._in_thread(self.connection.close)
+            await self._in_thread(ANSWER_WITHIN_S, self.connection.close)
 
     # --- in a thread
 
@@ -276,15 +316,20 @@ class PsycopgSession:
 
     # --- between
 
-    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+    async def _in_thread(
+        self, within_s: float | None, work: Callable[..., Any], *arguments: Any
+    ) -> Any:
         if (running := self.running) is not None:
             # Somebody was cancelled while his statement ran: it ends first.
             await asyncio.wait([running])
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._threads, work, *arguments)
-        self._running.add_done_callback(_look)
+        self._running = running = loop.run_in_executor(self._threads, work, *arguments)
+        running.add_done_callback(_look)
+        if within_s is not None:
+            timer = give_up_after(self, within_s)
+            running.add_done_callback(lambda _: timer.cancel())
         # Shielded: a future that is cancelled no longer says when its thread has ended.
-        return await asyncio.shield(self._running)
+        return await asyncio.shield(running)
 
     def _translated(
         self, *, commits: str = "", ends: bool = False
@@ -335,42 +380,55 @@ class PsycopgSessions:
                 connecting.add_done_callback(_close)
                 raise
             return PsycopgSession(connection, driver, threads)
-        except (OSError, TimeoutError, driver.Error) as error:
-            raise BarrierError(f"PostgreSQL cannot be reached: {said_in(error)}") from error
+        except (ValueError, OSError, TimeoutError, driver.Error) as error:
+            failed = unreachable(error)
+        raise failed  # here, where it has no cause: that may quote the DSN
 
     async def _connect_async(self, driver: Any) -> Any:
         if callable(self._dsn_or_connect):
-            connection = await self._dsn_or_connect()
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self._dsn_or_connect()
             try:
                 await connection.set_autocommit(True)
             except BaseException:
                 connection.pgconn.finish()
                 raise
             return connection
-        return await driver.AsyncConnection.connect(self._dsn_or_connect, **_OPTIONS)
+        options = _options(driver, self._dsn_or_connect)
+        return await driver.AsyncConnection.connect(self._dsn_or_connect, **options)
 
     def _connect(self, driver: Any) -> Any:
         if callable(self._dsn_or_connect):
             connection = self._dsn_or_connect()
             connection.set_autocommit(True)
             return connection
-        return driver.Connection.connect(self._dsn_or_connect, **_OPTIONS)
+        options = _options(driver, self._dsn_or_connect)
+        return driver.Connection.connect(self._dsn_or_connect, **options)
 
 
-_OPTIONS: Final[dict[str, Any]] = {
-    "autocommit": True,
-    "connect_timeout": int(CONNECT_TIMEOUT_S),
-    "fallback_application_name": APPLICATION_NAME,
-}
+def _options(driver: Any, dsn: str) -> dict[str, Any]:
+    """Give the settings of our connections; what a DSN says of its network stays."""
+    named = driver.conninfo.conninfo_to_dict(dsn)
+    return {name: value for name, value in LIBPQ_OPTIONS.items() if name not in named} | {
+        "autocommit": True,
+        "connect_timeout": int(CONNECT_TIMEOUT_S),
+        "fallback_application_name": APPLICATION_NAME,
+    }
 
 
 def _driver() -> Any:
     try:
         import psycopg  # noqa: PLC0415  # only participants that use it need it
+        import psycopg.conninfo  # noqa: PLC0415
         import psycopg.rows  # noqa: PLC0415
     except ImportError as error:
         raise missing("psycopg", "psycopg") from error
     return psycopg
+
+
+def _hang_up(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # psycopg says in many ways that it has no socket any more
+        hang_up(connection.pgconn.socket)
 
 
 def _in_transaction(connection: Any) -> bool:

@@ -47,6 +47,9 @@ that knows less keeps more."""
 PURGE_PAGE: Final = 1000
 """Rows that a purge reads and deletes in one transaction, so that none is long."""
 
+PURGE_WITHIN_S: Final = 60.0
+"""For a page, which may have to be looked for in a large table."""
+
 ROWS: Final = "amends_barrier"
 STORES: Final = "amends_barrier_stores"
 
@@ -129,7 +132,12 @@ class Tables:
         position: int | None = 0
         while position is not None:
             [(gone, read, old, last_seq)] = await session.rows(
-                self._sql["purge-page"], position, PURGE_PAGE, written_before_ms, CLOCK_SKEW_MS
+                self._sql["purge-page"],
+                position,
+                PURGE_PAGE,
+                written_before_ms,
+                CLOCK_SKEW_MS,
+                within_s=PURGE_WITHIN_S,
             )
             deleted += gone
             position = last_seq if read == PURGE_PAGE and old == read else None
@@ -180,7 +188,8 @@ async def open_tables(session: Session, own_sql: str) -> Tables:
 async def _open_tables(session: Session, own_sql: str) -> Tables:
     await session.begin()
     try:
-        await session.rows(SQL["lock-opening"])
+        # Whoever has it runs an author's schema, which may take long, as may ours.
+        await session.rows(SQL["lock-opening"], within_s=None)
         await session.rows(SQL["wait-little"], f"{_ms(OPENING_LOCK_S)}ms")
         [(where,)] = await session.rows(SQL["current-schema"])
         if where is None:
@@ -191,7 +200,7 @@ async def _open_tables(session: Session, own_sql: str) -> Tables:
         tables = Tables(where)
         await tables.make(session)
         if own_sql.strip():
-            await session.run(own_sql)
+            await session.run(own_sql, within_s=None)
         await session.rows(SQL["make-commit-safe"])
         await session.commit()
     except BaseException:

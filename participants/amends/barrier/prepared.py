@@ -16,8 +16,8 @@ The *life* of a vote is one (store, saga, step, round). Two things stand for it:
   ``lost``. It is written inside the vote's transaction, as ``voting`` first thing, and made a
   ``yes`` right before PREPARE TRANSACTION: nobody sees it before the commit, and with a roll back
   it is gone. So a ``yes`` that is seen is a vote that was prepared and *committed*; a ``voting``
-  that is seen was committed by the handler itself, half-way, and is no vote. The others are
-  committed by themselves and forbid that a ``yes`` ever comes.
+  that is seen is no vote: its handler has ended the transaction by itself. The others are committed
+  by themselves and forbid that a ``yes`` ever comes.
 - its **lock**, an advisory one that ends with the transaction that took it. Prepared transactions
   keep theirs, over a restart of the server, too. Whoever writes the row takes the lock in the same
   statement, without waiting.
@@ -30,9 +30,10 @@ state          lock          row      what leads out of it
 nothing        free          none     Prepare → *at work*; Compensate → ``aborted``;
                                       Execute → ``lost``
 at work        held          unseen   PREPARE TRANSACTION → *prepared*; else → *nothing*;
-                                      a COMMIT of the handler's own → ``voting``
+                                      a COMMIT of the handler's own → ``voting``;
+                                      a ROLLBACK of its own → *nothing* → ``voting``
 prepared       held, listed  unseen   COMMIT PREPARED → ``yes``; ROLLBACK PREPARED → *nothing*
-``voting``     free          voting   (for ever: half of it is there, and must be looked at)
+``voting``     free          voting   (for ever: half of it may be there, and must be looked at)
 ``yes``        free          yes      (for ever: committed)
 ``no``         free          no       (for ever: refused, nothing was held)
 ``aborted``    free          aborted  (for ever: rolled back, and fenced)
@@ -69,8 +70,11 @@ Why that is enough, whatever dies when and however many processes serve the part
    before its standbys have it: a repeated Prepare that said yes at once could lose its vote in a
    failover. So it commits something of its own first, which waits for them (``wait-for-standbys``);
    so does an Execute that finds its yes.
-9. **A voting that is found** is ``Broken("transaction_ended")`` to every verb: the handler has sent
-   a COMMIT, nobody knows how far it had come, and nothing here can undo it.
+9. **A handler that has ended its transaction** is ``Broken("transaction_ended")``, to every verb
+   from then on: what it did is bound to no vote, nobody knows how much of it is there, and nothing
+   here can undo it. Its own COMMIT leaves a ``voting`` behind, which says so. Its own ROLLBACK
+   leaves nothing, and what it wrote after that may have been kept as well; so ``voting`` is placed
+   then: it must not run again each time, nor be rolled back without a word.
 10. A no is placed, too (`Rejected` for reasons of the author's, and ``LOCKED``), in a transaction
     of its own after the handler's was rolled back: the same round is never asked twice with
     different answers. If it cannot be placed, somebody else has decided, and that is told.
@@ -99,7 +103,6 @@ from google.protobuf.message import DecodeError
 
 from amends.barrier import postgres_rows
 from amends.barrier.postgres import (
-    COMMIT_TIMEOUT_S,
     DEFAULT_MAX_CONNECTIONS,
     DEFAULT_MAX_HOLD_S,
     IDLE_MARGIN_S,
@@ -294,8 +297,9 @@ class PreparedTransactions:
             return
         try:
             await begin(session, SCHEMA_BOUNDS)
-            await session.rows(postgres_rows.SQL["lock-opening"])
-            await session.run(self._schema)
+            # Its statements are bounded by the server.
+            await session.rows(postgres_rows.SQL["lock-opening"], within_s=None)
+            await session.run(self._schema, within_s=None)
             await commit(session)
         except StatementFailed as error:
             await session.roll_back()
@@ -350,7 +354,7 @@ class PreparedTransactions:
         async def to_its_end() -> T:
             return await work(session)
 
-        return await opened.pool.uncancelled(to_its_end(), session, timeout_s=COMMIT_TIMEOUT_S)
+        return await opened.pool.uncancelled(to_its_end(), session)
 
     def _kind(self, *, is_async: bool) -> bool:
         """Give the kind of connection for a kind of handler: its own, if there is that kind."""
@@ -383,9 +387,7 @@ class PreparedTransactions:
             opened.pool.give_back(session, was_cut=True)
             raise
         # From here on the vote may come to be; who leaves now must not tear the connection.
-        return await opened.pool.uncancelled(
-            self._end(ballot, voted), session, timeout_s=COMMIT_TIMEOUT_S
-        )
+        return await opened.pool.uncancelled(self._end(ballot, voted), session)
 
     async def _vote(self, ballot: _Ballot) -> Outcome | HandlerFailed | None:
         """Run the handler in an open transaction that holds the vote's place; None: no place."""
@@ -436,6 +438,9 @@ class PreparedTransactions:
         """Turn the handler's transaction into a vote if it said yes; `Done` only if it is one."""
         left = await _left(ballot.session)
         if left is _Left.ENDED:
+            await ballot.session.roll_back()  # whatever the handler has begun since then
+            if await self._place(ballot, VoteState.VOTING):
+                await commit(ballot.session)
             return _ended(ballot.subject)
         match voted:
             case HandlerFailed():

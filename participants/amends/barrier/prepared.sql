@@ -3,8 +3,8 @@
 
 -- name: create-tables
 -- One row for each vote. `state` is voting, yes, no, aborted or lost; a yes lies inside the prepared
--- transaction, so who sees it sees a committed vote; who sees a voting sees what a handler has
--- committed by itself. `reply` is an amends.v1.Outcome, of a no alone.
+-- transaction, so who sees it sees a committed vote; who sees a voting sees that a handler has ended
+-- its transaction by itself. `reply` is an amends.v1.Outcome, of a no alone.
 -- `amends_votes_stores`, as in sqlite.sql: when the oldest open saga of each store was started.
 CREATE TABLE IF NOT EXISTS {schema}.amends_votes (
     store_id text NOT NULL,

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from amends.barrier import postgres_rows
-from amends.barrier.postgres_port import Session, StatementFailed, identifier
-from amends.barrier.postgres_rows import CLOCK_SKEW_MS, OPEN_STEP_MS, PURGE_PAGE
+from amends.barrier.postgres_port import COMMIT_TIMEOUT_S, Session, StatementFailed, identifier
+from amends.barrier.postgres_rows import (
+    CLOCK_SKEW_MS,
+    OPEN_STEP_MS,
+    PURGE_PAGE,
+    PURGE_WITHIN_S,
+)
 from amends.barrier.prepared_id import PREFIX, GlobalId, VoteLife
 from amends.barrier.statements import load_statements
 from amends.errors import BarrierError
@@ -52,7 +57,7 @@ class VoteState(enum.StrEnum):
     """What a row says of its vote; the values are stored."""
 
     VOTING = "voting"
-    """The handler is at work; nobody else sees it, unless the handler commits by itself."""
+    """The handler is at work, and nobody else sees it; or has ended its transaction by itself."""
     YES = "yes"
     """Committed: it lay in the prepared transaction."""
     NO = "no"
@@ -174,7 +179,11 @@ class Votes:
         deleted, count = 0, PURGE_PAGE
         while count == PURGE_PAGE:
             gone = await session.rows(
-                self._sql["purge"], written_before_ms, CLOCK_SKEW_MS, PURGE_PAGE
+                self._sql["purge"],
+                written_before_ms,
+                CLOCK_SKEW_MS,
+                PURGE_PAGE,
+                within_s=PURGE_WITHIN_S,
             )
             count = len(gone)
             deleted += count
@@ -192,7 +201,7 @@ async def open_votes(session: Session) -> Votes:
             "restart the server: a reload is not enough"
         )
     await session.begin()
-    await session.rows(postgres_rows.SQL["lock-opening"])
+    await session.rows(postgres_rows.SQL["lock-opening"], within_s=None)
     [(where,)] = await session.rows(postgres_rows.SQL["current-schema"])
     if where is None:
         raise BarrierError(
@@ -239,7 +248,7 @@ async def finish(session: Session, command: str, name: GlobalId) -> Finish:
     """Send COMMIT PREPARED or ROLLBACK PREPARED. Raises `BarrierError`."""
     try:
         await session.rows(SQL["finish-safely"])
-        await session.run(f"{command} {name.literal}")
+        await session.run(f"{command} {name.literal}", within_s=COMMIT_TIMEOUT_S)
     except StatementFailed as error:
         match error.sqlstate:
             case SqlState.UNDEFINED_OBJECT:

@@ -65,15 +65,25 @@ END
 $amends$;
 
 -- name: check-table-sqlite
--- Fails if the author has no such table or column, or if the holds were made by another version.
+-- Fails if the author has no such table or column, if it is a view of one, or if the holds were made
+-- by another version. Only a trigger can say in words of ours what is wrong.
 SELECT seq, store_id, saga_id, step, round, action, pool, key, direction, amount, incarnation,
     request, since_ms
 FROM amends_reservations LIMIT 0;
 SELECT {key}, {quantity} FROM {table} LIMIT 0;
+CREATE TEMP TABLE amends_check (done);
+CREATE TEMP TRIGGER amends_check_table BEFORE INSERT ON amends_check WHEN NOT EXISTS (
+    SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND lower(name) = lower('{table_name}')
+) BEGIN
+    SELECT RAISE(
+        ABORT, '{table_name} is no table of this database: name the table itself, no view of it'
+    );
+END;
+INSERT INTO amends_check VALUES (1);
+DROP TABLE amends_check;
 
 -- name: check-table-postgres
--- The same; and if it is no table, but a view of one, or if the quantity is not kept in whole
--- numbers.
+-- The same; and if it is a part of another table, or if the quantity is not kept in whole numbers.
 SELECT seq, store_id, saga_id, step, round, action, pool, key, direction, amount, incarnation,
     request, since_ms
 FROM amends_reservations LIMIT 0;
@@ -86,6 +96,10 @@ BEGIN
     ) THEN
         RAISE EXCEPTION '{table_name} is no table: name the table itself, so that all holds on its '
             'rows see each other';
+    END IF;
+    IF EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass('{table}')) THEN
+        RAISE EXCEPTION '{table_name} is a partition or a child of another table: name the topmost '
+            'one, so that all holds on its rows see each other';
     END IF;
     SELECT format_type(atttypid, NULL) INTO kind FROM pg_attribute
     WHERE attrelid = to_regclass('{table}') AND attname = '{quantity_name}';
