@@ -37,6 +37,16 @@ def test_without_a_script_all_vote_yes_and_commit() -> None:
         assert (test.held, sorted(test.effects)) == ([], ["credit", "debit"])
 
 
+def test_it_goes_until_the_decision_and_no_further() -> None:
+    """A condition is the whole test's; a saga's own `run_until` takes a state, and says so."""
+    with SagaTest(TRANSFER) as test:
+        saga = test.start()
+        test.run_until(lambda: saga.get().decision == amends.Decision.COMMIT)
+        assert (sorted(test.held), test.effects) == (["credit", "debit"], [])
+        with pytest.raises(TypeError, match="a condition of yours there is run_until of the Saga"):
+            saga.run_until(lambda: True)  # type: ignore[arg-type]
+
+
 def test_a_no_rolls_back_who_said_yes() -> None:
     """The one that refused holds nothing and is told nothing."""
     with SagaTest(dataclasses.replace(TRANSFER, ordered=True)) as test:

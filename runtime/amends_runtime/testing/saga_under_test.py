@@ -69,7 +69,15 @@ class SagaUnderTest:
         return self.get()
 
     def run_until(self, state: amends.SagaState) -> None:
-        """Go on until the saga is in this state, and stop exactly there. Raises `NotEnded`."""
+        """Go on until the saga is in this state, and stop exactly there. Raises `NotEnded`.
+
+        For a condition of yours there is `SagaTest.run_until`.
+        """
+        if not isinstance(state, amends.SagaState):
+            raise TypeError(
+                f"run_until of a saga takes an amends.SagaState, not {type(state).__name__}; "
+                "for a condition of yours there is run_until of the SagaTest"
+            )
         wanted = SagaState[state.name]
         self._until(lambda: self._core_state() is wanted, f"was to be {state}")
 
