@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from amends_runtime.actors import supervisor as supervisor_module
+from amends_runtime.actors import entering
 from amends_runtime.actors import timers as timers_module
 from amends_runtime.actors.supervisor import Limits
 from amends_runtime.core.definition import RetryPolicy
@@ -37,8 +37,8 @@ class SlowStore(MemoryStore):
 @pytest.fixture(autouse=True)
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backlog of a handful is one with which nothing keeps up."""
-    monkeypatch.setattr(supervisor_module, "ARRIVE_BACKLOG", BATCH)
-    monkeypatch.setattr(supervisor_module, "ARRIVE_SHARE", 2)
+    monkeypatch.setattr(entering, "ARRIVE_BACKLOG", BATCH)
+    monkeypatch.setattr(entering, "ARRIVE_SHARE", 2)
     monkeypatch.setattr(timers_module, "PACE", BATCH)
     monkeypatch.setattr(timers_module, "SHARE", 2)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from amends_runtime.core import saga as core
-from amends_runtime.core import two_phase
+from amends_runtime.core import two_phase_fold
 from amends_runtime.core.messages import RuntimeRestarted
 from amends_runtime.core.saga import StepState, StepStatus
 from tests.simulation.crash_points import (
@@ -96,12 +96,12 @@ def test_a_coordinator_that_forgets_who_may_have_voted_is_found(
 ) -> None:
     """After some deaths a branch holds what nobody tells it to let go of."""
     scenario = next(one for one in SCENARIOS if one.name == "votes: c votes no")
-    is_held = two_phase.is_held
+    is_held = two_phase_fold.is_held
 
     def if_known(step: StepState) -> bool:
         return is_held(step) and step.status is not StepStatus.UNKNOWN
 
-    monkeypatch.setattr(two_phase, "is_held", if_known)
+    monkeypatch.setattr(two_phase_fold, "is_held", if_known)
     found = enumerate_deaths(scenario, pairs=False)
     assert 0 < len(found.failures) < found.singles
     assert any("held at the end" in wrong for one in found.failures for wrong in one.wrong)

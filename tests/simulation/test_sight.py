@@ -17,6 +17,8 @@ from amends_runtime.actors.supervisor import Supervisor
 from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
+from amends_runtime.core import saga_fold
+from amends_runtime.core import turn as core_turn
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.messages import AbandonSaga, Answered, RetrySaga
 from amends_runtime.core.saga import StepState
@@ -117,12 +119,12 @@ def test_taking_an_unknown_outcome_for_a_failure_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step that may have run is left alone going backward, and its effect remains."""
-    owes = core.owes_compensation
+    owes = saga_fold.owes_compensation
 
     def only_what_is_known(plan: Plan, number: int, step: StepState) -> bool:
         return owes(plan, number, step) and step.executed
 
-    monkeypatch.setattr(core, "owes_compensation", only_what_is_known)
+    monkeypatch.setattr(saga_fold, "owes_compensation", only_what_is_known)
     assert_found("may have run is compensated", "net zero", "reverse dependency order")
 
 
@@ -145,7 +147,7 @@ def test_a_saga_that_a_failed_commit_forgets_is_found(monkeypatch: pytest.Monkey
 
 def test_a_pivot_that_does_not_bind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be undone was done, and the saga turned back all the same."""
-    monkeypatch.setattr(core, "_is_no_return", _never)
+    monkeypatch.setattr(saga_fold, "_is_no_return", _never)
     assert_found("net zero", "holds", "order")
 
 
@@ -162,7 +164,7 @@ def test_an_abandonment_of_what_is_not_stuck_is_found(monkeypatch: pytest.Monkey
     """An operator who did not force anything ends a saga that is well."""
     abandon = core._on_abandon
 
-    def by_force(turn: core._Turn, message: AbandonSaga) -> None:
+    def by_force(turn: core_turn.Turn, message: AbandonSaga) -> None:
         abandon(turn, msgspec.structs.replace(message, force=True))
 
     monkeypatch.setitem(RULES, AbandonSaga, by_force)
@@ -172,7 +174,7 @@ def test_an_abandonment_of_what_is_not_stuck_is_found(monkeypatch: pytest.Monkey
 def test_an_answer_that_nothing_follows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """RETRIED, and no step is."""
 
-    def only_say_so(turn: core._Turn, message: RetrySaga) -> None:
+    def only_say_so(turn: core_turn.Turn, message: RetrySaga) -> None:
         stuck = any(step.status is core.StepStatus.STUCK for step in turn.saga.steps)
         turn.answer = core.Answer.RETRIED if stuck else core.Answer.NOTHING_STUCK
         if turn.saga.ended:
@@ -186,7 +188,7 @@ def test_a_repeated_request_that_is_done_twice_is_found(monkeypatch: pytest.Monk
     """The answer was lost, the operator's library asks again, and the step is tried anew."""
     retry = core._on_retry
 
-    def again(turn: core._Turn, message: RetrySaga) -> None:
+    def again(turn: core_turn.Turn, message: RetrySaga) -> None:
         retry(turn, msgspec.structs.replace(message, request_id=""))
 
     monkeypatch.setitem(RULES, RetrySaga, again)
@@ -217,7 +219,7 @@ def test_a_probe_that_uses_up_retries_is_found(monkeypatch: pytest.MonkeyPatch) 
     """An outage turns sagas back although nothing was tried but whether it is over."""
     answered = core._on_answered
 
-    def as_any_other(turn: core._Turn, message: Answered) -> None:
+    def as_any_other(turn: core_turn.Turn, message: Answered) -> None:
         answered(turn, msgspec.structs.replace(message, probe=False))
 
     monkeypatch.setitem(RULES, Answered, as_any_other)
@@ -238,7 +240,7 @@ def test_a_runtime_that_goes_on_without_its_store_is_found(
 
 def test_a_finding_is_shrunk_and_still_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the violation does not need is gone: sagas, incidents, and kinds of faults."""
-    monkeypatch.setattr(core, "_is_no_return", _never)
+    monkeypatch.setattr(saga_fold, "_is_no_return", _never)
     found = first_finding()
     assert found is not None
     seed, violation = found

@@ -13,6 +13,8 @@ from amends.barrier import verdict
 from amends.outcomes import Verb
 from amends_runtime.actors.saga_actor import SagaActor, Turn
 from amends_runtime.actors.turns import Turns
+from amends_runtime.core import second_phase, two_phase_fold, voting
+from amends_runtime.core import turn as core_turn
 from amends_runtime.core import two_phase as core
 from amends_runtime.core.definition import Plan
 from amends_runtime.core.messages import Answered, Broken, Done, Rejected, RuntimeRestarted, Unknown
@@ -32,7 +34,7 @@ from tests.simulation.schedule import draw
 from tests.simulation.world import run
 
 DECIDE: dict[Any, Any] = core._RULES
-EVOLVE: dict[Any, Any] = core._EVOLVE_RULES
+EVOLVE: dict[Any, Any] = two_phase_fold._EVOLVE_RULES
 
 WITHIN = 400
 """Schedules in which each of these must be found; most are in the first dozen."""
@@ -62,18 +64,19 @@ def test_a_commit_one_vote_short_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         waits = [step for step in saga.steps if step.status is not StepStatus.PREPARED]
         return len(waits) <= 1 < len(saga.steps)
 
-    monkeypatch.setattr(core, "_all_prepared", nearly_all)
+    monkeypatch.setattr(voting, "all_prepared", nearly_all)
+    monkeypatch.setattr(two_phase_fold, "all_prepared", nearly_all)
     assert_found("all have voted yes", "all or none", "visible before", "money")
 
 
 def test_an_unknown_vote_that_an_abort_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may have voted yes is not told, and holds what it voted for."""
-    is_held = core.is_held
+    is_held = two_phase_fold.is_held
 
     def if_known(step: StepState) -> bool:
         return is_held(step) and step.status is not StepStatus.UNKNOWN
 
-    monkeypatch.setattr(core, "is_held", if_known)
+    monkeypatch.setattr(two_phase_fold, "is_held", if_known)
     often_lost = {Fault.LOSE_REPLY: 0.5, Fault.LOSE_REQUEST: 0.2}
     assert_found("is held at the end", "voted yes is told", weather=often_lost)
 
@@ -100,7 +103,7 @@ def test_a_decision_that_a_recovery_forgets_is_found(monkeypatch: pytest.MonkeyP
     restart = DECIDE[RuntimeRestarted]
     decided = EVOLVE[DecisionMade]
 
-    def decide_anew(turn: core._Turn, message: RuntimeRestarted) -> None:
+    def decide_anew(turn: core_turn.Turn, message: RuntimeRestarted) -> None:
         saga = turn.saga
         told = any(step.status is StepStatus.EXECUTED for step in saga.steps)
         if saga.decision is COMMIT and not saga.ended and not told:
@@ -158,7 +161,8 @@ def test_an_end_that_hides_a_broken_vote_is_found(monkeypatch: pytest.MonkeyPatc
     def as_decided(saga: Saga) -> SagaState:
         return SagaState.COMPLETED if saga.decision is COMMIT else SagaState.COMPENSATED
 
-    monkeypatch.setattr(core, "_end_of", as_decided)
+    monkeypatch.setattr(second_phase, "end_of", as_decided)
+    monkeypatch.setattr(two_phase_fold, "end_of", as_decided)
     assert_found("broken promise shows", "all or none", weather={Fault.ALONE_CONTRARY: 0.2})
 
 
@@ -194,14 +198,14 @@ def test_an_answer_that_presumes_an_abort_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_a_second_phase_that_gives_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch that does not answer is taken for one that has acknowledged."""
-    acknowledged = core._acknowledged
+    acknowledged = second_phase.acknowledged
 
-    def give_up(turn: core._Turn, message: Answered, outcome: Any) -> None:
+    def give_up(turn: core_turn.Turn, message: Answered, outcome: Any) -> None:
         is_first = message.attempt == 1
         done = Done() if isinstance(outcome, Unknown) and is_first else outcome
         acknowledged(turn, message, done)
 
-    monkeypatch.setattr(core, "_acknowledged", give_up)
+    monkeypatch.setattr(core, "acknowledged", give_up)
     assert_found("is held at the end", "all or none")
 
 
@@ -209,23 +213,23 @@ def test_a_promise_that_was_kept_and_called_broken_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An acknowledgement is lost, and the runtime says that the participant broke its vote."""
-    acknowledged = core._acknowledged
+    acknowledged = second_phase.acknowledged
 
-    def accuse(turn: core._Turn, message: Answered, outcome: Any) -> None:
+    def accuse(turn: core_turn.Turn, message: Answered, outcome: Any) -> None:
         is_lost = isinstance(outcome, Unknown)
         acknowledged(turn, message, Broken("no_answer") if is_lost else outcome)
 
-    monkeypatch.setattr(core, "_acknowledged", accuse)
+    monkeypatch.setattr(core, "acknowledged", accuse)
     assert_found("only a broken vote is called one", "all or none")
 
 
 def test_a_refused_commit_that_counts_as_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch refuses what it had voted for, and the saga says that it did it."""
-    acknowledged = core._acknowledged
+    acknowledged = second_phase.acknowledged
 
-    def count_it(turn: core._Turn, message: Answered, outcome: Any) -> None:
+    def count_it(turn: core_turn.Turn, message: Answered, outcome: Any) -> None:
         refuses = message.verb is CoreVerb.EXECUTE and isinstance(outcome, Rejected)
         acknowledged(turn, message, Done() if refuses else outcome)
 
-    monkeypatch.setattr(core, "_acknowledged", count_it)
+    monkeypatch.setattr(core, "acknowledged", count_it)
     assert_found("all or none", weather={Fault.COMMIT_REFUSED: 0.2})

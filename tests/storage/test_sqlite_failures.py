@@ -25,7 +25,12 @@ from amends_runtime.errors import (
     UnreadableSaga,
 )
 from amends_runtime.ports import LoadedSaga, OperatorWords, SagaFilter
-from amends_runtime.storage import connection, open_sqlite_store, sqlite, verify_read_model
+from amends_runtime.storage import (
+    connection,
+    open_sqlite_store,
+    verify_read_model,
+    write_ahead_log,
+)
 from amends_runtime.storage.connection import BUSY_TIMEOUT_S, pragma
 from tests.storage.process import line, run, running
 from tests.storage.samples import NOW_MS, ORDER, commit_rest, loaded, start
@@ -143,8 +148,8 @@ async def expect(path: Path, said: dict[str, list[str]], after: Sequence[str]) -
         assert found >= {*said["acknowledged"], *after}
         assert found & set(said["unknown"]) in (set(), set(said["unknown"]))
         assert await verify_read_model(store) == []
-        assert store._writer is not None
-        assert await pragma(store._writer, "integrity_check") == "ok"
+        assert store._file.writer is not None
+        assert await pragma(store._file.writer, "integrity_check") == "ok"
 
 
 # -- reopening -------------------------------------------------------------------------------------
@@ -177,9 +182,9 @@ async def test_a_failed_registration_reopens_the_store_by_itself(path: Path) -> 
     async with open_sqlite_store(path) as store:
         refund = msgspec.structs.replace(ORDER, name="refund")
         [played] = await start(store)
-        assert store._writer is not None
+        assert store._file.writer is not None
         # A real failure of SQLite's: the table is gone for this one connection.
-        await store._writer.execute("CREATE TEMP VIEW definitions AS SELECT 1")
+        await store._file.writer.execute("CREATE TEMP VIEW definitions AS SELECT 1")
         with pytest.raises(CommitUnknown):
             await store.put_definition(refund, NOW_MS)
         registered, existed = await store.put_definition(refund, NOW_MS)
@@ -192,8 +197,8 @@ async def test_a_failed_change_of_a_participant_reopens_the_store_by_itself(path
     words = OperatorWords("ada", "test", NOW_MS)
     async with open_sqlite_store(path) as store:
         [played] = await start(store)
-        assert store._writer is not None
-        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
+        assert store._file.writer is not None
+        await store._file.writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
         with pytest.raises(CommitUnknown):
             await store.put_participant("mail", "127.0.0.1:7001", words)
         assert await store.participants() == []
@@ -209,8 +214,8 @@ async def test_a_failed_confirmation_reopens_the_store_by_itself(path: Path) -> 
         before = store.identity.incarnation
     path.with_name("amends.db.lock").unlink()
     async with open_sqlite_store(path) as store:
-        assert store._writer is not None
-        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1 AS request_id")
+        assert store._file.writer is not None
+        await store._file.writer.execute("CREATE TEMP VIEW audit AS SELECT 1 AS request_id")
         with pytest.raises(CommitUnknown):
             await store.confirm_restore(words)
         assert store.restored
@@ -232,9 +237,9 @@ async def test_a_store_that_cannot_reopen_by_itself_says_so(path: Path, what: st
     async with open_sqlite_store(path) as store, anyio.create_task_group() as tasks:
         tasks.start_soon(wait_lost)
         await anyio.wait_all_tasks_blocked()
-        assert store._writer is not None
-        await store._writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
-        await store._writer.execute("CREATE TEMP VIEW definitions AS SELECT 1")
+        assert store._file.writer is not None
+        await store._file.writer.execute("CREATE TEMP VIEW audit AS SELECT 1")
+        await store._file.writer.execute("CREATE TEMP VIEW definitions AS SELECT 1")
         for each in path.parent.glob("amends.db*"):
             if each.suffix != ".lock":
                 each.unlink()
@@ -258,13 +263,13 @@ async def test_a_log_that_a_reader_held_is_cut_afterwards(
 ) -> None:
     """A long read lets the log grow and stops nobody; after it the log becomes small again."""
     limit = 256 * 1024
-    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", limit)
+    monkeypatch.setattr(write_ahead_log, "MAX_WAL_BYTES", limit)
     async with open_sqlite_store(path) as store:
-        assert store._writer is not None
-        await pragma(store._writer, "busy_timeout = 0")
+        assert store._file.writer is not None
+        await pragma(store._file.writer, "busy_timeout = 0")
         [first] = await start(store)
-        assert store._readers is not None
-        async with store._readers.snapshot() as reader:
+        assert store._file.readers is not None
+        async with store._file.readers.snapshot() as reader:
             await reader.execute_fetchall("SELECT count(*) FROM history")
             while store.wal_bytes < 4 * limit:
                 await start(store, 100)
@@ -280,7 +285,7 @@ async def test_the_log_is_cut_where_nothing_tries_again(
     pages = 16
     monkeypatch.setattr(connection, "CHECKPOINT_PAGES", pages)
     kept = connection.KEPT_CHECKPOINTS * pages * connection.PAGE_BYTES
-    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", 4 * kept)
+    monkeypatch.setattr(write_ahead_log, "MAX_WAL_BYTES", 4 * kept)
     async with open_sqlite_store(path) as store:
         [first] = await start(store)
         other = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
@@ -299,16 +304,16 @@ async def test_a_checkpoint_that_fails_leaves_the_patience_of_commits(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for whoever holds the file for a moment, as before."""
-    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", 1)
+    monkeypatch.setattr(write_ahead_log, "MAX_WAL_BYTES", 1)
 
     async def fail(writer: object) -> bool:
         raise sqlite3.OperationalError("disk I/O error")
 
     async with open_sqlite_store(path) as store:
-        monkeypatch.setattr(sqlite, "checkpoint", fail)
+        monkeypatch.setattr(write_ahead_log, "checkpoint", fail)
         await start(store)
-        assert store._writer is not None
-        assert await pragma(store._writer, "busy_timeout") == BUSY_TIMEOUT_S * 1000
+        assert store._file.writer is not None
+        assert await pragma(store._file.writer, "busy_timeout") == BUSY_TIMEOUT_S * 1000
         monkeypatch.undo()
 
 

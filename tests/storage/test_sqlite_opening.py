@@ -16,7 +16,7 @@ import pytest
 
 from amends_runtime.errors import StoreError, StoreInUse, StoreUnusable
 from amends_runtime.ports import OperatorWords
-from amends_runtime.storage import SqliteStore, connection, open_sqlite_store, sqlite
+from amends_runtime.storage import SqliteStore, connection, identity, open_sqlite_store
 from amends_runtime.storage.connection import pragma
 from amends_runtime.storage.migrations import SCHEMA_VERSION
 from amends_runtime.storage.ownership import filesystem_of
@@ -314,7 +314,7 @@ async def test_a_backup_of_the_last_opening_counts_as_restored(
 
     The lock file knows of turns that the backup has not got; after a crash, but for the last ones.
     """
-    monkeypatch.setattr(sqlite, "NOTE_EVERY_S", 0.0 if killed else 1e9)
+    monkeypatch.setattr(identity, "NOTE_EVERY_S", 0.0 if killed else 1e9)
     backup, note = path.with_name("backup"), path.with_name("amends.db.lock")
     async with open_sqlite_store(path) as store:
         [saga] = await start(store)
@@ -383,13 +383,13 @@ async def test_the_last_commit_before_a_quiet_night_is_noted(
     quiet: bool,  # noqa: FBT001
 ) -> None:
     """No other commit follows it, and then the power fails: a backup from before it is noticed."""
-    monkeypatch.setattr(sqlite, "NOTE_EVERY_S", 0.0)
+    monkeypatch.setattr(identity, "NOTE_EVERY_S", 0.0)
     backup, note = path.with_name("backup"), path.with_name("amends.db.lock")
     async with open_sqlite_store(path) as store, anyio.create_task_group() as tasks:
         [saga] = await start(store)
         execute(path, "VACUUM INTO ?", str(backup))
         if quiet:
-            store._note_due_s = time.monotonic() + 0.2  # it was noted not long ago
+            store._note.due_s = time.monotonic() + 0.2  # it was noted not long ago
         tasks.start_soon(store.keep_noted)
         await store.commit([saga.done()])
         with anyio.fail_after(30):
@@ -452,7 +452,7 @@ async def test_another_store_in_its_place_counts_as_restored(path: Path) -> None
 async def test_settings(path: Path) -> None:
     """Every commit is synced, readers cannot write, and SQLite does what the rest relies on."""
     async with open_sqlite_store(path) as store:
-        writer, readers = store._writer, store._readers
+        writer, readers = store._file.writer, store._file.readers
         assert writer is not None
         assert readers is not None
         assert await pragma(writer, "journal_mode") == "wal"

@@ -139,12 +139,12 @@ async def test_a_wait_outlives_a_failed_commit(tmp_path: Path) -> None:
     path = tmp_path / "amends.db"
     async with open_sqlite_store(path) as store:
         [played] = await start(store)
-        assert store._writer is not None
+        assert store._file.writer is not None
         # The turn's row is there and the commit's answer is lost: committed by somebody else's
         # hand, as far as this store can tell.
         turn = played.done()
         seq = store.head_seq + 1
-        await store._writer.execute("CREATE TEMP VIEW history AS SELECT 1")
+        await store._file.writer.execute("CREATE TEMP VIEW history AS SELECT 1")
         with pytest.raises(CommitUnknown):
             await store.commit([turn])
         seen: list[int] = []
@@ -245,8 +245,8 @@ async def test_watching_leaves_the_log_to_the_checkpoints(tmp_path: Path) -> Non
     async with open_sqlite_store(tmp_path / "amends.db") as store:
         [played] = await start(store)
         await after(store, 0)
-        assert store._writer is not None
-        rows = list(await store._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)"))
+        assert store._file.writer is not None
+        rows = list(await store._file.writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)"))
         assert rows[0][0] == 0
         assert store.wal_bytes == 0
         await store.commit([Played(store.next_saga_no()).transitions[0], played.done()])

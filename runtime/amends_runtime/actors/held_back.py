@@ -10,7 +10,7 @@ each comes in as after any restart.
 1. What is held back is a matter of its number alone: `Store.unconfirmed_through_no`. What starts
    from then on is of the new incarnation, which has seen all of it, and goes on; after the next
    restart, too.
-2. All ways in lead through `Supervisor._bring_in`, which asks here. Who was held back there is
+2. All ways in lead through `Entering._bring_in`, which asks here. Who was held back there is
    known here, so that nobody is forgotten: the horizon looks at no instant twice.
 3. What is held back is counted as what rests outside memory, and its branches are in doubt.
 """

@@ -9,8 +9,8 @@ not flooded. It is over when all are named and none is awaited.
 How it is paced:
 
 1. Sagas come in while few turns wait, and a few with each commit where many do (`arrivals`,
-   `Supervisor._room`). So who asks the runtime for anything waits some milliseconds behind them,
-   and those that are in get on and end while others still come: memory stays far below what it was
+   `Entering.room`). So who asks the runtime for anything waits some milliseconds behind them, and
+   those that are in get on and end while others still come: memory stays far below what it was
    before the kill. And no load, however long it lasts, keeps them out.
 2. A participant never has more calls at once than its lane's limit, its own or the operator's; the
    others wait in the lane, by the lane's order. That bounds what it has to bear, not its calls per

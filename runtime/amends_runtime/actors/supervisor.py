@@ -4,19 +4,15 @@ How to think about it. A saga is in one of four places: live, as an actor in `_a
 in, as an arrival that keeps its messages (`arrivals`); parked, with what memory has to keep of it
 (`parking`); or only in the store. A message for a saga that is not live makes it arrive.
 
-A saga that has not ended is told so before anything else when it comes in: Revived, if it was
-parked, for nothing of it was lost; RuntimeRestarted, if it was in memory and is no more, for
-whatever it had in flight is gone. One that has ended answers its messages and leaves. A two-phase
-commit of a restored store does not come in before somebody has confirmed it: see `held_back`.
-
-When a saga leaves memory is told in `leaving`, what may come in at all in `admission`.
+What becomes of it then is told in `entering`; how it decides and becomes durable in `turns`; how
+its effects leave in `performing`; when it leaves memory itself in `leaving`; what may be started at
+all in `admission`. Here these are put together, and what people, lanes, timers and recovery have
+for a saga finds its way to wherever it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,57 +23,46 @@ import structlog
 
 from amends_runtime.actors import refusals
 from amends_runtime.actors.admission import Admission
-from amends_runtime.actors.arrivals import Arrival, Arrivals
+from amends_runtime.actors.arrivals import Arrivals
 from amends_runtime.actors.definitions import Definitions
+from amends_runtime.actors.entering import Entering
 from amends_runtime.actors.held_back import HeldBack
 from amends_runtime.actors.horizon import MAX_NEAR, Horizon
 from amends_runtime.actors.leaving import Leaving
 from amends_runtime.actors.limits import Limits
 from amends_runtime.actors.mailbox import Envelope
-from amends_runtime.actors.parking import Parked, Parking
+from amends_runtime.actors.parking import Parking
+from amends_runtime.actors.performing import Outbox, Performing
 from amends_runtime.actors.recovery import RECOVERY_PAGE, Recovering, Recovery
-from amends_runtime.actors.saga_actor import SagaActor, Turn, call_for, ended
+from amends_runtime.actors.saga_actor import SagaActor, ended
 from amends_runtime.actors.survey import SLICE, Survey, Tally, will_wake
 from amends_runtime.actors.timers import Timers
 from amends_runtime.actors.turns import Turns
 from amends_runtime.actors.view import SagaView, Told
 from amends_runtime.core import saga as core
 from amends_runtime.core.definition import Plan
-from amends_runtime.core.effects import (
-    CallParticipant,
-    PollNow,
-    PollParticipant,
-    WakeAt,
-    WithdrawCall,
-)
 from amends_runtime.core.messages import (
     AbandonSaga,
     Answered,
     CancelSaga,
     NotSent,
     RetrySaga,
-    Revived,
-    RuntimeRestarted,
     StartSaga,
     Wake,
 )
 from amends_runtime.core.payload import Payload
-from amends_runtime.core.records import SagaState, Verb
+from amends_runtime.core.records import SagaState
 from amends_runtime.core.saga import Answer, Saga
 from amends_runtime.core.tracing import Tracing
-from amends_runtime.core.waking import NEVER_MS
 from amends_runtime.errors import (
     AmendsError,
     Overloaded,
-    Refusal,
     StoreError,
     Unavailable,
     UnreadableSaga,
 )
 from amends_runtime.ports import (
-    Call,
     Clock,
-    LoadedSaga,
     Observer,
     OperatorWords,
     RestingSaga,
@@ -90,8 +75,6 @@ __all__ = ["Counts", "Limits", "Outbox", "SagaView", "StartRequest", "Supervisor
 _log = structlog.get_logger(__name__)
 
 STORE_RETRY_S = 0.05  # a reopened store is back after a checkpoint
-ARRIVE_BACKLOG = 512  # turns that wait, up to which more may come in by themselves: a commit full
-ARRIVE_SHARE = 32  # where more wait, so many of either line come in all the same with each commit
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,29 +107,6 @@ class Counts(msgspec.Struct, frozen=True):
     without_wake_up: int
 
 
-class Outbox:
-    """Where calls go.
-
-    The lanes, as the supervisor needs them. Made of functions so that no layer is skipped.
-    """
-
-    __slots__ = ("forget", "holds", "poll", "submit", "withdraw")
-
-    def __init__(
-        self,
-        submit: Callable[[Call, int], None],
-        poll: Callable[[Call, int, PollParticipant], None],
-        withdraw: Callable[[str, str, WithdrawCall], None],
-        forget: Callable[[str, str, int], None],
-        holds: Callable[[str, str, int, Verb], bool],
-    ) -> None:
-        self.submit = submit
-        self.poll = poll
-        self.withdraw = withdraw
-        self.forget = forget
-        self.holds = holds
-
-
 class Supervisor:
     """Owns the live sagas.
 
@@ -165,44 +125,17 @@ class Supervisor:
         tracing: Tracing,
     ) -> None:
         self._store = store
-        self._observer = observer
         self._tracing = tracing
         self._definitions = definitions
         self._clock = clock
-        self._limits = limits
         self._outbox = outbox
         self._actors: dict[str, SagaActor] = {}
-        self._arrivals = Arrivals(
-            store,
-            room=self._room,
-            arrived=self._arrived,
-            unreadable=self._cannot_be_read,
-        )
         self._parking = Parking()
         self._held_back = HeldBack(store)
-        self._unreadable: dict[str, str] = {}
-        self._began_at_seq = store.head_seq
-        self._recovery = Recovering(
-            store,
-            clock,
-            name=self._recover,
-            waiting=lambda: self._arrivals.waiting_at_leisure,
-            two_phase=definitions.two_phase,
-        )
-        self._turns = Turns(
-            store,
-            clock=clock,
-            observer=observer,
-            batch_limit=limits.commit_batch,
-            tracing=tracing,
-            perform=self._perform,
-            dropped=self._read_again,
-        )
         self._timers = Timers(clock, self._wake, self._timers_wait_for)
         self._horizon = Horizon(
             store, clock, self._comes_near, lambda: self._parking.near < MAX_NEAR
         )
-        self._share_taken = {True: -1, False: -1}  # with which commit, by line; see `_room`
         self._leaving = Leaving(
             self._actors,
             parking=self._parking,
@@ -210,6 +143,50 @@ class Supervisor:
             horizon=self._horizon,
             clock=clock,
             limits=limits,
+        )
+        self._performing = Performing(
+            outbox,
+            timers=self._timers,
+            leaving=self._leaving,
+            clock=clock,
+            park_after_ms=limits.park_after_ms,
+            tracing=tracing,
+        )
+        self._turns = Turns(
+            store,
+            clock=clock,
+            observer=observer,
+            batch_limit=limits.commit_batch,
+            tracing=tracing,
+            perform=self._performing.perform,
+            dropped=self._read_again,
+        )
+        self._recovery = Recovering(
+            store,
+            clock,
+            name=self._recover,
+            waiting=lambda: self._arrivals.waiting_at_leisure,
+            two_phase=definitions.two_phase,
+        )
+        self._entering = Entering(
+            self._actors,
+            store,
+            definitions,
+            parking=self._parking,
+            held_back=self._held_back,
+            leaving=self._leaving,
+            timers=self._timers,
+            turns=self._turns,
+            recovery=self._recovery,
+            clock=clock,
+            observer=observer,
+            limits=limits,
+        )
+        self._arrivals = Arrivals(
+            store,
+            room=self._entering.room,
+            arrived=self._entering.arrived,
+            unreadable=self._entering.cannot_be_read,
         )
         self._admission = Admission(
             limits.commit_queue, lambda: self._turns.backlog + self._arrivals.waiting
@@ -449,8 +426,8 @@ class Supervisor:
             in_doubt=tally.in_doubt + self._parking.in_doubt,
             branches_in_doubt=tally.branches.count + self._parking.branches.count,
             oldest_in_doubt_s=self._oldest_in_doubt_s(tally),
-            without_wake_up=len(self._unreadable) + tally.sleepless,
-            unreadable=len(self._unreadable),
+            without_wake_up=len(self._entering.unreadable) + tally.sleepless,
+            unreadable=len(self._entering.unreadable),
             quarantined=tally.quarantined,
             backlog=self._turns.backlog
             + self._arrivals.waiting
@@ -484,8 +461,8 @@ class Supervisor:
             arriving=len(self._arrivals),
             backlog=self._turns.backlog,
             timers=len(self._timers),
-            unreadable=len(self._unreadable),
-            without_wake_up=len(self._unreadable)
+            unreadable=len(self._entering.unreadable),
+            without_wake_up=len(self._entering.unreadable)
             + sum(not will_wake(actor, self._outbox.holds) for actor in self._actors.values()),
         )
 
@@ -501,7 +478,7 @@ class Supervisor:
     def _wake(self, saga_id: str, due_at_ms: int) -> None:
         actor = self._actors.get(saga_id)
         if actor is not None and actor.polls:
-            self._ask_again(actor, due_at_ms)
+            self._performing.ask_again(actor, due_at_ms)
         parked = self._parking.find(saga_id)
         if parked is not None:
             arrival = self._arrivals.of(saga_id, at_leisure=True, compensates=parked.compensates)
@@ -640,8 +617,8 @@ class Supervisor:
                 raise refusals.quarantined(saga_id)
             actor.mailbox.put_nowait(envelope)
             self._turns.ready(actor)
-        elif saga_id in self._unreadable:
-            raise refusals.unreadable(saga_id, self._unreadable[saga_id])
+        elif saga_id in self._entering.unreadable:
+            raise refusals.unreadable(saga_id, self._entering.unreadable[saga_id])
         else:
             self._arrivals.of(saga_id).envelopes.append(envelope)
         return sender
@@ -657,7 +634,7 @@ class Supervisor:
         self._read_again([actor], Unavailable("this saga is read again; ask again"))
         return True
 
-    def _recover(self, saga_id: str, compensates: bool) -> bool:  # noqa: FBT001  # as `_room`
+    def _recover(self, saga_id: str, compensates: bool) -> bool:  # noqa: FBT001  # by which line it comes
         """Recovery names a saga; whether it is awaited from now on."""
         is_here = saga_id in self._actors or saga_id in self._held_back
         if is_here or self._parking.find(saga_id) is not None:
@@ -666,273 +643,11 @@ class Supervisor:
         named_before, arrival.recovering = arrival.recovering, True
         return not named_before
 
-    def _room(self, compensates: bool) -> int:  # noqa: FBT001  # which of the lines asks
-        """How many sagas of a line may come in by themselves now, and do.
-
-        As many as there is memory for, while the turns keep up; else a share with each commit: a
-        load that does not end must not keep out what it has no part in.
-        """
-        if self._leaving.is_full:
-            self._leaving.relieve()
-        room = self._leaving.room(compensates=compensates)
-        if self._turns.backlog <= ARRIVE_BACKLOG or room <= 0:
-            return room
-        if self._share_taken[compensates] == self._turns.commits:
-            return 0
-        self._share_taken[compensates] = self._turns.commits
-        return min(room, ARRIVE_SHARE)
-
-    def _arrived(
-        self, saga_id: str, arrival: Arrival, found: LoadedSaga | Tombstone | None
-    ) -> None:
-        if arrival.recovering:
-            self._recovery.arrived()
-        try:
-            if isinstance(found, LoadedSaga):
-                self._bring_in(found, arrival)
-            elif isinstance(found, Tombstone):
-                self._forget_parked(saga_id, refusals.purged(found))
-                arrival.fail(refusals.purged(found))
-            else:
-                self._bring_in_new(saga_id, arrival)
-        except Exception as error:  # noqa: BLE001  # one saga must not hold up the others
-            arrival.recovering = False
-            self._cannot_be_read(saga_id, arrival, error)
-
-    def _cannot_be_read(self, saga_id: str, arrival: Arrival, error: Exception) -> None:
-        """Leaves a damaged saga to people.
-
-        It stays in the store as it is, and whoever asks is told.
-        """
-        if arrival.recovering:
-            self._recovery.arrived()
-        _log.error(
-            "saga_cannot_be_read",
-            saga_id=saga_id,
-            error=f"{type(error).__name__}: {error}" if isinstance(error, StoreError) else "",
-            exc_info=not isinstance(error, StoreError),
-            hint="its history is damaged; all other sagas go on; restore it from a backup",
-        )
-        self._unreadable[saga_id] = str(error) if isinstance(error, StoreError) else "see the log"
-        refusal = refusals.unreadable(saga_id, self._unreadable[saga_id])
-        arrival.fail(refusal)
-        self._forget_parked(saga_id, refusal)
-
-    def _forget_parked(self, saga_id: str, error: Exception) -> None:
-        """Nothing brings this saga back, and who waits for it is told so."""
-        parked = self._parking.take(saga_id)
-        if parked is not None:
-            self._timers.forget(parked.timers)
-            parked.fail_waiters(error)
-        for _, waiter in self._held_back.take(saga_id) or ():
-            if not waiter.done():
-                waiter.set_exception(error)
-
-    def _bring_in(self, loaded: LoadedSaga, arrival: Arrival) -> None:
-        plan = self._definitions.plan(loaded.definition_hash)
-        saga = core.fold(plan, (record for turn in loaded.turns for record in turn.records))
-        assert saga is not None, "a stored saga has at least its start"
-        actor = SagaActor(loaded.saga_id, loaded.saga_no, plan, self._limits.mailbox)
-        moved = loaded.turns[-1].seq > self._began_at_seq
-        actor.restore(saga, loaded.version, loaded.wake_at_ms, has_moved=moved)
-        if self._held_back.is_due(loaded, plan, saga):
-            self._hold_back(actor, arrival)
-            return
-        parked = self._parking.take(loaded.saga_id)
-        waited_at_the_door = self._held_back.take(loaded.saga_id)
-        if arrival.predecessor is not None:
-            self._tell_of_unknown_turn(arrival.predecessor, loaded, saga)
-        elif waited_at_the_door is not None:
-            actor.has_moved = True  # it was counted as it is, see `_hold_back`
-            self._parking.came(actor)
-            actor.give_waiters(waited_at_the_door)
-        elif not saga.ended and (parked is not None or loaded.wake_at_ms):
-            self._parking.came(actor)  # one that has ended went as a live one: its entry is old
-        # To be abandoned must not depend on whether the saga can go on. A two-phase commit does go
-        # on when it is: it is told first what it has lost, or it would call twice.
-        ends = AbandonSaga if plan.two_phase is None else ()
-        first = [one for one in arrival.envelopes if isinstance(one.message, ends)]
-        rest = [one for one in arrival.envelopes if not isinstance(one.message, ends)]
-        if parked is not None:
-            first.append(Envelope(Revived(self._polls_by_now(parked))))
-            self._timers.forget(parked.timers)
-            actor.give_waiters(parked.waiters or [])
-        elif not saga.ended:
-            first.append(Envelope(RuntimeRestarted()))
-        self._make_live(actor, arrival, [*first, *rest])
-        if saga.ended and not actor.mailbox:
-            self._leaving.leave(actor)
-
-    def _hold_back(self, actor: SagaActor, arrival: Arrival) -> None:
-        """It was read, and does not come in; see `held_back`. Who asked is told how it stands."""
-        saga_id, saga = actor.saga_id, actor.saga
-        assert saga is not None, "it was read from the store"
-        if self._held_back.keep(saga_id):
-            if actor.kept_wake_ms:
-                self._parking.came(actor)  # it was counted by its row
-            actor.has_moved = True
-            self._parking.went(actor)
-        parked = self._parking.take(saga_id)
-        if parked is not None:  # the horizon had come to it
-            self._timers.forget(parked.timers)
-        now_ms, epoch = self._clock.now_ms(), self._store.identity.epoch
-        for envelope in arrival.envelopes:
-            if isinstance(envelope.message, StartSaga):
-                turn = actor.decide(envelope, now_ms, epoch)
-                assert not turn.decision.records, "a repeated start changes nothing"
-                envelope.tell(Told(turn.decision.answer, actor.view()))
-            elif isinstance(envelope.message, Wake):
-                envelope.tell(Told(None, actor.view()))
-            else:
-                identity = self._store.identity
-                envelope.fail(refusals.restore_unconfirmed(saga_id, identity.incarnation))
-
-    def _tell_of_unknown_turn(self, before: SagaActor, loaded: LoadedSaga, saga: Saga) -> None:
-        """A commit that was believed to have failed was written: observers hear of it now."""
-        records = [
-            record
-            for turn in loaded.turns
-            if turn.version > before.version
-            for record in turn.records
-        ]
-        if records:
-            self._observer.turn_committed(before.plan, before.saga, saga, records)
-
-    def _polls_by_now(self, parked: Parked) -> tuple[PollParticipant, ...]:
-        """A parked saga's polls, each as far ahead as its timer is, whatever the clock says.
-
-        Their instants are by the clock as it was when they were asked for.
-        """
-        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
-        due_s = {timer.at_ms: timer.due_s for timer in parked.timers}
-        polls = []
-        for poll in parked.polls:
-            ahead_ms = math.ceil(max(0.0, due_s[poll.at_ms] - now_s) * 1000)
-            polls.append(msgspec.structs.replace(poll, at_ms=now_ms + ahead_ms))
-        return tuple(polls)
-
-    def _bring_in_new(self, saga_id: str, arrival: Arrival) -> None:
-        """Nobody knows this id.
-
-        Its first start makes it, whatever came before that had nothing to speak to.
-        """
-        envelopes = deque(arrival.envelopes)
-        while envelopes and not isinstance(envelopes[0].message, StartSaga):
-            envelopes.popleft().fail(refusals.not_found(saga_id))
-        if not envelopes:
-            arrival.fail(refusals.not_found(saga_id))
-            return
-        plan = envelopes[0].plan
-        assert plan is not None, "a start brings its plan"
-        refused = self._why_not_start(plan)
-        if refused is not None:
-            for envelope in envelopes:
-                is_start = isinstance(envelope.message, StartSaga)
-                envelope.fail(refused if is_start else refusals.not_found(saga_id))
-            return
-        actor = SagaActor(saga_id, self._store.next_saga_no(), plan, self._limits.mailbox)
-        self._make_live(actor, arrival, envelopes)
-
-    def _make_live(
-        self, actor: SagaActor, arrival: Arrival, envelopes: Sequence[Envelope] | deque[Envelope]
-    ) -> None:
-        if arrival.predecessor is not None:
-            actor.give_waiters(arrival.predecessor.take_waiters())
-        self._actors[actor.saga_id] = actor
-        for envelope in envelopes:
-            try:
-                actor.mailbox.put_nowait(envelope)
-            except Overloaded as full:
-                envelope.fail(full)
-        self._turns.ready(actor)
-
-    # -- after a turn --------------------------------------------------------------------------
-
-    def _perform(self, turn: Turn) -> None:
-        """The turn is durable: its effects leave."""
-        actor, saga = turn.actor, turn.decision.saga
-        calls = False
-        for effect in turn.decision.effects:
-            if isinstance(effect, CallParticipant):
-                calls = True
-                call = call_for(actor.plan, saga, effect, self._tracing)
-                self._outbox.submit(call, saga.started_at_ms)
-            elif isinstance(effect, WakeAt):
-                is_deadline = effect.at_ms == saga.deadline_at_ms
-                within_ms = actor.plan.longest_wait_ms
-                if is_deadline:
-                    within_ms = saga.deadline_at_ms - saga.started_at_ms
-                elif any(effect.at_ms == step.mark_at_ms for step in saga.steps):
-                    within_ms = actor.plan.longest_budget_ms
-                actor.keep_timer(self._timers.set(actor.saga_id, effect.at_ms, within_ms))
-            elif isinstance(effect, PollParticipant):
-                self._poll(actor, saga, effect)
-            elif isinstance(effect, PollNow):
-                self._ask_now(actor, saga, effect.step)
-            else:
-                if any(poll.step == effect.step for poll in actor.polls):
-                    self._ask_again(actor, NEVER_MS)  # the lane knows how to withdraw a poll
-                participant = actor.plan.steps[effect.step].participant
-                self._outbox.withdraw(participant, actor.saga_id, effect)
-        if saga.ended:
-            if saga.abandoned:
-                # Nobody asks for it any more, not even a poll that waits for its time.
-                self._forget_calls(actor)
-            if not actor.mailbox:
-                self._leaving.leave(actor)
-        elif not calls:
-            self._leaving.rest(actor, asked_for=turn.envelope.sender is not None)
-
-    def _poll(self, actor: SagaActor, saga: Saga, poll: PollParticipant) -> None:
-        """An attempt in progress: what is asked again only much later is no lane's matter yet."""
-        withdrawn = saga.phase is core.Phase.BACKWARD and poll.verb is not Verb.COMPENSATE
-        if not withdrawn and poll.at_ms - self._clock.now_ms() > self._limits.park_after_ms:
-            actor.polls = (*(one for one in actor.polls if one.step != poll.step), poll)
-            actor.keep_timer(self._timers.set(actor.saga_id, poll.at_ms))
-            return
-        call = call_for(actor.plan, saga, poll, self._tracing)
-        self._outbox.poll(call, saga.started_at_ms, poll)
-        if withdrawn:
-            # It was on the wire when the saga turned back, and could not be withdrawn then.
-            key = (poll.step, poll.verb, poll.round, poll.attempt)
-            self._outbox.withdraw(call.participant, actor.saga_id, WithdrawCall(*key))
-
-    def _ask_now(self, actor: SagaActor, saga: Saga, step: int) -> None:
-        """Somebody wants to know: a poll that waits for its time is the lane's matter at once.
-
-        One that is the lane's already is asked within seconds.
-        """
-        waiting = [poll for poll in actor.polls if poll.step == step]
-        actor.polls = tuple(poll for poll in actor.polls if poll.step != step)
-        for poll in waiting:
-            now = msgspec.structs.replace(poll, at_ms=self._clock.now_ms())
-            self._outbox.poll(
-                call_for(actor.plan, saga, now, self._tracing), saga.started_at_ms, now
-            )
-
-    def _ask_again(self, actor: SagaActor, due_at_ms: int) -> None:
-        """The time of these polls has come: their lanes have them from now on."""
-        saga = actor.saga
-        assert saga is not None, "polls are of a durable saga"
-        due = [poll for poll in actor.polls if poll.at_ms <= due_at_ms]
-        actor.polls = tuple(poll for poll in actor.polls if poll.at_ms > due_at_ms)
-        for poll in due:
-            call = call_for(actor.plan, saga, poll, self._tracing)
-            self._outbox.poll(call, saga.started_at_ms, poll)
-
-    # -- forgetting what memory has of a saga ------------------------------------------------------
-
-    def _forget_calls(self, actor: SagaActor) -> None:
-        """What it asked for and has not left yet is not to leave any more."""
-        actor.polls = ()
-        for participant in {step.participant for step in actor.plan.steps}:
-            self._outbox.forget(participant, actor.saga_id, len(actor.plan.steps))
-
     def _read_again(self, actors: Sequence[SagaActor], error: Exception) -> None:
         """These actors' state is not to be believed: forget it, and let each arrive anew."""
         for actor in actors:
             self._leaving.leave(actor)
-            self._forget_calls(actor)
+            self._performing.forget_calls(actor)
             arrival = self._arrivals.of(actor.saga_id, predecessor=actor)
             arrival.envelopes += actor.mailbox.drain()
             if actor.saga is None:
@@ -941,8 +656,8 @@ class Supervisor:
     # -- small parts ---------------------------------------------------------------------------
 
     async def _read(self, saga_id: str) -> SagaView:
-        if saga_id in self._unreadable:
-            raise refusals.unreadable(saga_id, self._unreadable[saga_id])
+        if saga_id in self._entering.unreadable:
+            raise refusals.unreadable(saga_id, self._entering.unreadable[saga_id])
         try:
             found = (await self._store.load([saga_id])).get(saga_id)
         except UnreadableSaga as error:
@@ -985,15 +700,6 @@ class Supervisor:
     def _check_accepting(self) -> None:
         if not self.accepting:
             raise refusals.stopping()
-
-    def _why_not_start(self, plan: Plan) -> Refusal | None:
-        """Why a saga that does not exist yet is not to be started now, if it is not."""
-        missing = self._definitions.unregistered(plan)
-        if missing:
-            return refusals.cannot_run(plan, missing)
-        if self._leaving.is_full and not self._leaving.relieve():
-            return refusals.too_many_live(len(self._actors), self._limits.live_sagas)
-        return None
 
 
 def _started(told: Told) -> tuple[SagaView, bool]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from amends_runtime.core.backoff import backoff_ms
 from amends_runtime.core.definition import Plan, RetryPolicy
 from amends_runtime.core.effects import PollParticipant
 from amends_runtime.core.messages import Answered, InProgress, NotSent, Rejected, Unknown
@@ -28,6 +29,7 @@ from amends_runtime.core.records import (
     StepRejected,
     StepStuck,
     Timing,
+    Verb,
     VoteRefused,
 )
 from amends_runtime.core.state import Saga, StepState
@@ -44,10 +46,12 @@ __all__ = [
     "illegal",
     "is_misconfigured",
     "is_open",
+    "next_wait_ms",
     "policy_of",
     "poll_of",
     "rejected_compensation",
     "step_ending",
+    "step_failed",
     "step_of",
     "step_without_attempt",
     "steps_with",
@@ -62,6 +66,8 @@ IN_PROGRESS: Final = "IN_PROGRESS"  # the reason of an attempt that was in progr
 MISCONFIGURED_ATTEMPTS: Final = 3  # one may be a rolling deployment,
 MISCONFIGURED_FOR_MS: Final = 60_000  # and so may three within a minute
 MAX_SAGA_PAYLOAD_BYTES: Final = 3 * 1024 * 1024  # a call with all of them fits gRPC's 4 MiB message
+
+_COMPENSATE: Final = Verb.COMPENSATE  # bound once: see `saga`
 
 EndOfAttempt = (
     StepExecuted
@@ -100,11 +106,20 @@ def is_open(step: StepState, message: Answered | NotSent | PollParticipant) -> b
 # -- what an attempt counts for ------------------------------------------------------------------
 
 
-def policy_of(plan: Plan, number: int) -> RetryPolicy:
-    """The retry policy of a step's Prepare and Execute."""
-    policy = plan.steps[number].retry
+def policy_of(plan: Plan, number: int, verb: Verb) -> RetryPolicy:
+    """The retry policy of a step's attempts: one for Prepare and Execute, one for Compensate."""
+    step = plan.steps[number]
+    policy = step.compensation_retry if verb is _COMPENSATE else step.retry
     assert policy is not None, "a plan is normalised"
     return policy
+
+
+def next_wait_ms(saga: Saga, number: int, policy: RetryPolicy) -> int:
+    """How long the step waits for its next attempt, if the one that it has now has failed."""
+    step = saga.steps[number]
+    return backoff_ms(
+        policy, step.failures + 1, saga.saga_id, number, step.verb, step.round, step.attempt
+    )
 
 
 def took_ms(plan: Plan, number: int, timing: Timing, reason: str) -> int:
@@ -237,6 +252,29 @@ def step_ending(saga: Saga, record: EndOfAttempt) -> StepState:
     ):
         return step
     raise illegal(saga, record)
+
+
+def step_failed(plan: Plan, saga: Saga, record: AttemptFailed, *, unknown: bool) -> StepState:
+    """The step after an attempt whose outcome nobody knows, with what it counts for.
+
+    `unknown`: from now on nobody knows, either, whether the step has run.
+    """
+    step = step_ending(saga, record)
+    timing = record.timing
+    waits_ms = max(0, record.retry_at_ms - record.at_ms) if record.retry_at_ms else 0
+    since_ms = step.misconfigured_since_ms if step.misconfigured else timing.answered_at_ms
+    took = took_ms(plan, record.step, timing, record.failure.reason)
+    return msgspec.structs.replace(
+        step,
+        open=False,
+        unknown=step.unknown or unknown,
+        failures=step.failures + (not record.probe),
+        spent_ms=step.spent_ms + (0 if record.probe else took + waits_ms),
+        retry_at_ms=record.retry_at_ms,
+        misconfigured=step.misconfigured + 1 if record.misconfigured else 0,
+        misconfigured_since_ms=since_ms,
+        failure=record.failure,
+    )
 
 
 def step_without_attempt(saga: Saga, record: StepGivenUp | StepStuck) -> StepState:

@@ -11,18 +11,21 @@ from typing import Final
 
 import msgspec
 
+from amends_runtime.core.definition import Plan
 from amends_runtime.core.effects import Effect
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     CommitDecision,
     Failure,
     Record,
+    SagaStarted,
     SagaState,
     SagaTurnedBack,
     Verb,
 )
+from amends_runtime.errors import IllegalRecord
 
-__all__ = ["Answer", "Decision", "Phase", "Saga", "StepState", "StepStatus"]
+__all__ = ["Answer", "Decision", "Phase", "Saga", "StepState", "StepStatus", "begun"]
 
 
 class Phase(enum.IntEnum):
@@ -160,6 +163,30 @@ class Saga(msgspec.Struct, frozen=True, gc=False):
 
     def _is_moving(self) -> bool:
         return any(step.open or step.retry_at_ms > 0 for step in self.steps)
+
+
+def begun(plan: Plan, record: Record, new_step: StepState, round_: int = 0) -> Saga:
+    """The state that a history begins with: each step a `new_step`, a two-phase commit in a round.
+
+    Raises IllegalRecord for any other record than SagaStarted.
+    """
+    if type(record) is not SagaStarted:
+        raise IllegalRecord("(none)", "(not started)", type(record).__name__)
+    return Saga(
+        saga_id=record.saga_id,
+        definition_name=record.definition_name,
+        definition_hash=record.definition_hash,
+        content_hash=record.content_hash,
+        input=record.input,
+        started_at_ms=record.at_ms,
+        updated_at_ms=record.at_ms,
+        deadline_at_ms=record.deadline_at_ms,
+        labels=record.labels,
+        traceparent=record.traceparent,
+        steps=(new_step,) * len(plan.steps),
+        payload_bytes=len(record.input.data),
+        round=round_,
+    )
 
 
 class Answer(enum.Enum):

@@ -27,6 +27,7 @@ __all__ = [
     "configure_writer",
     "explained",
     "is_open_here",
+    "named",
     "open_writer",
     "pragma",
     "to_the_end",
@@ -146,6 +147,12 @@ async def to_the_end(work: Awaitable[T]) -> T:
         task.exception()  # is seen by nobody any more, and must not be reported as forgotten
         raise cancelled
     return task.result()
+
+
+def named(error: BaseException) -> str:
+    """An error in a few words, by SQLite's name for it where it has one."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{name}: {error}"
 
 
 def explained(path: Path, error: Exception) -> StoreError:

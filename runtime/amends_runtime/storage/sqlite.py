@@ -8,6 +8,12 @@ follows, one sync. Only a batch larger than `MAX_TURNS` needs an explicit transa
 What a failure means. A violated constraint is certain: nothing was written. Anything else is not:
 the connection is not used again, `commit` raises CommitUnknown, and every call but `reopen` and
 `close` is refused, reads too, because what they would see may not be on the disk.
+
+What it is made of, each beside this file: `open_file` (the connections, and whether they are
+believed), `identity` (which store the file is, and whether it was restored), `write_ahead_log`,
+`definitions` (held in memory), `by_hand` (what operators write), `rows` (what the answers say) and
+`watching` (the history by its positions). Here is what they have in common: the one writer at a
+time, what a write's failure means, and the order in which a file is opened and closed.
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,13 +32,12 @@ import msgspec
 import structlog
 
 from amends_runtime.core.definition import Definition, content_hash
-from amends_runtime.core.records import CommitDecision, Record, SagaState
+from amends_runtime.core.records import SagaState
 from amends_runtime.errors import (
     CommitUnknown,
     OwnershipLost,
     StoreError,
     StoreUnusable,
-    UnreadableSaga,
     VersionConflict,
 )
 from amends_runtime.ports import (
@@ -51,48 +55,45 @@ from amends_runtime.ports import (
     StoreIdentity,
     Tombstone,
     Transition,
-    WatchedTurn,
     WatchedTurns,
-    summary_after,
 )
-from amends_runtime.storage.batches import MAX_TURNS, pack, stored_definition
-from amends_runtime.storage.codec import (
-    RECORDS,
-    RecordCodec,
-    decode_definition,
-    decode_labels,
-    encode_definition,
-    encode_labels,
-)
+from amends_runtime.storage.batches import MAX_TURNS, pack
+from amends_runtime.storage.by_hand import change_participant, confirm_restore
+from amends_runtime.storage.codec import RECORDS, RecordCodec, encode_definition, encode_labels
 from amends_runtime.storage.connection import (
-    BUSY_TIMEOUT_S,
-    Readers,
     checkpoint,
-    close,
     configure_writer,
     explained,
-    is_open_here,
-    open_writer,
-    pragma,
+    named,
     to_the_end,
 )
+from amends_runtime.storage.definitions import StoredDefinitions
+from amends_runtime.storage.identity import (
+    PositionNote,
+    check_epoch,
+    check_identity,
+    read_identity,
+    take_epoch,
+)
 from amends_runtime.storage.migrations import migrate, schema_version
-from amends_runtime.storage.ownership import LockNote, Ownership, usable_path
+from amends_runtime.storage.open_file import OpenFile
+from amends_runtime.storage.ownership import Ownership, usable_path
 from amends_runtime.storage.queries import read_queries
 from amends_runtime.storage.read_model import AfterTurn
+from amends_runtime.storage.rows import Rows
+from amends_runtime.storage.watching import Head, watched_turns
+from amends_runtime.storage.write_ahead_log import WriteAheadLog
 
 __all__ = ["SqliteStore", "open_sqlite_store"]
 
 _log = structlog.get_logger(__name__)
 
-MAX_WAL_BYTES = 64 * 1024 * 1024  # four checkpoints' worth: a reader is holding it back
 ABOVE_ALL = 2**63 - 1  # for conditions that hold always; a NULL would keep SQLite from its index
 _TEMPORARY = (
     *("places", "batch_view", "batch_trigger", "batch_labels_trigger"),
     *("participant_view", "participant_trigger"),
     *("confirmation_view", "confirmation_trigger"),
 )
-NOTE_EVERY_S = 10.0  # of turns: a backup that misses fewer is noticed after an orderly stop alone
 LOAD_CHUNK = 256  # sagas read by one statement: bounds what lies in memory twice
 
 _SQL = read_queries("sqlite")
@@ -125,19 +126,14 @@ class SqliteStore:
         self._ownership = ownership
         self._codec = codec
         self._write_lock = anyio.Lock(fast_acquire=True)
-        self._writer: aiosqlite.Connection | None = None
-        self._readers: Readers | None = None
+        self._file = OpenFile(path)
+        self._wal = WriteAheadLog(path)
+        self._note = PositionNote(path, ownership)
+        self._definitions = StoredDefinitions()
+        self._rows = Rows(path, codec, self._definitions)
+        self._head = Head()
         self._identity = StoreIdentity("", "", 0)
-        self._seq = 0
         self._saga_no = 0
-        self._failed = ""  # why nothing but `reopen` and `close` may be called
-        self._closed = False
-        self._wal_tried_bytes = 0
-        self._moved = anyio.Event()  # something was committed, or the store is closed
-        self._definitions: dict[int, RegisteredDefinition] = {}
-        self._definition_nos: dict[str, int] = {}
-        self._note_due_s = 0.0  # when the lock file is told again how far the history goes
-        self._noted_seq = 0  # what it was told last
         self.restored = False
         self._restored_through_no = 0  # the last saga from before a restore
         self._earlier: frozenset[str] = frozenset()  # incarnations, before it was restored
@@ -165,7 +161,7 @@ class SqliteStore:
             await to_the_end(store._begin(by_hand=restored))
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await store._disconnect()
+                await store._file.disconnect()
             ownership.abandon()
             raise
         return store
@@ -184,18 +180,12 @@ class SqliteStore:
     @property
     def wal_bytes(self) -> int:
         """The size of the write-ahead log."""
-        try:
-            return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116  # three times as quick, per commit
-        except FileNotFoundError:
-            return 0
+        return self._wal.size_bytes
 
     @property
     def file_bytes(self) -> int:
-        """The size of the database file, which is never opened to learn it."""
-        try:
-            return os.stat(self._path).st_size  # noqa: PTH116  # as above
-        except FileNotFoundError:
-            return 0
+        """The size of the database file."""
+        return self._file.size_bytes
 
     def next_saga_no(self) -> int:
         self._saga_no += 1
@@ -205,12 +195,12 @@ class SqliteStore:
 
     async def commit(self, transitions: Sequence[Transition]) -> int:
         async with self._write_lock:
-            writer = self._usable_writer()
+            writer = self._file.usable_writer()
             if not transitions:
-                return self._seq
+                return self._head.seq
             batches = self._packed(transitions)
             await to_the_end(self._append(writer, transitions, batches))
-            return self._seq
+            return self._head.seq
 
     async def put_definition(
         self, definition: Definition, now_ms: int
@@ -225,7 +215,7 @@ class SqliteStore:
         one who commits turns; registering once more is safe.
         """
         async with self._write_lock:
-            writer = self._usable_writer()
+            writer = self._file.usable_writer()
             return await to_the_end(
                 self._or_reopen(lambda: self._put_definition(writer, definition, now_ms))
             )
@@ -238,19 +228,15 @@ class SqliteStore:
         After CommitUnknown the store has reopened itself if it could, as for a definition; asking
         once more is safe.
         """
-        async with self._write_lock:
-            writer = self._usable_writer()
-            await to_the_end(
-                self._or_reopen(lambda: self._change_participant(writer, name, address, words, tls))
-            )
+        await self._by_hand(
+            lambda writer: change_participant(writer, self._identity, name, address, words, tls=tls)
+        )
 
     async def remove_participant(self, name: str, words: OperatorWords) -> bool:
         """Takes back what `put_participant` did; with its audit entry. False: there was nothing."""
-        async with self._write_lock:
-            writer = self._usable_writer()
-            return await to_the_end(
-                self._or_reopen(lambda: self._change_participant(writer, name, "", words, False))
-            )
+        return await self._by_hand(
+            lambda writer: change_participant(writer, self._identity, name, "", words)
+        )
 
     async def confirm_restore(self, words: OperatorWords) -> bool:
         """Takes a restored store for the truth; with its audit entry. False: it is not restored.
@@ -258,9 +244,7 @@ class SqliteStore:
         After CommitUnknown the store has reopened itself if it could, as for a definition; asking
         once more is safe.
         """
-        async with self._write_lock:
-            writer = self._usable_writer()
-            return await to_the_end(self._or_reopen(lambda: self._confirm_restore(writer, words)))
+        return await self._by_hand(lambda writer: self._confirm_restore(writer, words))
 
     async def replace_read_model(self, pages: AsyncIterator[Sequence[SagaSummary]]) -> None:
         """The read model becomes these rows, in one transaction.
@@ -268,7 +252,7 @@ class SqliteStore:
         `pages` may read but not write the store.
         """
         async with self._write_lock:
-            writer = self._usable_writer()
+            writer = self._file.usable_writer()
             await to_the_end(self._replace_read_model(writer, pages))
 
     async def _append(
@@ -277,7 +261,7 @@ class SqliteStore:
         transitions: Sequence[Transition],
         batches: Sequence[Sequence[Any]],
     ) -> None:
-        """One transaction, or none of it. Advances `_seq` only after the sync."""
+        """One transaction, or none of it. Moves the head only after the sync."""
         try:
             if len(batches) == 1:
                 await writer.execute_fetchall(_APPEND, batches[0])
@@ -289,29 +273,14 @@ class SqliteStore:
         except sqlite3.IntegrityError as error:
             raise await self._refused(writer, transitions, error) from error
         except Exception as error:
-            raise self._unknown(error) from error
-        self._seq += len(transitions)
-        self._note_move()
-        if time.monotonic() >= self._note_due_s:  # else `keep_noted` will, also if no other follows
-            await anyio.to_thread.run_sync(self._note_position)
-        await self._watch_log(writer)
+            raise self._file.commit_unknown(error) from error
+        self._head.move(self._head.seq + len(transitions))
+        if time.monotonic() >= self._note.due_s:  # else `keep_noted` will, also if no other follows
+            await self._note_position()
+        await self._wal.watch(writer)
 
-    def _note_position(self) -> None:
-        """Tells the lock file how far the history goes; see `_take_epoch`.
-
-        A note that cannot be written is missed at the next opening at most, so a commit that is
-        durable does not fail for it.
-        """
-        self._note_due_s = time.monotonic() + NOTE_EVERY_S
-        identity, seq = self._identity, self._seq
-        try:
-            self._ownership.write(
-                LockNote(os.getpid(), identity.store_id, identity.incarnation, identity.epoch, seq)
-            )
-        except StoreUnusable as error:
-            _log.error("position_not_noted", path=str(self._path), error=str(error))
-        else:
-            self._noted_seq = seq
+    async def _note_position(self) -> None:
+        await anyio.to_thread.run_sync(self._note.renew, self._identity, self._head.seq)
 
     def _packed(self, transitions: Sequence[Transition]) -> list[Sequence[Any]]:
         """The parameters of `append`, once for each `MAX_TURNS` transitions."""
@@ -319,25 +288,11 @@ class SqliteStore:
             (
                 self._identity.epoch,
                 self._codec.format,
-                self._seq + start,
-                *pack(transitions[start : start + MAX_TURNS], self._codec, self._definition_nos),
+                self._head.seq + start,
+                *pack(transitions[start : start + MAX_TURNS], self._codec, self._definitions.nos),
             )
             for start in range(0, len(transitions), MAX_TURNS)
         ]
-
-    def _summary_row(self, summary: SagaSummary) -> tuple[Any, ...]:
-        return (
-            summary.saga_id,
-            stored_definition(summary, self._definition_nos),
-            int(summary.state),
-            summary.started_at_ms,
-            summary.updated_at_ms,
-            summary.ended_at_ms,
-            summary.deadline_at_ms,
-            summary.wake_at_ms,
-            int(summary.past_no_return),
-            encode_labels(summary.labels),
-        )
 
     async def _refused(
         self,
@@ -365,27 +320,33 @@ class SqliteStore:
         except OwnershipLost as lost:
             return lost
         except Exception as failure:  # noqa: BLE001  # whatever it was, the connection is not to be trusted
-            return self._unknown(failure)
+            return self._file.commit_unknown(failure)
         offenders = {row[0] for row in found} | _at_odds(transitions)
         if not offenders:
-            return self._unknown(error)
+            return self._file.commit_unknown(error)
         return VersionConflict(sorted(offenders))
 
     async def _check_epoch(self, writer: aiosqlite.Connection) -> None:
-        rows = list(await writer.execute_fetchall(_SQL["epoch"]))
-        if not rows or rows[0][0] != self._identity.epoch:
-            raise OwnershipLost(
-                f"{self._path} is at epoch {rows[0][0] if rows else 'none'} and this runtime at"
-                f" {self._identity.epoch}: another runtime owns it now, and this one writes no more"
-            )
+        await check_epoch(writer, self._path, self._identity)
 
-    def _unknown(self, error: Exception) -> CommitUnknown:
-        self._failed = f"a commit failed ({_named(error)})"
-        _log.error("commit_failed", path=str(self._path), error=_named(error))
-        return CommitUnknown(
-            f"a commit to {self._path} failed ({_named(error)}) and may or may not have happened:"
-            " the store must be reopened and read before anything else"
-        )
+    async def _by_hand(self, write: Callable[[aiosqlite.Connection], Awaitable[bool]]) -> bool:
+        async with self._write_lock:
+            writer = self._file.usable_writer()
+            return await to_the_end(self._or_reopen(lambda: self._certainly(writer, write)))
+
+    async def _certainly(
+        self,
+        writer: aiosqlite.Connection,
+        write: Callable[[aiosqlite.Connection], Awaitable[bool]],
+    ) -> bool:
+        """One write whose trigger refuses nothing but the epoch, and what its failure means."""
+        try:
+            return await write(writer)
+        except sqlite3.IntegrityError as error:
+            await self._check_epoch(writer)
+            raise self._file.commit_unknown(error) from error
+        except Exception as error:
+            raise self._file.commit_unknown(error) from error
 
     async def _or_reopen(self, write: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -402,12 +363,8 @@ class SqliteStore:
         self, writer: aiosqlite.Connection, definition: Definition, now_ms: int
     ) -> tuple[RegisteredDefinition, bool]:
         wanted = content_hash(definition)
-        known = self._definitions.get(self._definition_nos.get(wanted, 0))
-        if known is not None and known.activated == max(
-            other.activated
-            for other in self._definitions.values()
-            if other.definition.name == definition.name
-        ):
+        known = self._definitions.find(wanted)
+        if known is not None and self._definitions.is_latest(known):
             return known, True
         parameters: dict[str, Any] = {"content_hash": wanted, "epoch": self._identity.epoch}
         if known is None:
@@ -422,61 +379,17 @@ class SqliteStore:
         try:
             rows = list(await writer.execute_fetchall(query, parameters))
         except Exception as error:
-            raise self._unknown(error) from error
+            raise self._file.commit_unknown(error) from error
         if not rows:
             await self._check_epoch(writer)
-        await self._read_definitions(writer)
-        return self._definitions[self._definition_nos[wanted]], known is not None
-
-    async def _change_participant(
-        self,
-        writer: aiosqlite.Connection,
-        name: str,
-        address: str,
-        words: OperatorWords,
-        tls: bool,  # noqa: FBT001  # the row's columns, in their order
-    ) -> bool:
-        """Whether there was a row before, or this very request. An empty address removes it."""
-        parameters = {"epoch": self._identity.epoch, "name": name, "address": address, "tls": tls}
-        parameters |= msgspec.structs.asdict(words)
-        verb = "put_participant" if address else "remove_participant"
-        request = {"request_id": words.request_id, "verb": verb, "subject": name}
-        try:
-            if list(await writer.execute_fetchall(_SQL["find_request"], request)):
-                return True
-            rows = await writer.execute_fetchall(_SQL["participants"])
-            existed = name in {row[0] for row in rows}
-            if not address and not existed:
-                return False
-            await writer.execute_fetchall(_SQL["change_participant"], parameters)
-        except sqlite3.IntegrityError as error:
-            await self._check_epoch(writer)  # the only thing that the statement refuses
-            raise self._unknown(error) from error
-        except Exception as error:
-            raise self._unknown(error) from error
-        return existed
+        await self._definitions.read(writer)
+        return self._definitions.by_no[self._definitions.nos[wanted]], known is not None
 
     async def _confirm_restore(self, writer: aiosqlite.Connection, words: OperatorWords) -> bool:
-        """Whether it was restored, or this very request has confirmed it before."""
-        parameters = {"epoch": self._identity.epoch, **msgspec.structs.asdict(words)}
-        request = {
-            "request_id": words.request_id,
-            "verb": "confirm_restore",
-            "subject": self._identity.incarnation,
-        }
-        try:
-            if list(await writer.execute_fetchall(_SQL["find_request"], request)):
-                return True
-            if not self.restored:
-                return False
-            await writer.execute_fetchall(_SQL["confirm_restore"], parameters)
-        except sqlite3.IntegrityError as error:
-            await self._check_epoch(writer)  # the only thing that the statement refuses
-            raise self._unknown(error) from error
-        except Exception as error:
-            raise self._unknown(error) from error
-        self.restored = False
-        return True
+        confirmed = await confirm_restore(writer, self._identity, words, restored=self.restored)
+        if confirmed:
+            self.restored = False
+        return confirmed
 
     async def _replace_read_model(
         self, writer: aiosqlite.Connection, pages: AsyncIterator[Sequence[SagaSummary]]
@@ -487,79 +400,27 @@ class SqliteStore:
             await writer.execute_fetchall(_SQL["clear_sagas"])
             await writer.execute_fetchall(_SQL["clear_labels"])
             async for page in pages:
-                rows = [(s.saga_no, s.version, *self._summary_row(s)) for s in page]
+                rows = [self._rows.of_summary(summary) for summary in page]
                 await writer.execute_fetchall(_SQL["insert_summaries"], {"rows": _json(rows)})
             await writer.execute_fetchall(_SQL["insert_labels"])
             await writer.execute_fetchall("COMMIT")
         except sqlite3.Error as error:
-            raise self._unknown(error) from error
+            raise self._file.commit_unknown(error) from error
         except BaseException:
             await writer.execute_fetchall("ROLLBACK")
             raise
-
-    async def _watch_log(self, writer: aiosqlite.Connection) -> None:
-        """SQLite checkpoints by itself, see `CHECKPOINT_PAGES`; this speaks of a log that grew.
-
-        It also tries to cut it, each time that it has grown by as much again. What is not cut here
-        SQLite cuts when it begins the log anew, see `KEPT_CHECKPOINTS`.
-        """
-        size = self.wal_bytes
-        if size < MAX_WAL_BYTES:
-            self._wal_tried_bytes = 0
-            return
-        if size < self._wal_tried_bytes + MAX_WAL_BYTES:
-            return  # it was tried not long ago
-        self._wal_tried_bytes = size
-        try:
-            try:
-                await pragma(writer, "busy_timeout = 0")  # commits must not wait for whoever reads
-                emptied = await checkpoint(writer)
-            finally:
-                await pragma(writer, f"busy_timeout = {round(BUSY_TIMEOUT_S * 1000)}")
-        except sqlite3.Error as error:  # what is committed is safe in the log
-            _log.error(
-                "checkpoint_failed", path=str(self._path), error=_named(error), wal_bytes=size
-            )
-        else:
-            _log.warning("log_was_large", path=str(self._path), wal_bytes=size, emptied=emptied)
 
     # -- reading -------------------------------------------------------------------------------
 
     async def load(self, saga_ids: Sequence[str]) -> dict[str, LoadedSaga | Tombstone]:
         found: dict[str, LoadedSaga | Tombstone] = {}
         for chunk in _chunks(list(dict.fromkeys(saga_ids))):
-            rows = await self._read("load", {"saga_ids": _json(chunk)})
-            turns: dict[str, list[StoredTurn]] = {}
-            sagas: dict[str, tuple[int, int, int]] = {}
-            for saga_id, saga_no, definition_no, wake_at_ms, *turn_or_tombstone in rows:
-                seq, version, row_format, data, *tombstone = turn_or_tombstone
-                if saga_no is not None:
-                    self._check_history(saga_id, seq)
-                    sagas[saga_id] = (saga_no, definition_no, wake_at_ms)
-                    records = self._codec.decode(row_format, data, saga_id, version)
-                    turns.setdefault(saga_id, []).append(StoredTurn(seq, version, records))
-                elif tombstone[0] is not None:
-                    hashed, state, ended_at_ms, decision, round_ = tombstone
-                    found[saga_id] = Tombstone(
-                        saga_id,
-                        hashed,
-                        SagaState(state),
-                        ended_at_ms,
-                        CommitDecision(decision) if decision else None,
-                        round_,
-                    )
-            for saga_id, (saga_no, definition_no, wake_at_ms) in sagas.items():
-                found[saga_id] = self._loaded(
-                    saga_no, saga_id, definition_no, turns[saga_id], wake_at_ms
-                )
+            found |= self._rows.loaded(await self._file.read("load", {"saga_ids": _json(chunk)}))
         return found
 
     async def open_sagas(self, state: SagaState, after_no: int, limit: int) -> list[OpenSaga]:
         parameters = {"state": int(state), "after_no": after_no, "limit": limit}
-        return [
-            OpenSaga(saga_no, saga_id, self._definitions[definition_no].content_hash)
-            for saga_no, saga_id, definition_no in await self._read("open_sagas", parameters)
-        ]
+        return self._rows.open_sagas(await self._file.read("open_sagas", parameters))
 
     async def resting_sagas(
         self,
@@ -576,26 +437,15 @@ class SqliteStore:
             "updated_after_ms": updated_after_ms,
             "limit": limit,
         }
-        return [
-            RestingSaga(
-                wake_at_ms,
-                SagaState(state),
-                saga_no,
-                saga_id,
-                self._definitions[definition_no].content_hash,
-            )
-            for wake_at_ms, state, saga_no, saga_id, definition_no in await self._read(
-                "resting_sagas", parameters
-            )
-        ]
+        return self._rows.resting_sagas(await self._file.read("resting_sagas", parameters))
 
     async def count_resting(self) -> Resting:
-        rows = list(await self._read("count_resting", {}))
+        rows = list(await self._file.read("count_resting", {}))
         by_state = {SagaState(state): count for state, count, _ in rows}
         return Resting(by_state, max((updated_at_ms for *_, updated_at_ms in rows), default=0))
 
     async def oldest_open_ms(self) -> int | None:
-        [(started_at_ms,)] = await self._read("oldest_open", {})
+        [(started_at_ms,)] = await self._file.read("oldest_open", {})
         return None if started_at_ms is None else int(started_at_ms)
 
     async def list_sagas(
@@ -616,11 +466,11 @@ class SqliteStore:
                 "labels": encode_labels(where.labels),
                 "states": _json(where.states) if where.states else None,
             }
-            rows = await self._read("list_sagas_with_label", parameters)
+            rows = await self._file.read("list_sagas_with_label", parameters)
         elif where.states:
             # State by state, because each has its own newest at the end of its part of the index.
             rows = []
-            async with self._reading() as readers, readers.snapshot() as reader:
+            async with self._file.reading() as readers, readers.snapshot() as reader:
                 for state in dict.fromkeys(where.states):
                     parameters["state"] = state
                     query = _SQL["list_sagas_in_state"]
@@ -628,29 +478,28 @@ class SqliteStore:
             rows.sort(key=lambda row: row[0], reverse=True)
             del rows[limit:]
         else:
-            rows = await self._read("list_sagas", parameters)
-        return [self._summary(row) for row in rows]
+            rows = await self._file.read("list_sagas", parameters)
+        return [self._rows.summary(row) for row in rows]
 
     async def count_by_state(self) -> dict[SagaState, int]:
-        return {SagaState(state): count for state, count in await self._read("count_by_state", {})}
+        return {
+            SagaState(state): count for state, count in await self._file.read("count_by_state", {})
+        }
 
     async def definitions(self) -> list[RegisteredDefinition]:
-        async with self._reading():
-            return sorted(
-                self._definitions.values(),
-                key=lambda registered: (registered.definition.name, registered.version),
-            )
+        async with self._file.reading():
+            return self._definitions.in_order()
 
     async def participants(self) -> list[ParticipantAddress]:
         return [
             ParticipantAddress(name, address, by_operator=True, tls=bool(tls))
-            for name, address, tls in await self._read("participants", {})
+            for name, address, tls in await self._file.read("participants", {})
         ]
 
     async def audit(self, limit: int) -> list[AuditEntry]:
         return [
             AuditEntry(verb, subject, details, OperatorWords(author, reason, at_ms, request_id))
-            for verb, subject, details, author, reason, at_ms, request_id in await self._read(
+            for verb, subject, details, author, reason, at_ms, request_id in await self._file.read(
                 "audit", {"limit": limit}
             )
         ]
@@ -668,14 +517,14 @@ class SqliteStore:
 
     @property
     def head_seq(self) -> int:
-        return self._seq
+        return self._head.seq
 
     async def turns_after(
         self, after_seq: int, where: SagaFilter, *, turns: int, looked_at: int, size: int
     ) -> WatchedTurns:
         # Not what another connection may see already: what is told must have been acknowledged, or
         # a watcher could come back with a position that this store does not know yet.
-        head_seq = self._seq
+        head_seq = self._head.seq
         parameters: dict[str, Any] = {
             "after_seq": after_seq,
             "head_seq": head_seq,
@@ -689,62 +538,25 @@ class SqliteStore:
             "started_from_ms": where.started_from_ms,
             "started_before_ms": where.started_before_ms or ABOVE_ALL,
         }
-        rows = await self._read("turns_after", parameters)
-        [(through_seq, seen, matches)] = [row[:3] for row in rows if row[2] is not None]
-        found = sorted((row for row in rows if row[2] is None), key=lambda row: row[0])
-        if len(found) < matches:  # a limit has cut them short: the stretch ends with the last
-            through_seq, seen = found[-1][0], found[-1][1]
-        elif seen < looked_at:  # there is nothing more up to the head
-            through_seq = max(head_seq, after_seq)
-        told: list[WatchedTurn] = []
-        last_seq, last_nth = after_seq, 0
-        for seq, nth, _, state, past, version, row_format, data, *columns in found:
-            row = self._summary(columns)
-            records = self._readable(row_format, data, row.saga_id, version)
-            told.append(
-                WatchedTurn(
-                    seq,
-                    summary_after(
-                        row,
-                        version,
-                        records,
-                        SagaState(state) if state else row.state,
-                        past_no_return=bool(past) if state else row.past_no_return,
-                    ),
-                    records,
-                    purged_before=(seq - last_seq) - (nth - last_nth),
-                )
-            )
-            last_seq, last_nth = seq, nth
-        purged_after = (through_seq - last_seq) - (seen - last_nth)
-        return WatchedTurns(tuple(told), through_seq, head_seq, purged_after)
+        return watched_turns(
+            await self._file.read("turns_after", parameters),
+            self._rows,
+            after_seq=after_seq,
+            head_seq=head_seq,
+            looked_at=looked_at,
+        )
 
     async def wait_beyond(self, seq: int) -> None:
-        while self._seq <= seq:
-            if self._closed:
-                raise self._not_usable()
-            await self._moved.wait()
-
-    def _note_move(self) -> None:
-        """Wakes whoever waits for the next commit: one event for all of them."""
-        self._moved.set()
-        self._moved = anyio.Event()
-
-    def _readable(
-        self, row_format: int, data: bytes, saga_id: str, version: int
-    ) -> tuple[Record, ...]:
-        """The records of a turn; none where its row is damaged, for whoever watches goes on."""
-        try:
-            return self._codec.decode(row_format, data, saga_id, version)
-        except UnreadableSaga as error:
-            _log.error("turn_cannot_be_read", saga_id=saga_id, version=version, error=str(error))
-            return ()
+        while self._head.seq <= seq:
+            if self._file.closed:
+                raise self._file.not_usable()
+            await self._head.wait_moved()
 
     # -- the read model, for its proof ---------------------------------------------------------
 
     async def saga_numbers(self, after_no: int, limit: int) -> list[int]:
         """A page of the numbers of all sagas that have a history or a row, or only one of them."""
-        rows = await self._read("saga_numbers", {"after_no": after_no, "limit": limit})
+        rows = await self._file.read("saga_numbers", {"after_no": after_no, "limit": limit})
         return [row[0] for row in rows]
 
     async def stored(
@@ -753,83 +565,19 @@ class SqliteStore:
         """Histories and read-model rows of these sagas, as of one moment."""
         histories: dict[int, tuple[StoredTurn, ...]] = {}
         summaries: dict[int, SagaSummary] = {}
-        async with self._reading() as readers, readers.snapshot() as reader:
+        async with self._file.reading() as readers, readers.snapshot() as reader:
             for chunk in _chunks(list(saga_nos)):
-                turns = await self._turns(reader, chunk)
-                histories |= {saga_no: tuple(found) for saga_no, found in turns.items()}
-                rows = await reader.execute_fetchall(
-                    _SQL["summaries_of"], {"saga_nos": _json(chunk)}
-                )
-                summaries |= {row[0]: self._summary(row) for row in rows}
+                parameters = {"saga_nos": _json(chunk)}
+                rows = await reader.execute_fetchall(_SQL["turns_of"], parameters)
+                histories |= self._rows.turns_by_no(rows)
+                rows = await reader.execute_fetchall(_SQL["summaries_of"], parameters)
+                summaries |= {row[0]: self._rows.summary(row) for row in rows}
         return histories, summaries
 
     async def after_turns(self, saga_nos: Sequence[int]) -> dict[int, tuple[AfterTurn, ...]]:
         """What is kept beside the turns of these sagas, by version."""
-        kept: dict[int, list[AfterTurn]] = {}
-        for saga_no, version, state, past in await self._read(
-            "after_turns", {"saga_nos": _json(saga_nos)}
-        ):
-            after = AfterTurn(version, SagaState(state) if state else None, bool(past))
-            kept.setdefault(saga_no, []).append(after)
-        return {saga_no: tuple(found) for saga_no, found in kept.items()}
-
-    async def _turns(
-        self, reader: aiosqlite.Connection, saga_nos: Sequence[int]
-    ) -> dict[int, list[StoredTurn]]:
-        turns: dict[int, list[StoredTurn]] = {}
-        rows = await reader.execute_fetchall(_SQL["turns_of"], {"saga_nos": _json(saga_nos)})
-        for saga_no, seq, version, row_format, data in rows:
-            records = self._codec.decode(row_format, data, f"no. {saga_no}", version)
-            turns.setdefault(saga_no, []).append(StoredTurn(seq, version, records))
-        return turns
-
-    async def _read(self, query: str, parameters: dict[str, Any]) -> list[Any]:
-        async with self._reading() as readers, readers.one() as reader:
-            return list(await reader.execute_fetchall(_SQL[query], parameters))
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Readers]:
-        if self._readers is None or self._failed:
-            raise self._not_usable()
-        try:
-            yield self._readers
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path} cannot be read: {_named(error)}") from error
-
-    def _check_history(self, saga_id: str, history: object) -> None:
-        if history is None:
-            raise UnreadableSaga(
-                f"saga {saga_id} is in the read model of {self._path} and has no history:"
-                " the database is damaged, restore a backup"
-            )
-
-    def _loaded(
-        self,
-        saga_no: int,
-        saga_id: str,
-        definition_no: int,
-        turns: list[StoredTurn],
-        wake_at_ms: int,
-    ) -> LoadedSaga:
-        hashed = self._definitions[definition_no].content_hash
-        return LoadedSaga(saga_no, saga_id, hashed, tuple(turns), wake_at_ms)
-
-    def _summary(self, row: Any) -> SagaSummary:
-        registered = self._definitions[row[2]]
-        return SagaSummary(
-            saga_no=row[0],
-            saga_id=row[1],
-            definition_name=registered.definition.name,
-            definition_hash=registered.content_hash,
-            state=SagaState(row[3]),
-            version=row[4],
-            started_at_ms=row[5],
-            updated_at_ms=row[6],
-            ended_at_ms=row[7],
-            deadline_at_ms=row[8],
-            wake_at_ms=row[9],
-            past_no_return=bool(row[10]),
-            labels=decode_labels(row[11]),
+        return self._rows.after_turns(
+            await self._file.read("after_turns", {"saga_nos": _json(saga_nos)})
         )
 
     # -- opening and closing -------------------------------------------------------------------
@@ -850,11 +598,11 @@ class SqliteStore:
         quiet night, and a power cut, would be missed.
         """
         while True:
-            await self.wait_beyond(self._noted_seq)
-            await anyio.sleep(max(0.0, self._note_due_s - time.monotonic()))
+            await self.wait_beyond(self._note.seq)
+            await anyio.sleep(max(0.0, self._note.due_s - time.monotonic()))
             async with self._write_lock:
-                if self._writer is not None and self._seq > self._noted_seq:
-                    await to_the_end(anyio.to_thread.run_sync(self._note_position))
+                if self._file.writer is not None and self._head.seq > self._note.seq:
+                    await to_the_end(self._note_position())
 
     async def close(self) -> None:
         async with self._write_lock:
@@ -871,12 +619,14 @@ class SqliteStore:
                 f"{self._path} does not exist, so it was not restored: is the path right?"
             )
         try:
-            writer = self._writer = await open_writer(self._path)
+            writer = await self._file.open_writer()
             version = await schema_version(writer, self._path)
             await configure_writer(writer, self._path)
-            await self._empty_log(writer)
+            await self._wal.empty(writer)
             await migrate(writer, version)
-            await self._take_epoch(writer, by_hand=by_hand)
+            self._identity = await take_epoch(
+                writer, self._path, self._ownership, self._note, by_hand=by_hand
+            )
             await self._make_ready(writer)
         except (sqlite3.Error, StoreError) as error:
             raise explained(self._path, error) from error
@@ -888,195 +638,48 @@ class SqliteStore:
             **msgspec.structs.asdict(self._identity),
         )
 
-    async def _empty_log(self, writer: aiosqlite.Connection) -> None:
-        """What an earlier process committed comes into the database before anything else happens.
-
-        After a failed sync the page cache may show commits that the disk does not have; what a
-        checkpoint with its own sync has moved, it has.
-        """
-        if not await checkpoint(writer):
-            raise StoreUnusable(
-                f"{self._path} is in use by another program that has it open, so its log cannot be"
-                " checkpointed: close that first"
-            )
-
-    async def _take_epoch(self, writer: aiosqlite.Connection, *, by_hand: bool) -> None:
-        """Begins the next epoch, in the database and beside it, and finds out about a restore.
-
-        The lock file knows what was last open here. Another store or incarnation, an earlier epoch,
-        or a history that ends before what it has seen on the disk: the file is a copy. Where the
-        lock file came back with it, only somebody can tell (`by_hand`).
-        """
-        if not list(await writer.execute_fetchall(_SQL["identity"])):
-            await self._make_identity(writer)
-        store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
-        beside = self._ownership.before
-        [(seq, saga_no)] = await writer.execute_fetchall(_SQL["highest_numbers"])
-        if (
-            not by_hand
-            and beside is not None
-            and (beside.store_id, beside.incarnation) == (store_id, incarnation)
-            and beside.epoch <= epoch
-            and beside.seq <= seq
-        ):
-            await writer.execute_fetchall(_SQL["take_ownership"])
-        else:
-            _log.warning(
-                "store_restored",
-                path=str(self._path),
-                why="somebody says so: it was started with --restored"
-                if by_hand
-                else "its lock file does not know it: it came from a backup or from elsewhere",
-                lock_file=str(self._ownership.path),
-                store_id=store_id,
-                epoch=epoch,
-                store_id_beside=beside.store_id if beside else None,
-                epoch_beside=beside.epoch if beside else None,
-                seq=seq,
-                seq_beside=beside.seq if beside else None,
-            )
-            same_store = beside is not None and beside.store_id == store_id
-            parameters = {
-                "incarnation": str(uuid.uuid4()),
-                "incarnation_beside": beside.incarnation if beside and same_store else None,
-                "epoch_beside": beside.epoch if beside and same_store else 0,
-                "saga_no": saga_no,
-            }
-            await writer.execute_fetchall("BEGIN IMMEDIATE")
-            await writer.execute_fetchall(_SQL["keep_incarnations"], parameters)
-            await writer.execute_fetchall(_SQL["mark_restored"], parameters)
-            await writer.execute_fetchall("COMMIT")
-        store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
-        self._identity = StoreIdentity(store_id, incarnation, epoch)
-        self._ownership.write(LockNote(os.getpid(), store_id, incarnation, epoch, seq))
-        self._noted_seq = seq
-        self._note_due_s = time.monotonic() + NOTE_EVERY_S
-
-    async def _make_identity(self, writer: aiosqlite.Connection) -> None:
-        """A new store gets its ids, or one whose first opening was cut short.
-
-        The lock file has them first: killed in between, the next opening makes others; in the other
-        order it would take the file for a restored one.
-        """
-        note = LockNote(os.getpid(), str(uuid.uuid4()), str(uuid.uuid4()), 0)
-        self._ownership.write(note)
-        self._ownership.before = note
-        parameters = {
-            "store_id": note.store_id,
-            "incarnation": note.incarnation,
-            "now_ms": time.time_ns() // 1_000_000,
-        }
-        await writer.execute_fetchall(_SQL["create_meta"], parameters)
-
-    async def _read_identity(self, writer: aiosqlite.Connection) -> tuple[str, str, int, int, int]:
-        rows = list(await writer.execute_fetchall(_SQL["identity"]))
-        if not rows:
-            raise StoreUnusable(
-                f"{self._path} has sagas and does not say which store it is: restore a backup"
-            )
-        store_id, incarnation, restored, epoch, through_no = rows[0]
-        return store_id, incarnation, restored, epoch, through_no
-
     async def _make_ready(self, writer: aiosqlite.Connection) -> None:
         """What every connection to the file begins with, at the first opening and later."""
         for name in _TEMPORARY:
             await writer.execute_fetchall(_SQL[name])
         await writer.execute_fetchall(_SQL["fill_places"], {"places": MAX_TURNS})
-        rows = list(await writer.execute_fetchall(_SQL["highest_numbers"]))
-        self._seq = rows[0][0]
-        self._note_move()  # a commit whose outcome was unknown may have happened
-        self._saga_no = max(self._saga_no, rows[0][1])
-        await self._read_definitions(writer)
-        _, _, restored, _, through_no = await self._read_identity(writer)
-        self.restored = bool(restored)
-        self._restored_through_no = through_no
-        rows = list(await writer.execute_fetchall(_SQL["earlier_incarnations"]))
+        [(seq, saga_no)] = await writer.execute_fetchall(_SQL["highest_numbers"])
+        self._head.move(seq)  # a commit whose outcome was unknown may have happened
+        self._saga_no = max(self._saga_no, saga_no)
+        await self._definitions.read(writer)
+        _, self.restored, self._restored_through_no = await read_identity(writer, self._path)
+        rows = await writer.execute_fetchall(_SQL["earlier_incarnations"])
         self._earlier = frozenset(row[0] for row in rows)
-        self._readers = await Readers.open(self._path)
-
-    async def _read_definitions(self, writer: aiosqlite.Connection) -> None:
-        rows = await writer.execute_fetchall(_SQL["definitions"])
-        self._definitions = {
-            definition_no: RegisteredDefinition(
-                decode_definition(hashed, content), hashed, version, registered_at_ms, activated
-            )
-            for definition_no, version, hashed, content, registered_at_ms, activated in rows
-        }
-        self._definition_nos = {
-            registered.content_hash: definition_no
-            for definition_no, registered in self._definitions.items()
-        }
+        await self._file.open_readers()
 
     async def _reopen(self) -> None:
-        if self._closed:
-            raise self._not_usable()
-        self._failed = self._failed or "it is being reopened"
-        await self._disconnect()
-        if is_open_here(self._path):
-            raise StoreError(
-                f"{self._path} could not be closed after a failed commit, so what it shows cannot"
-                " be believed: this process must end"
-            )
+        await self._file.close_to_reopen()
         try:
-            writer = self._writer = await open_writer(self._path)
+            writer = await self._file.open_writer()
             if await schema_version(writer, self._path) == 0:
                 raise StoreUnusable(f"{self._path} is empty: it was removed or replaced")
             await configure_writer(writer, self._path)
-            await self._empty_log(writer)
-            store_id, incarnation, _, epoch, _ = await self._read_identity(writer)
-            if StoreIdentity(store_id, incarnation, epoch) != self._identity:
-                raise OwnershipLost(
-                    f"{self._path} is at epoch {epoch} of store {store_id}, and this runtime at"
-                    f" epoch {self._identity.epoch} of {self._identity.store_id}:"
-                    " another one owns it now"
-                )
+            await self._wal.empty(writer)
+            await check_identity(writer, self._path, self._identity)
             await self._make_ready(writer)
         except (sqlite3.Error, StoreError) as error:
             raise explained(self._path, error) from error
-        self._failed = ""
-        _log.warning("store_reopened", path=str(self._path), seq=self._seq)
+        self._file.failed = ""
+        _log.warning("store_reopened", path=str(self._path), seq=self._head.seq)
 
     async def _close(self) -> None:
-        if self._writer is not None and not self._failed:
-            if self._readers is not None:
-                await self._readers.close()
-                self._readers = None
-            self._note_position()
+        writer = self._file.writer
+        if writer is not None and not self._file.failed:
+            await self._file.close_readers()
+            self._note.renew(self._identity, self._head.seq)
             try:
-                await checkpoint(self._writer)
+                await checkpoint(writer)
             except sqlite3.Error as error:  # what is committed is safe in the log
-                _log.warning("checkpoint_failed", path=str(self._path), error=_named(error))
-        await self._disconnect()
-        self._closed = True
-        self._note_move()
+                _log.warning("checkpoint_failed", path=str(self._path), error=named(error))
+        await self._file.disconnect()
+        self._file.closed = True
+        self._head.move(self._head.seq)
         self._ownership.release()
-
-    async def _disconnect(self) -> None:
-        """Closes all connections. A failure to close is logged; the thread ends all the same."""
-        readers, self._readers = self._readers, None
-        writer, self._writer = self._writer, None
-        for connections in (readers, writer):
-            if connections is not None:
-                try:
-                    if isinstance(connections, Readers):
-                        await connections.close()
-                    else:
-                        await close(connections)
-                except Exception as error:  # noqa: BLE001  # `is_open_here` says whether it matters
-                    _log.warning("closing_failed", path=str(self._path), error=_named(error))
-
-    def _usable_writer(self) -> aiosqlite.Connection:
-        if self._failed and not self._closed:
-            # Of this commit nothing is written, but whoever commits is the one who must reopen.
-            raise CommitUnknown(f"{self._path}: {self._failed}; the store must be reopened first")
-        if self._writer is None:
-            raise self._not_usable()
-        return self._writer
-
-    def _not_usable(self) -> StoreError:
-        if self._closed:
-            return StoreError(f"{self._path} is closed")
-        return StoreError(f"{self._path}: {self._failed}; the store must be reopened first")
 
 
 def _at_odds(transitions: Iterable[Transition]) -> set[int]:
@@ -1100,8 +703,3 @@ def _chunks(items: list[Any]) -> Iterable[list[Any]]:
 
 def _json(items: Sequence[Any]) -> str:
     return msgspec.json.encode(items).decode()
-
-
-def _named(error: BaseException) -> str:
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return f"{name}: {error}"
