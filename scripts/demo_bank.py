@@ -190,10 +190,13 @@ class BankScenes:
         stage = self._stage
         stage.headline("11. PostgreSQL is killed while a transaction is prepared")
         saga_id = "a-killed-database"
+        fault = "prepare_credit hold_reply"
+        before = self._struck(WEST)[fault]
         stage.switch({WEST: {"prepare_credit": {"hold_reply": 1}}})
         waiting = asyncio.create_task(self._transfer(saga_id, transfer_east_west, 40_00))
         try:
             await self._until(saga_id, lambda kinds: kinds["StepPrepared"] == 1)
+            await self._until_struck(WEST, fault, before + 1)
             pid = stage.postgres.pid
             stage.postgres.kill()
             stage.tell(f"kill -9 {pid}, PostgreSQL with all its processes", "bold red")
@@ -287,12 +290,12 @@ class BankScenes:
 
         await within(reached(), f"saga {saga_id} did not come to its point")
 
-    async def _until_struck(self, branch: str, fault: str) -> None:
-        """Wait until a branch has written down a fault, for the first time in this demo."""
+    async def _until_struck(self, branch: str, fault: str, times: int = 1) -> None:
+        """Wait until a branch has written down a fault so many times in this demo."""
 
         async def reached() -> None:
             # Another process writes it down.
-            while not self._struck(branch)[fault]:  # noqa: ASYNC110
+            while self._struck(branch)[fault] < times:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_EVERY_S)
 
         await within(reached(), f"{branch} did not come to {fault}")

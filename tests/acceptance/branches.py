@@ -38,6 +38,9 @@ failures_to_open = 10000
 
 RETRY: Final = amends.Retry(first_s=0.02, max_s=0.1)
 
+DEADLINE_S: Final = 600.0
+"""Of the votes: whatever a test kills and starts meanwhile, on a busy machine, too."""
+
 
 def transfer_of(
     name: str, payer: str, payee: str, *, ordered: bool = False, locked_retries: int = 0
@@ -86,7 +89,7 @@ class Branches:
         cents: int = 5,
         payer: str = "acc-1",
         payee: str = "acc-2",
-        deadline_s: float | None = None,
+        deadline_s: float = DEADLINE_S,
         at: Mapping[str, Sequence[str]] | None = None,
     ) -> amends.StartedSaga:
         """Start a transfer."""

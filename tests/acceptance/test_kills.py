@@ -80,10 +80,10 @@ async def test_sigterm_under_load(world: World) -> None:
 
 async def test_the_runtime_is_killed_while_a_call_is_on_the_wire(world: World) -> None:
     """The attempt is found as lost and made again under the same key; it took effect once."""
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 1}})
-    struck = world.strikes("payments", "charge slow")
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_strike("payments", "charge slow", after=struck)
+    await world.wait_strike("payments", "charge hold", after=struck)
 
     world.runtime.kill()
     await world.runtime.start()
@@ -102,11 +102,11 @@ async def test_the_runtime_is_killed_while_it_undoes(world: World) -> None:
     """The way back survives as the way forward does."""
     world.switch(
         shipping={"ship": {"decline": {"next": 1}}},
-        payments={"refund": {"slow": {"next": 1}, "slow_s": 1}},
+        payments={"refund": {"hold": {"next": 1}}},
     )
-    struck = world.strikes("payments", "refund slow")
+    struck = world.strikes("payments", "refund hold")
     started = await world.start()
-    await world.wait_strike("payments", "refund slow", after=struck)
+    await world.wait_strike("payments", "refund hold", after=struck)
 
     world.runtime.kill()
     await world.runtime.start()
@@ -139,13 +139,13 @@ async def test_the_runtime_is_killed_again_and_again_with_nobody_there(world: Wo
 
 async def test_a_participant_is_killed_in_the_middle_of_a_call(world: World) -> None:
     """Nobody knows whether it charged; it is asked again when it is back, and charged once."""
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 5}})
-    struck = world.strikes("payments", "charge slow")
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_strike("payments", "charge slow", after=struck)
+    await world.wait_strike("payments", "charge hold", after=struck)
 
     world.services["payments"].kill()
-    world.switch()  # the one that comes up counts anew, and would be slow once more
+    world.switch()  # the one that comes up counts anew, and would hold once more
     await world.services["payments"].start()
     ended = await world.end(started)
 

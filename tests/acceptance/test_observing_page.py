@@ -75,13 +75,14 @@ async def test_a_saga_whose_participant_was_down_looks_like_that(traced: Traced)
 async def test_a_saga_whose_runtime_was_killed_looks_like_that(traced: Traced) -> None:
     """The attempt that was lost, and the one after it."""
     world = traced.world
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 2}})
-    struck = world.strikes("payments", "charge slow")
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_strike("payments", "charge slow", after=struck)
+    await world.wait_strike("payments", "charge hold", after=struck)
     await world.wait_record(started.saga_id, RecordKind.STEP_EXECUTED, "reserve")
     traced.kill_runtime()
     await world.runtime.start()
+    world.switch()
     await world.end(started)
     assert_shown("killed", await traced.well_formed(started.saga_id, crashed=True))
 

@@ -111,7 +111,7 @@ async def test_a_participant_is_moved_and_moved_back_under_load(world: World) ->
     await world.runtime.start()
     held = await shipping()
     assert (held.address, held.by_operator, held.configured_address) == (NOBODY, True, configured)
-    assert "participant_held_elsewhere" in world.runtime.last_lines(200)
+    assert "participant_held_elsewhere" in world.runtime.log.read_text(encoding="utf-8")
 
     await world.client.remove_participant("shipping", author="ada", reason="it was a slip")
     back = await shipping()

@@ -92,7 +92,7 @@ def test_an_interrupted_soak_leaves_no_process_behind(
 ) -> None:
     """Ctrl-C ends everything that it has started; the exit code says that it was interrupted."""
     with subprocess.Popen(
-        soak_command(f"--mode={mode}", "--sagas=100000", "--kills=0"),
+        soak_command(f"--mode={mode}", "--sagas=20000", "--kills=0"),
         env=inside(passable),
         stdout=subprocess.PIPE,
         text=True,

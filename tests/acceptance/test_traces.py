@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.abc
-from anyio.streams.text import TextReceiveStream
 
 from amends import RecordKind, SagaState
 from amends_runtime.core.tracing import Tracing
@@ -19,7 +14,7 @@ from shop.catalogue import DECLINED_CARD
 from tests.acceptance.patient_service import POLLS
 from tests.acceptance.traced import AFTER, Traced, traced_world
 from tests.acceptance.world import PATIENCE_S
-from tests.telemetry.otlp_receiver import Behaviour, Receiver, receiving
+from tests.telemetry.otlp_receiver import Behaviour, receiving
 from tests.telemetry.trace_rules import (
     Expectation,
     Seen,
@@ -27,8 +22,6 @@ from tests.telemetry.trace_rules import (
     assert_well_formed,
     broken_rules,
 )
-
-ROOT: Final = Path(__file__).parents[2]
 
 CALLER_TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER_SPAN: Final = "00f067aa0ba902b7"
@@ -276,14 +269,15 @@ async def test_a_caller_who_is_not_sampled_has_decided(traced: Traced) -> None:
 async def test_the_runtime_is_killed_in_the_middle(traced: Traced) -> None:
     """One trace, before and after; the attempt that was lost with it is there."""
     world = traced.world
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 1}})
-    struck = world.strikes("payments", "charge slow")
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_strike("payments", "charge slow", after=struck)
+    await world.wait_strike("payments", "charge hold", after=struck)
     before = await traced.trace_id(started.saga_id)
 
     traced.kill_runtime()
     await world.runtime.start()
+    world.switch()
     await world.end(started)
 
     trace = await traced.well_formed(started.saga_id, crashed=True)
@@ -300,10 +294,10 @@ async def test_the_runtime_is_killed_in_the_middle(traced: Traced) -> None:
 async def test_a_service_is_killed_in_the_middle(traced: Traced) -> None:
     """The service's span is lost with it; the runtime's attempt is not, and says what it met."""
     world = traced.world
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 5}})
-    struck = world.strikes("payments", "charge slow")
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_strike("payments", "charge slow", after=struck)
+    await world.wait_strike("payments", "charge hold", after=struck)
 
     world.services["payments"].kill()
     world.switch()
@@ -397,90 +391,3 @@ async def test_a_caller_is_linked_instead(tmp_path: Path) -> None:
 
         assert trace.roots[0].trace_id != CALLER_TRACE
         assert trace.roots[0].parent_id == ""
-
-
-# -- the demo --------------------------------------------------------------------------------------
-
-
-DEMO_SAGAS: Final = 204 + 108
-"""Orders and transfers."""
-
-KILLED_BRANCHES: Final = frozenset(("a-killed-branch", "a-killed-database"))
-"""Transfers in whose scenes a branch, or its database, is killed."""
-
-
-async def test_every_saga_of_the_demo_is_one_trace(reachable_folder: Path) -> None:
-    """All scenes, the kills among them: as many traces as sagas, and every one well-formed.
-
-    What had ended and was not sent yet at the kill is sent by the next runtime.
-    """
-    async with receiving() as receiver:
-        demo = await anyio.open_process(
-            [
-                *(sys.executable, str(ROOT / "scripts" / "demo.py"), "--seed=7", "--keep"),
-                f"--otlp={receiver.grpc_address}",
-            ],
-            stderr=subprocess.STDOUT,
-            env=_plain_environment()
-            | {"OTEL_BSP_SCHEDULE_DELAY": "500", "TMPDIR": str(reachable_folder)},
-        )
-        async with demo:
-            said = await _said_until_it_stays_up(demo)
-            await receiver.wait_until(lambda: len(_ended(receiver)) == DEMO_SAGAS)
-            demo.terminate()
-            assert await demo.wait() == 0
-
-        # All processes have ended in order, so everything has come.
-        traces = receiver.received.trace_ids()
-        assert len(traces) == DEMO_SAGAS
-        expected = Expectation(crashed=True, after=AFTER)
-        wrong: list[str] = []
-        ends: Counter[str] = Counter()
-        lost = 0
-        for trace_id in traces:
-            spans = receiver.spans(trace_id)
-            trace = Trace(spans, expected)
-            # A branch that is killed takes along the spans that it has not sent.
-            killed = any(each.text("amends.saga_id") in KILLED_BRANCHES for each in trace.roots)
-            wrong += [
-                f"{trace_id}: {line}"
-                for line in broken_rules(spans, expected)
-                if not (killed and line.startswith("participants_are_below_their_attempts"))
-            ]
-            ends.update(each.text("amends.outcome") for each in trace.roots)
-            lost += sum(each.text("amends.outcome") == "lost" for each in trace.attempts)
-        assert not wrong, "\n".join(wrong[:20])
-        assert set(ends) == {"COMPLETED", "COMPENSATED"}
-        assert ends.total() == DEMO_SAGAS
-        assert lost > 0
-        for saga_id in ("an-order", "a-declined-card", "a-lost-reply", "a-patient-order"):
-            (told,) = [line for line in said.splitlines() if f"trace of {saga_id}: " in line]
-            assert told.split()[-1] in traces
-
-
-def _ended(receiver: Receiver) -> set[str]:
-    """The sagas whose roots have come."""
-    return {
-        str(each.attributes["amends.saga_id"])
-        for each in receiver.spans()
-        if each.name.startswith("saga ")
-    }
-
-
-async def _said_until_it_stays_up(demo: anyio.abc.Process) -> str:
-    """Give what the demo says before it waits for Ctrl-C; fails if it ends instead."""
-    assert demo.stdout is not None
-    said = ""
-    async for text in TextReceiveStream(demo.stdout):
-        said += text
-        if "switches.json" in said.partition("It stays up until Ctrl-C")[2]:
-            return said
-    raise AssertionError(said)
-
-
-def _plain_environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("AMENDS_", "OTEL_"))
-    }

@@ -45,7 +45,10 @@ async def asking(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bran
 async def test_two_transfers_in_opposite_order_get_out_of_each_others_way(
     asking: Branches, *, ordered: bool
 ) -> None:
-    """Each has locked the account that the other needs: both say LOCKED, let go, and try again."""
+    """Each has locked the account that the other needs: LOCKED, who hears it lets go, tries again.
+
+    One of them at least. The other may find that it has been let by already.
+    """
     name = "inside-ordered" if ordered else "inside"
     within = transfer_of(name, "east", "east", ordered=ordered, locked_retries=50)
     await asking.client.register(within)
@@ -60,31 +63,38 @@ async def test_two_transfers_in_opposite_order_get_out_of_each_others_way(
     for saga in (there, back):
         asking.let_go(saga, "credit prepare before")
 
+    rounds = []
     for saga in (there, back):
         ended = await saga.result()
         assert ended.state is SagaState.COMPLETED
         assert sorted(map(str, asking.moved(saga)[0])) == ["-5", "5"]
-        refused = await asking.records(saga, RecordKind.STEP_REJECTED, "credit")
-        assert refused[0].failure is not None
-        assert (refused[0].round, refused[0].failure.reason) == (1, "LOCKED")
-        assert ended.round > 1
+        refused = await asking.records(saga, RecordKind.STEP_REJECTED)
+        why = [one.failure.reason for one in refused if one.failure is not None]
+        assert set(why) <= {"LOCKED"}
+        assert (ended.round > 1) == bool(why)
+        rounds.append(ended.round)
+    assert max(rounds) > 1
     asking.settled()
 
 
 async def test_a_vote_is_not_asked_of_a_branch_whose_breaker_is_open(asking: Branches) -> None:
     """The other has voted and is let go at once: it does not hold anything for who is away."""
     asking.west.kill()
-    first = await asking.start(deadline_s=0.2)
+    sagas = [await asking.start()]
     await _breaker_is(asking, BreakerState.OPEN)
 
-    second = await asking.start("out")
-    turned = await _turn(asking, second)
-    assert (turned.cause, turned.step) == (amends.Cause.GAVE_UP, "credit")
-    assert turned.failure is not None
-    assert turned.failure.reason == "BREAKER_OPEN"
+    async def is_refused_unasked() -> bool:
+        sagas.append(await asking.start())
+        turned = await _turn(asking, sagas[-1])
+        assert (turned.cause, turned.step) == (amends.Cause.GAVE_UP, "credit")
+        assert turned.failure is not None
+        return turned.failure.reason == "BREAKER_OPEN"
+
+    # Now and then a probe is due, and then the vote may be what is sent.
+    await until(is_refused_unasked, "a vote not to be asked for")
     await asking.west.start()
 
-    for saga in (first, second):
+    for saga in sagas:
         await asking.ends(saga, SagaState.COMPENSATED)
     await _breaker_is(asking, BreakerState.CLOSED)
 

@@ -6,11 +6,14 @@ undone because of that, only because of a deadline or a person.
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
 
 import amends
 from amends import BreakerState, CancelDisposition, RecordKind, SagaState, StepState
-from tests.acceptance.world import World, until
+from tests.acceptance.world import PATIENCE_S, World, until
 
 
 async def test_a_participant_is_down_and_comes_back(world: World) -> None:
@@ -47,7 +50,7 @@ async def test_a_participant_is_down_and_comes_back(world: World) -> None:
 async def test_the_deadline_passes_while_a_participant_is_down(world: World) -> None:
     """The order turns back; what may have run is undone once the participant is back."""
     await world.take_down("payments")
-    started = await world.start(deadline_s=0.5)
+    started = await world.start(deadline_s=2)
 
     await world.wait_record(started.saga_id, RecordKind.SAGA_TURNED_BACK)
     saga = await started.get()
@@ -66,10 +69,19 @@ async def test_the_deadline_passes_while_a_participant_is_down(world: World) -> 
 
 async def test_the_deadline_passes_while_a_participant_is_slow(world: World) -> None:
     """The call in flight is waited for, and what it did is undone."""
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 2.5}})
-    struck = world.strikes("payments", "charge slow")
-    started = await world.start(deadline_s=1.5)
-    await world.wait_strike("payments", "charge slow", after=struck)
+    # An order's own calls have no longer than a deadline that can be reached in time.
+    await world.client.register(
+        amends.Definition("order-with-time")
+        .step("place", "orders", "place")
+        .step("charge", "payments", "charge", timeout_s=PATIENCE_S)
+        .step("reserve", "inventory", "reserve", after=["place"])
+    )
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
+    started = await world.start("order-with-time", deadline_s=3)
+    await world.wait_strike("payments", "charge hold", after=struck)
+    await world.wait_record(started.saga_id, RecordKind.SAGA_TURNED_BACK)
+    world.switch()
 
     ended = await world.end(started)
 
@@ -83,9 +95,14 @@ async def test_the_deadline_passes_while_a_participant_is_slow(world: World) -> 
 
 async def test_the_deadline_does_not_strike_past_the_point_of_no_return(world: World) -> None:
     """From the pivot's first attempt on, its outcome decides and the clock does not."""
-    world.switch(shipping={"ship": {"slow": {"next": 1}, "slow_s": 2}})
-    started = await world.start(deadline_s=1.5)
-    await world.wait_record(started.saga_id, RecordKind.ATTEMPT_STARTED, "ship")
+    world.switch(shipping={"ship": {"hold": {"next": 1}}})
+    struck = world.strikes("shipping", "ship hold")
+    started = await world.start(deadline_s=2)
+    await world.wait_strike("shipping", "ship hold", after=struck)
+    deadline_at_ms = started.saga.deadline_at_ms
+    assert deadline_at_ms is not None
+    await until(lambda: time.time_ns() // 1_000_000 > deadline_at_ms, "the deadline to pass")
+    world.switch()
 
     ended = await world.end(started)
 
@@ -97,12 +114,14 @@ async def test_the_deadline_does_not_strike_past_the_point_of_no_return(world: W
 
 async def test_an_order_is_cancelled_while_it_runs(world: World) -> None:
     """It turns back, durably and once; asked again it says that it has."""
-    world.switch(payments={"charge": {"slow": {"next": 1}, "slow_s": 1}})
+    world.switch(payments={"charge": {"hold": {"next": 1}}})
+    struck = world.strikes("payments", "charge hold")
     started = await world.start()
-    await world.wait_record(started.saga_id, RecordKind.ATTEMPT_STARTED, "charge")
+    await world.wait_strike("payments", "charge hold", after=struck)
 
     cancelled = await started.cancel(reason="found it cheaper", author="customer-07")
     again = await started.cancel(reason="found it cheaper", author="customer-07")
+    world.switch()
     ended = await world.end(started)
 
     assert cancelled.disposition is CancelDisposition.TURNED_BACK
@@ -135,11 +154,15 @@ async def test_an_order_is_cancelled_before_its_call_could_leave(world: World) -
 
 async def test_an_order_is_cancelled_while_the_pivot_is_tried_and_refused(world: World) -> None:
     """The request is written down; its answer waits for the pivot's outcome, which turns back."""
-    world.switch(shipping={"ship": {"slow": {"next": 1}, "slow_s": 1, "decline": {"next": 1}}})
+    world.switch(shipping={"ship": {"hold": {"next": 1}}})
+    struck = world.strikes("shipping", "ship hold")
     started = await world.start()
-    await world.wait_record(started.saga_id, RecordKind.ATTEMPT_STARTED, "ship")
+    await world.wait_strike("shipping", "ship hold", after=struck)
 
-    cancelled = await started.cancel(reason="second thoughts", author="customer-07")
+    cancelling = asyncio.create_task(started.cancel(reason="second thoughts", author="customer-07"))
+    await world.wait_record(started.saga_id, RecordKind.CANCEL_REQUESTED)
+    world.switch(shipping={"ship": {"decline": {"next": 1}}})
+    cancelled = await cancelling
     ended = await world.end(started)
 
     assert cancelled.disposition is CancelDisposition.TURNED_BACK
@@ -150,12 +173,16 @@ async def test_an_order_is_cancelled_while_the_pivot_is_tried_and_refused(world:
 
 async def test_an_order_is_cancelled_while_the_pivot_is_tried_and_done(world: World) -> None:
     """The pivot's outcome decides: it went through, so the request is refused in the end."""
-    world.switch(shipping={"ship": {"slow": {"next": 1}, "slow_s": 1}})
+    world.switch(shipping={"ship": {"hold": {"next": 1}}})
+    struck = world.strikes("shipping", "ship hold")
     started = await world.start()
-    await world.wait_record(started.saga_id, RecordKind.ATTEMPT_STARTED, "ship")
+    await world.wait_strike("shipping", "ship hold", after=struck)
 
+    cancelling = asyncio.create_task(started.cancel(reason="second thoughts", author="customer-07"))
+    await world.wait_record(started.saga_id, RecordKind.CANCEL_REQUESTED)
+    world.switch()
     with pytest.raises(amends.WrongState) as refused:
-        await started.cancel(reason="second thoughts", author="customer-07")
+        await cancelling
     ended = await world.end(started)
 
     assert refused.value.reason == "PAST_NO_RETURN"
@@ -171,7 +198,7 @@ async def test_an_order_is_cancelled_while_the_pivot_cannot_be_tried(world: Worl
     await world.wait_record(started.saga_id, RecordKind.ATTEMPT_STARTED, "ship")
 
     cancelled = await world.client.cancel(
-        started.saga_id, reason="second thoughts", author="customer-07", timeout_s=2
+        started.saga_id, reason="second thoughts", author="customer-07", timeout_s=5
     )
     assert cancelled.disposition is CancelDisposition.WAITS_FOR_PIVOT
     assert (await started.get()).state is SagaState.RUNNING

@@ -1,6 +1,6 @@
 """A real runtime in this process: a store in a file, a participant on a port, a client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -8,7 +8,10 @@ import pytest
 
 import amends
 from amends.v1 import operator_pb2_grpc, saga_pb2_grpc
+from amends_runtime.actors.supervisor import Supervisor
+from amends_runtime.actors.view import SagaView
 from amends_runtime.config import Config, Participant, Server
+from amends_runtime.core.saga import Saga
 from amends_runtime.engine import Engine, run_engine
 from tests.api.shop import ORDER, Held, Shop
 from tests.api.stubs import Operator, Sagas
@@ -62,3 +65,19 @@ def sagas(channel: grpc.aio.Channel) -> Sagas:
 def operator(channel: grpc.aio.Channel) -> Operator:
     """The generated stub of OperatorService."""
     return operator_pb2_grpc.OperatorServiceStub(channel)
+
+
+@pytest.fixture
+def waits_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each wait for a saga may take at most; all of them are over at once."""
+    waits: list[float] = []
+    wait = Supervisor.wait
+
+    async def over_at_once(
+        self: Supervisor, saga_id: str, timeout_s: float, until: Callable[[Saga], bool]
+    ) -> SagaView:
+        waits.append(timeout_s)
+        return await wait(self, saga_id, 0.0, until)
+
+    monkeypatch.setattr(Supervisor, "wait", over_at_once)
+    return waits

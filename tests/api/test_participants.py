@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import anyio
 import anyio.lowlevel
@@ -30,7 +30,8 @@ from amends_runtime.dispatch.reaching import why_not_reached
 from amends_runtime.engine import Engine, run_engine
 from amends_runtime.errors import Overloaded, StoreError
 from amends_runtime.ports import Call, ParticipantAddress, Reply
-from amends_runtime.storage import open_memory_store
+from amends_runtime.storage import open_memory_store, sqlite
+from amends_runtime.storage.by_hand import change_participant
 from amends_runtime.telemetry.observers import Observers
 from tests.api.refusals import refused
 from tests.api.shop import Held, Shop
@@ -364,14 +365,12 @@ async def test_a_lane_follows_the_store_where_nobody_knows_what_was_written(
 ) -> None:
     """The caller is told to ask again; the lane is where the store says, whatever that is."""
     async with a_shop() as shop, a_runtime(tmp_path, NOBODY) as (engine, client):
-        store = engine.store
-        written = store._change_participant  # type: ignore[attr-defined]
 
-        async def answer_lost(*arguments: object) -> bool:
-            await written(*arguments)
-            raise store._unknown(OSError("the answer was lost"))  # type: ignore[attr-defined]
+        async def answer_lost(*arguments: Any, **options: Any) -> bool:
+            await change_participant(*arguments, **options)
+            raise OSError("the answer was lost")
 
-        monkeypatch.setattr(store, "_change_participant", answer_lost)
+        monkeypatch.setattr(sqlite, "change_participant", answer_lost)
         async with amends.Client(engine.address, retry_unavailable=False) as asking_once:
             with pytest.raises(amends.Unavailable) as unknown:
                 await asking_once.put_participant("shop", shop.address, **WHO)
@@ -379,10 +378,10 @@ async def test_a_lane_follows_the_store_where_nobody_knows_what_was_written(
         assert unknown.value.in_doubt
         assert (await the_shop(client)).address == shop.address
 
-        async def not_written(*_: object) -> bool:
-            raise store._unknown(OSError("nothing was written"))  # type: ignore[attr-defined]
+        async def not_written(*_: object, **__: object) -> bool:
+            raise OSError("nothing was written")
 
-        monkeypatch.setattr(store, "_change_participant", not_written)
+        monkeypatch.setattr(sqlite, "change_participant", not_written)
         async with amends.Client(engine.address, retry_unavailable=False) as asking_once:
             with pytest.raises(amends.Unavailable):
                 await asking_once.remove_participant("shop", **WHO)

@@ -60,17 +60,25 @@ async def test_a_wait_for_an_ended_saga_answers_at_once(sagas: Sagas) -> None:
 
 
 async def test_a_wait_that_is_over_says_so(sagas: Sagas, shop: Shop) -> None:
-    """The time is over and the saga is not: both its own time and the caller's deadline count."""
+    """The time is over and the saga is not."""
     held = shop.hold("ship")
     await started(sagas)
     await held.begun.wait()
-    for call in (
-        sagas.WaitSaga(waiting(1)),
-        sagas.WaitSaga(waiting(), timeout=1),
-        sagas.WaitSaga(waiting(2**63 - 1), timeout=1),
-    ):
-        answer = await call
+    answer = await sagas.WaitSaga(waiting(1))
+    assert (answer.ended, answer.saga.state) == (False, types_pb2.SAGA_STATE_RUNNING)
+
+
+async def test_a_wait_is_over_before_the_callers_deadline(
+    sagas: Sagas, shop: Shop, waits_s: list[float]
+) -> None:
+    """However long it may take: a tenth of the time, or a second, is left for the answer."""
+    shop.hold("ship")
+    await started(sagas)
+    for asked_ms, deadline_s in ((0, 30), (2**63 - 1, 30), (0, 8)):
+        answer = await sagas.WaitSaga(waiting(asked_ms), timeout=deadline_s)
         assert (answer.ended, answer.saga.state) == (False, types_pb2.SAGA_STATE_RUNNING)
+    for waited_s, most_s in zip(waits_s, (29.5, 29.5, 7.5), strict=True):
+        assert 0 < waited_s < most_s
 
 
 async def test_a_negative_wait_is_refused(sagas: Sagas) -> None:
@@ -145,13 +153,16 @@ async def test_the_pivots_refusal_grants_the_request(
     assert answer.saga.turn.error.reason == "no_truck"
 
 
-async def test_a_pivot_that_takes_long_is_not_waited_for(sagas: Sagas, shop: Shop) -> None:
+async def test_a_pivot_that_takes_long_is_not_waited_for(
+    sagas: Sagas, shop: Shop, waits_s: list[float]
+) -> None:
     """Within the caller's deadline the answer is that it is recorded, and the pivot decides."""
     held = shop.hold("ship")
     await started(sagas)
     await held.begun.wait()
-    answer = await sagas.CancelSaga(cancelling(), timeout=1)
+    answer = await sagas.CancelSaga(cancelling(), timeout=8)
     assert (answer.disposition, answer.saga.past_no_return) == (WAITS, True)
+    assert 0 < waits_s[0] < 7.5
     assert (await facts(sagas)).count("cancel_requested") == 1
 
 

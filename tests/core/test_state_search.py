@@ -44,6 +44,10 @@ FAULTS = 3 if LONG else 2
 ONCE = RetryPolicy(first_ms=1, factor=1.0, max_ms=1, give_up_after_ms=1)
 
 
+# What is said too late. Each is said in every state; in a short search of one attempt or the other.
+ECHOES = (Done(), Rejected("LATE"))
+
+
 def step(name: str, *after: str, kind: Kind = Kind.COMPENSATABLE) -> Step:
     """A step that is retried once."""
     return Step(
@@ -211,7 +215,7 @@ def check_echoes(plan: Plan, node: Node) -> None:
                 other = msgspec.structs.replace(one, verb=verb, attempt=attempt)
                 if one.open and (verb, attempt) == (one.verb, one.attempt):
                     continue
-                for outcome in (Done(), Rejected("LATE")):
+                for outcome in ECHOES if LONG else (ECHOES[(number + attempt) % 2],):
                     message = answered(number, other, outcome, node.now_ms)
                     decision = decide(plan, node.saga, message, node.now_ms, 1)
                     silent = decision.saga is node.saga and not decision.effects

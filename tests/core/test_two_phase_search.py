@@ -111,9 +111,11 @@ CASES: dict[str, Case] = {
     "two branches, two faults": Case(plan_of(2), 2, True, True, 30_000),
     "two in order, two faults": Case(plan_of(2, ordered=True), 2, True, True, 12_000),
     "two branches, two rounds, one fault": Case(plan_of(2, rounds=2), 1, True, True, 40_000),
-    "three branches, one fault": Case(plan_of(3), 1, True, True, 50_000),
+    "three branches, one fault, no deadline": Case(plan_of(3), 1, False, True, 90_000),
+    "three in order, one fault": Case(plan_of(3, ordered=True), 1, True, True, 27_000),
 }
 LONG_CASES: dict[str, Case] = {
+    "three branches, one fault": Case(plan_of(3), 1, True, True, 270_000),
     "two branches, two rounds, two faults": Case(plan_of(2, rounds=2), 2, True, True, 500_000),
     "three branches, two faults": Case(plan_of(3), 2, True, True, 700_000),
     "three in order, two faults": Case(plan_of(3, ordered=True), 2, True, True, 130_000),

@@ -113,7 +113,8 @@ def _check_effects(plan: Plan, before: Saga | None, message: Message, decision: 
         # What was waited for is waited for again, if it is not due.
         known = {one for one in known if not isinstance(one, WakeAt)}
         wanted |= {one for one in new if isinstance(one, WakeAt)}
-    rule(f"effects are what is owed and was not: {new}", holds=new == wanted - known)
+    if new != wanted - known:  # asked first: to write all of them down takes longest
+        rule(f"effects are what is owed and was not: {new}", holds=False)
     for effect in decision.effects:
         if isinstance(effect, CallParticipant | PollParticipant | PollNow):
             step = decision.saga.steps[effect.step]

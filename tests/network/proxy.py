@@ -24,6 +24,8 @@ from enum import Enum
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
+from tests.network.listening import Listening
+
 __all__ = [
     "Connection",
     "Cut",
@@ -152,17 +154,14 @@ class Proxy:
         self._chance = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
         self._crumbs = crumbs
         self._delay_s = delay_s
-        self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._listening = Listening(self._serve)
 
     def __str__(self) -> str:
         return f"proxy to {self._target}, seed {self.seed}"
 
     async def __aenter__(self) -> Self:
-        # Bound here: where no socket is left, asyncio's own binding says nothing and has none.
-        listening = socket.create_server(("127.0.0.1", 0))
-        self._server = await asyncio.start_server(self._accept, sock=listening)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        await self._listening.__aenter__()
+        self.address = self._listening.address
         return self
 
     async def __aexit__(
@@ -171,12 +170,8 @@ class Proxy:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        assert self._server is not None
-        self._server.close()
         self.cut_all()
-        for pump in [*self._pumps]:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await self._listening.__aexit__(kind, error, at)
 
     def cut_all(self, how: Cut = Cut.RST) -> None:
         """Cut every connection that is there."""
@@ -189,29 +184,25 @@ class Proxy:
             for direction in connection._writers:
                 await self._pass(connection, direction)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(len(self.connections))
         self.connections.append(connection)
         host, _, port = self._target.rpartition(":")
+        server_reader, server_writer = await asyncio.open_connection(host, int(port))
         try:
-            server_reader, server_writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            writer.transport.abort()
-            return
-        connection._writers = {Direction.TO_CLIENT: writer, Direction.TO_SERVER: server_writer}
-        for each in (writer, server_writer):
-            each.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if connection.was_cut():  # while it was being connected
-            writer.transport.abort()
-            server_writer.transport.abort()
-            return
-        for direction, source in (
-            (Direction.TO_SERVER, reader),
-            (Direction.TO_CLIENT, server_reader),
-        ):
-            pump = asyncio.create_task(self._pump(connection, direction, source))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
+            connection._writers = {
+                Direction.TO_CLIENT: writer,
+                Direction.TO_SERVER: server_writer,
+            }
+            for each in (writer, server_writer):
+                each.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.was_cut():  # while it was being connected
+                return
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(connection, Direction.TO_SERVER, reader))
+                pumps.create_task(self._pump(connection, Direction.TO_CLIENT, server_reader))
+        finally:
+            server_writer.close()
 
     async def _pump(
         self, connection: Connection, direction: Direction, source: asyncio.StreamReader

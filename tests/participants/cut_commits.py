@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import enum
 import re
+from types import TracebackType
 from typing import Final, Self
+
+from tests.network.listening import Listening
 
 COMMIT: Final = re.compile(rb"COMMIT[;\0]")
 """The whole statement, as each driver sends it: READ COMMITTED is another one's."""
@@ -27,37 +30,30 @@ class CuttingProxy:
         self._cut = cut
         self._is_armed = False
         self._drops_answer = False
-        self._listener: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = Listening(self._serve)
 
     @property
     def port(self) -> int:
         """Where it listens."""
-        assert self._listener is not None
-        port: int = self._listener.sockets[0].getsockname()[1]
-        return port
+        return self._listening.port
 
     def arm(self) -> None:
         """Cut the next COMMIT."""
         self._is_armed = True
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        await self._listening.__aenter__()
         return self
 
-    async def __aexit__(self, *_exception: object) -> None:
-        assert self._listener is not None
-        self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self._listening.__aexit__(kind, error, at)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
         answering = asyncio.ensure_future(self._answer(server_reader, writer))
         try:

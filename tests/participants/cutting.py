@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from tests.network.listening import Listening
+
 
 class Relay:
     """Passes bytes on, until a command goes by that it is told to cut."""
@@ -14,8 +16,6 @@ class Relay:
     def __init__(self, port: int) -> None:
         self._port = port
         self._command = b""
-        self._ended: set[asyncio.Event] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
         self.cuts = 0
         """How often it has cut a connection."""
         self.port = 0
@@ -27,11 +27,7 @@ class Relay:
 
     async def serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """Relay one connection, until either side ends it."""
-        has_ended = asyncio.Event()
-        self._ended.add(has_ended)
         server, to_server = await asyncio.open_connection("127.0.0.1", self._port)
-        writers = {to_client, to_server}
-        self._writers |= writers
         must_cut = False
 
         async def forth() -> None:
@@ -60,26 +56,13 @@ class Relay:
                 tasks.create_task(until_the_end(forth))
                 tasks.create_task(until_the_end(back))
         finally:
-            self._writers -= writers
-            has_ended.set()
-
-    async def aclose(self) -> None:
-        """End what is still connected."""
-        for writer in self._writers:
-            writer.close()
-        for has_ended in self._ended:
-            await has_ended.wait()
+            to_server.close()
 
 
 @asynccontextmanager
 async def relay(port: int) -> AsyncIterator[Relay]:
     """Run a relay to a port of this machine."""
     running = Relay(port)
-    server = await asyncio.start_server(running.serve, "127.0.0.1", 0)
-    running.port = server.sockets[0].getsockname()[1]
-    try:
+    async with Listening(running.serve) as server:
+        running.port = server.port
         yield running
-    finally:
-        server.close()
-        await server.wait_closed()
-        await running.aclose()

@@ -16,7 +16,7 @@ from tests.shop.calls import order_input
 from tests.telemetry.otlp_receiver import Behaviour, Receiver, receiving
 
 EXECUTE = "amends.v1.ParticipantService/Execute"
-BOUND_S = 30.0
+BOUND_S = 60.0
 
 
 def exporting(receiver: Receiver, protocol: str = "grpc") -> dict[str, str]:

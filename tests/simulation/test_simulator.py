@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "simulate.py"
 
 FIRST_SEED = 1
-SCHEDULES = 3_000 if settings().max_examples > 100 else 600
-"""Every fault has fired and every end was reached after 202 of them: three times as many, and more
+SCHEDULES = 3_000 if settings().max_examples > 100 else 400
+"""Every fault has fired and every end was reached after 202 of them: twice as many, and more
 in `make test MODE=long`. What is rarer is found by `make simulate`, which plays 20,000."""
 
 
@@ -67,23 +67,23 @@ def test_every_fault_fires_and_every_end_is_reached(totals: Totals) -> None:
 
 def test_a_seed_means_the_same_in_every_process() -> None:
     """The whole trace is the same, byte for byte, whatever the order of hashes and addresses."""
-    seeds = range(FIRST_SEED, FIRST_SEED + 20)
+    seeds = range(FIRST_SEED, FIRST_SEED + 10)
     expected = fingerprint(seeds)
     assert fingerprint(seeds) == expected
     program = (
         "from tests.simulation.test_simulator import fingerprint;"
         f"print(fingerprint(range({seeds.start}, {seeds.stop})))"
     )
-    for hash_seed in ("1", "2"):
-        other = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert other.stdout.strip() == expected
+    own = os.environ.get("PYTHONHASHSEED")  # at random if it is not set
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "2" if own == "1" else "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == expected
 
 
 def test_the_dead_do_nothing_and_the_paused_nothing_meanwhile() -> None:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 __all__ = ["Page", "Scrape", "Series", "get", "openmetrics_families", "scrape", "scraped"]
 
-PATIENCE_S = 30  # bounds a test that hangs; nothing is measured by it
+PATIENCE_S = 60  # bounds a test that hangs; nothing is measured by it
 
 
 class Page(NamedTuple):

@@ -20,7 +20,7 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,33 @@ def a_collector(folder: Path) -> Iterator[tuple[str, Path]]:
         program.end()
 
 
+FORMS = ("json", "console")
+"""Of the runtime's log."""
+
+COMMANDS: list[tuple[int, list[str]]] = [
+    (code, arguments)
+    for code, *arguments in (
+        (4, "start", "bursts", "--id", "completes", "--input", INPUT.decode()),
+        (3, "start", "nobody", "--input", INPUT.decode()),
+        (2, "start", "completes", "--id", "a b", "--input", INPUT.decode()),
+        (2, "start", "completes", "--input", f"{INPUT.decode()} and more"),
+        (3, "trace", "show", "nobody"),
+        (5, "trace", "export", "completes", "--to", "127.0.0.1:1"),
+        (4, "cancel", "completes", "--reason", "why"),
+        (5, "wait", "cannot-undo", "--timeout", "0.01"),
+        (6, "wait", "bursts"),
+        (0, "get", "cannot-undo"),
+        (0, "history", "bursts", "-o", "jsonl"),
+        (0, "trace", "show", "bursts"),
+        (0, "trace", "export", "cannot-undo", "--include-open"),
+    )
+]
+"""Those that fail, or show a saga without --payloads: each by its exit code.
+
+In what form the runtime writes its log is nothing to them, so each is run beside one of the two.
+"""
+
+
 class Seen:
     """Everything that came out, by where it did."""
 
@@ -213,7 +240,7 @@ def error_of(call: Any, request: Any) -> str:
     return f"{error} {error.details()} {trailers.decode('latin-1')}"
 
 
-@pytest.fixture(scope="module", params=["json", "console"])
+@pytest.fixture(scope="module", params=FORMS)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """A runtime's life with secrets, from its start to a full disk, and all that came out of it."""
     folder, found = tmp_path_factory.mktemp("canary"), Seen()
@@ -230,7 +257,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 *(f"--participant={name}={address}" for name, address in addresses.items()),
                 *("--definition", "saga-*.json", "--ready-file", "ready.json"),
             )
-            live(folder, arguments, found)
+            live(folder, arguments, found, COMMANDS[FORMS.index(request.param) :: len(FORMS)])
             die(folder, arguments, found)
         finally:
             program.end()
@@ -253,7 +280,9 @@ def a_runtime(
     found.runtime_log += "\n".join(served.lines)
 
 
-def live(folder: Path, arguments: tuple[str, ...], found: Seen) -> None:
+def live(
+    folder: Path, arguments: tuple[str, ...], found: Seen, commands: Sequence[tuple[int, list[str]]]
+) -> None:
     """Sagas of every end, operators, callers who do it wrong; and an end in order."""
     with a_runtime(folder, arguments, found) as (served, at):
         with grpc.insecure_channel(at["address"]) as channel:
@@ -277,7 +306,7 @@ def live(folder: Path, arguments: tuple[str, ...], found: Seen) -> None:
             for name in DEFINITIONS:
                 trace = saga_pb2.GetTraceRequest(saga_id=name, include_open=True)
                 found.traces.append(sagas.GetTrace(trace).SerializeToString())
-        found.commands += commands_at(at["address"])
+        found.commands += [said_by(at["address"], *command) for command in commands]
         with urllib.request.urlopen(f"http://{at['metrics']}/metrics") as page:
             found.metrics = page.read().decode()
         served.process.terminate()
@@ -329,27 +358,11 @@ def errors_of(sagas: Any) -> Iterator[str]:
         yield str(response)
 
 
-def commands_at(address: str) -> Iterator[str]:
-    """What commands print that fail, or that show a saga without --payloads."""
-    secret = INPUT.decode()
-    for code, *arguments in (
-        (4, "start", "bursts", "--id", "completes", "--input", secret),
-        (3, "start", "nobody", "--input", secret),
-        (2, "start", "completes", "--id", "a b", "--input", secret),
-        (2, "start", "completes", "--input", f"{secret} and more"),
-        (3, "trace", "show", "nobody"),
-        (5, "trace", "export", "completes", "--to", "127.0.0.1:1"),
-        (4, "cancel", "completes", "--reason", "why"),
-        (5, "wait", "cannot-undo", "--timeout", "0.01"),
-        (6, "wait", "bursts"),
-        (0, "get", "cannot-undo"),
-        (0, "history", "bursts", "-o", "jsonl"),
-        (0, "trace", "show", "bursts"),
-        (0, "trace", "export", "cannot-undo", "--include-open"),
-    ):
-        ended = amends(*arguments, AMENDS_TARGET=address)
-        assert ended.returncode == code, (arguments, ended.stderr)
-        yield ended.stdout + ended.stderr
+def said_by(address: str, code: int, arguments: list[str]) -> str:
+    """What a command prints, which ends with this code."""
+    ended = amends(*arguments, AMENDS_TARGET=address)
+    assert ended.returncode == code, (arguments, ended.stderr)
+    return ended.stdout + ended.stderr
 
 
 # -- where the secrets are not ---------------------------------------------------------------------
@@ -425,7 +438,7 @@ def test_commands_show_payloads_only_if_asked(seen: Seen) -> None:
 # -- a bug of ours ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_bug_that_quotes_a_payload_is_logged_without_it(tmp_path: Path, form: str) -> None:
     """Deciding fails with an exception that has everything in it: the log has types and places."""
     text = json.dumps({"name": "waits", "steps": [KEEP]})

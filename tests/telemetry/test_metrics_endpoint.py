@@ -38,7 +38,7 @@ from tests.cli.conftest import amends as command
 from tests.telemetry.scraping import get, openmetrics_families, scrape, scraped
 
 CANARY = "canary-4711"
-PATIENCE = 500  # hundredths of a second: bounds a test that would never end
+PATIENCE = 6_000  # hundredths of a second: bounds a test that would never end
 
 
 @contextmanager
