@@ -91,7 +91,7 @@ With `-o jsonl` a document that is a list in the table below is one line for eac
 | `cancel` | a CancelResult |
 | `abandon` | an Abandoned |
 | `in-doubt` | `{"branches": [Branch], "waited_for": [], …}`, see below |
-| `decision` | `{"saga_id", "round", "decision"}` |
+| `decision` | `{"saga_id", "round", "store_id", "incarnation", "decision", …}`, see below |
 | `confirm-restore` | `{"incarnation", "confirmed": bool}`; false: there was nothing to do |
 | `watch` | with `-o jsonl` only: WatchEvents, whose `saga` is as in lists; with an id, Records |
 | `definitions list`, `register` | `{"definitions": [RegisteredDefinition]}` |
@@ -107,9 +107,14 @@ With `-o jsonl` a document that is a list in the table below is one line for eac
 In lists a Saga has no `steps`, `input`, `turn`, `decision` and `round`.
 
 `in-doubt` has besides its branches, the oldest first: `sagas`, in how many they are;
-`oldest_since_ms`; `not_looked_at`, how many unfinished sagas were left out. `waited_for` names each
+`oldest_since_ms`; `not_looked_at`, how many unfinished sagas were left out; `restored`: the store
+is from a backup that nobody has confirmed, and may not know of all. `waited_for` names each
 `participant` that somebody waits for, with `since_ms`, `sagas` (how many), `last_error`, and
 `holds_up`: who else holds something because of that, with the number of branches.
+
+`decision` has what was asked, with the store and the incarnation in whose name; the `decision`;
+`known`: this runtime has the saga, or what is left of it; and `restored` as above. For a saga that
+is not here, and no vote's own identity, there is none: the exit code is 3.
 """
 
 DOCUMENTED = (

@@ -38,9 +38,9 @@ from amends.definition_checks import (
     References,
     check_action,
     check_branches,
+    check_locked_retries,
     check_name,
     check_two_phase_step,
-    check_whole,
     check_yes_or_no,
     drawn_order,
     given_names,
@@ -204,7 +204,7 @@ class Definition:
         with collected(problems, "ordered"):
             check_yes_or_no(self.ordered)
         with collected(problems, "locked_retries"):
-            check_whole(self.locked_retries)
+            check_locked_retries(self.locked_retries)
         steps: tuple[object, ...] = tuple(self.steps)
         object.__setattr__(self, "steps", steps)
         problems += [
@@ -544,11 +544,8 @@ def _from_dict(content: object) -> tuple[Definition | None, list[DefinitionProbl
         )
     elif len(tables) > MAX_STEPS_IN_FILE:
         # The rest is not even read: a file has room for hundreds of thousands.
-        message = (
-            f"{len(tables)} steps, and {MAX_STEPS_IN_FILE} are the most: split it into several "
-            "sagas"
-        )
-        problems.append(DefinitionProblem(("steps",), message))
+        with collected(problems, "steps"):
+            _check_steps_in_file(len(tables), content.get("mode"))
     else:
         for number, table in enumerate(tables):
             with collected(problems, "steps", number):
@@ -568,6 +565,15 @@ def _from_dict(content: object) -> tuple[Definition | None, list[DefinitionProbl
     with collected(problems):  # what a step may have depends on the mode
         definition = replace(definition, steps=tuple(steps))
     return definition, problems
+
+
+def _check_steps_in_file(count: int, mode: object) -> None:
+    """Refuse more steps than any definition may have, by the limit of the mode that is meant."""
+    if isinstance(mode, str) and mode.upper() == Mode.TWO_PHASE_COMMIT:
+        check_branches(count)
+    raise problem(
+        f"{count} steps, and {MAX_STEPS_IN_FILE} are the most: split it into several sagas"
+    )
 
 
 def _name_in(content: object) -> object:

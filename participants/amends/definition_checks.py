@@ -29,6 +29,8 @@ MAX_COUNT: Final = 2**31 - 1
 """More does not fit the contract; the runtime's own limits are lower."""
 MAX_BRANCHES: Final = 64
 """The runtime's own limit: all branches of a two-phase commit are told its decision at once."""
+MAX_LOCKED_RETRIES: Final = 100
+"""The runtime's own limit: the prepare deadline ends them long before."""
 MAX_DURATION_MS: Final = 2**53
 """Beyond this a float no longer holds every millisecond; the runtime's own limits are lower."""
 
@@ -76,6 +78,13 @@ def check_whole(value: object) -> None:
     """Refuse what is no count; the most that it may be is the runtime's rule."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
         raise problem(f"must be a whole number from 0, not {shown(value)}")
+
+
+def check_locked_retries(value: object) -> None:
+    """Refuse what is no count, or more than there may be."""
+    check_whole(value)
+    if isinstance(value, int) and value > MAX_LOCKED_RETRIES:
+        raise problem(f"{value} is out of range: 0 to {MAX_LOCKED_RETRIES}")
 
 
 def is_number(value: object) -> TypeGuard[float]:

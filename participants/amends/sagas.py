@@ -170,7 +170,8 @@ class Saga(_Read):
     deadline_at_ms: int | None = None
     """When it turns back by itself."""
     turn: Turn | None = None
-    """Set once it turned back."""
+    """Why, once it turned back. Of a two-phase commit that is the first refusal that came: it may
+    be ``LOCKED`` where another branch said the real no, which then stands in its ``last_error``."""
     steps: tuple[Step, ...] = ()
     """Its steps, in the order of the definition. Empty in lists."""
     input: Payload = EMPTY

@@ -189,12 +189,34 @@ def test_the_log_says_how_many_are_held_back(monkeypatch: pytest.MonkeyPatch) ->
                 [entry] = [e for e in log if e["event"] == "two_phase_commits_held_back"]
                 assert (entry["sagas"], entry["log_level"]) == (3, "warning")
                 assert entry["incarnation"] == disk.incarnation
+                assert "nothing about them is decided" in entry["hint"]
                 await engine.supervisor.confirm_restore(LOOKED)
                 await anyio.sleep(60)
                 [entry] = [e for e in log if e["event"] == "held_back_go_on"]
                 assert entry["sagas"] == 3
                 assert engine.supervisor.counts().live == 0
                 assert not any((await engine.supervisor.survey()).active.values())
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("sagas", [0, 1])
+def test_the_log_says_that_a_confirmation_is_due_where_none_is_held_back(sagas: int) -> None:
+    """Participants may hold what the backup knows nothing of, also if it knows of no saga."""
+    disk = MemoryDisk()
+
+    async def main() -> None:
+        async with a_runtime(MemoryStore(disk), Bank()) as engine:
+            for number in range(sagas):
+                await begin(engine, f"t-{number}")
+                await anyio.sleep(60)
+        disk.mark_restored()
+        with capture_logs() as log:
+            async with a_runtime(MemoryStore(disk), Bank()):
+                await anyio.sleep(60)
+        [entry] = [e for e in log if e["event"] == "two_phase_commits_held_back"]
+        assert (entry["sagas"], entry["log_level"]) == (0, "warning")
+        assert "amends confirm-restore is still due" in entry["hint"]
 
     in_virtual_time(main)
 

@@ -7,8 +7,9 @@ the call of Prepare brought, as a resolver would.
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,11 @@ async def test_a_restored_store_must_not_guess_until_somebody_confirms_it(
         assert facts.incarnation != vote.incarnation
         for saga_id in ("kept", "lost", "never"):
             assert await runtime.decision(vote, saga_id=saga_id) == UNKNOWN
+        for saga_id in ("lost", "never"):  # nor whoever asks under the new incarnation
+            asked = {"saga_id": saga_id, "incarnation": facts.incarnation}
+            assert await runtime.decision(vote, **asked) == UNKNOWN
+        asked = {"saga_id": "kept", "incarnation": facts.incarnation}
+        assert await runtime.decision(vote, **asked) == COMMIT, "it has ended, which lasts"
         await runtime.transfer("new")
         new = bank.east.calls[-1]
         assert new.incarnation == facts.incarnation
@@ -235,11 +241,86 @@ async def test_a_restored_store_must_not_guess_until_somebody_confirms_it(
         assert await runtime.confirm(facts.incarnation)
         assert await runtime.decision(vote, saga_id="kept") == COMMIT
         assert await runtime.decision(vote, saga_id="lost") == ABORT
+        asked = {"saga_id": "lost", "incarnation": facts.incarnation}
+        assert await runtime.decision(vote, **asked) == ABORT
         assert await runtime.decision(vote, saga_id="kept", incarnation="another") == UNKNOWN
     async with a_runtime(bank) as runtime:
         assert not (await runtime.facts()).restored
         assert await runtime.decision(vote, saga_id="kept") == COMMIT
         assert await runtime.decision(vote, saga_id="lost") == ABORT
+
+
+async def test_what_is_held_back_is_unknown_whatever_incarnation_asks(
+    bank: Bank, tmp_path: Path
+) -> None:
+    """The backup has its first round aborted; lost with the rest may be a second, committed.
+
+    A transfer of the restored store itself is answered from the first vote on, and after restarts.
+    """
+
+    async def locked(call: amends.Call) -> None:
+        raise amends.Rejected("LOCKED")
+
+    transfer = amends.Definition(
+        "transfer", mode=amends.Mode.TWO_PHASE_COMMIT, locked_retries=3, steps=TRANSFER.steps
+    )
+    backup = tmp_path / "backup.db"
+    bank.west.says[amends.Verb.PREPARE] = locked
+    rolling_back = bank.east.hang(amends.Verb.COMPENSATE)
+    async with a_runtime(bank) as runtime:
+        await runtime.client.register(transfer)
+        await runtime.client.start("transfer", b"30", saga_id="old", deadline_s=3_600)
+        await rolling_back.begun.wait()
+        assert await runtime.decision(bank.east.vote) == ABORT
+        with (
+            closing(sqlite3.connect(bank.database)) as source,
+            closing(sqlite3.connect(backup)) as copy,
+        ):
+            source.backup(copy)
+    shutil.copy(backup, bank.database)
+    for suffix in ("-wal", "-shm", ".lock"):
+        bank.database.with_name(bank.database.name + suffix).unlink(missing_ok=True)
+    bank.west.says.clear()
+    bank.east.says.clear()
+    voting = bank.west.hang(amends.Verb.PREPARE)
+    async with a_runtime(bank) as runtime:
+        here = (await runtime.facts()).incarnation
+        old = bank.east.vote
+        for round_ in (1, 2):
+            assert await runtime.decision(old, round=round_, incarnation=here) == UNKNOWN
+            assert await runtime.decision(old, round=round_) == UNKNOWN
+        await runtime.client.start("transfer", b"10", saga_id="new", deadline_s=3_600)
+        await voting.begun.wait()
+        new = bank.west.calls[-1]
+        assert new.incarnation == here
+        assert await runtime.decision(new) == PENDING
+        voting.let_go.set()
+        await runtime.client.wait("new", timeout_s=60)
+        assert await runtime.decision(new) == COMMIT
+    async with a_runtime(bank) as runtime:
+        assert (await runtime.facts()).restored
+        assert await runtime.decision(new) == COMMIT
+        assert await runtime.decision(old, incarnation=here) == UNKNOWN
+        assert await runtime.confirm(here)
+        assert await runtime.decision(old) == ABORT
+
+
+async def test_a_tombstone_of_a_restored_store_answers(bank: Bank) -> None:
+    """What was purged had ended, and an end lasts; what is not even there says nothing."""
+    async with a_runtime(bank) as runtime:
+        await runtime.transfer("t-1")
+    execute(
+        bank.database,
+        "INSERT INTO tombstones VALUES (?, ?, ?, ?, ?, ?)",
+        *("gone", "c" * 64, SagaState.COMPLETED, 1, CommitDecision.COMMIT, 2),
+    )
+    bank.database.with_name(bank.database.name + ".lock").unlink()
+    async with a_runtime(bank) as runtime:
+        facts = await runtime.facts()
+        assert facts.restored
+        asked = {"incarnation": facts.incarnation, "saga_id": "gone"}
+        found = [await runtime.decision(bank.east.vote, **asked, round=n) for n in (1, 2, 3)]
+        assert found == [ABORT, COMMIT, ABORT]
 
 
 async def test_another_incarnation_is_another_copys(bank: Bank) -> None:

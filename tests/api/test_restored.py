@@ -5,6 +5,8 @@ The runtime is a process of its own, as an operator starts it; the participants 
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -16,9 +18,13 @@ import pytest
 from anyio import to_thread
 
 import amends
+from amends.barrier.prepared_id import GlobalId, VoteLife
 from tests.api.bank import TRANSFER, Bank, open_bank
 from tests.cli.conftest import Served
 from tests.cli.conftest import amends as command
+from tests.storage.sqlite_file import execute
+
+PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 
 
 async def away(call: amends.Call) -> None:
@@ -119,6 +125,9 @@ async def test_a_database_that_was_put_back_tells_nobody_anything_until_it_is_co
                 assert (await new.result()).state is amends.SagaState.COMPLETED
                 after = await client.get("t-1")
                 assert (after.state, after.version) == (amends.SagaState.RUNNING, before.version)
+                said = await runtime.asks("decision", "t-1")
+                assert said.startswith("UNKNOWN in round 1:")
+                assert "docs/operating.md, 'A store that was restored'" in said
                 assert after.decision is amends.Decision.PENDING
         assert (bank.balances, bank.west.holds) == ((50, 120), 1)
 
@@ -159,3 +168,115 @@ async def test_a_folder_that_was_put_back_says_nothing_if_it_is_started_as_resto
                     "t-1", 1, store_id=vote.store_id, incarnation=vote.incarnation
                 )
                 assert told is amends.Decision.UNKNOWN
+
+
+async def lost_the_decision(bank: Bank, backup: Path) -> None:
+    """Backed up before t-1 began, which east commits then; west has voted yes and is in doubt."""
+    async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+        await client.register(TRANSFER)
+        with (
+            closing(sqlite3.connect(bank.database)) as source,
+            closing(sqlite3.connect(backup)) as copy,
+        ):
+            source.backup(copy)
+        bank.west.says[amends.Verb.EXECUTE] = away
+        await client.start("transfer", b"30", saga_id="t-1", deadline_s=3_600)
+        while (await client.get("t-1")).steps[0].state is not amends.StepState.EXECUTED:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    assert (bank.balances, bank.west.holds) == ((70, 100), 1)
+
+
+def named(vote: amends.Call) -> str:
+    """What a prepared transaction of this vote is called."""
+    life = VoteLife(vote.store_id, vote.saga_id, vote.step, vote.round)
+    return str(GlobalId(life, vote.incarnation, "AAAAAAAA"))
+
+
+async def test_by_hand_nobody_is_told_to_roll_back_what_a_backup_does_not_know(
+    tmp_path: Path,
+) -> None:
+    """Asked by the id nothing is said, asked about the vote it is what its participant is told."""
+    backup = tmp_path / "backup"
+    async with open_bank(tmp_path) as bank:
+        await lost_the_decision(bank, backup)
+        put_back(backup, bank.database)
+        vote = bank.west.vote
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            told = await client.get_decision(
+                "t-1", 1, store_id=vote.store_id, incarnation=vote.incarnation
+            )
+            assert told is amends.Decision.UNKNOWN
+            for words in (["t-1"], ["t-1", "-o", "json"]):
+                said = await runtime.asks("decision", *words)
+                assert "saga t-1 is unknown here" in said
+                assert "was restored and not confirmed" in said
+                assert "ABORT" not in said
+            said = await runtime.asks("decision", "--gid", named(vote))
+            assert said.startswith("UNKNOWN in round 1:")
+            assert "docs/operating.md, 'A store that was restored'" in said
+            here = (await client.runtime()).incarnation
+            identity = ("--store-id", vote.store_id, "--incarnation", here, "--round", "1")
+            said = json.loads(await runtime.asks("decision", "t-1", *identity, "-o", "json"))
+            assert said == {
+                "saga_id": "t-1",
+                "round": 1,
+                "store_id": vote.store_id,
+                "incarnation": here,
+                "decision": "UNKNOWN",
+                "known": False,
+                "restored": True,
+            }
+            said = await runtime.asks("in-doubt")
+            assert said.startswith("nothing that this backup knows of is in doubt\n")
+            assert json.loads(await runtime.asks("in-doubt", "-o", "json"))["restored"]
+
+
+async def test_by_hand_another_store_says_nothing(tmp_path: Path) -> None:
+    """The runtime is lost with its store, and a new one is asked: it has never heard of t-1."""
+    async with open_bank(tmp_path) as bank:
+        await lost_the_decision(bank, tmp_path / "backup")
+        for file in bank.database.parent.glob("amends.db*"):
+            file.unlink()
+        async with Runtime(bank) as runtime:
+            assert "ABORT" not in await runtime.asks("decision", "t-1", "-o", "json")
+            said = await runtime.asks("decision", "--gid", named(bank.west.vote))
+            assert said.startswith("UNKNOWN in round 1:")
+            assert f"store {bank.west.vote.store_id} asked for this vote" in said
+
+
+async def test_a_backup_is_made_while_the_database_is_in_use(tmp_path: Path) -> None:
+    """By the page's own statement, between transfers that go on; put back, it is a whole store."""
+    (statement,) = re.findall(
+        r'sqlite3 -readonly amends\.db "(VACUUM INTO \'[^\']+\')"', PAGE.read_text()
+    )
+    backup = tmp_path / "backup.db"
+    said = re.sub(r"'[^']+'", f"'{backup}'", statement)
+    async with open_bank(tmp_path) as bank:
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            await client.register(TRANSFER)
+            before = await client.start("transfer", b"1", saga_id="before")
+            assert (await before.result()).state is amends.SagaState.COMPLETED
+            is_copied = anyio.Event()
+
+            async def go_on() -> None:
+                while not is_copied.is_set():
+                    await (await client.start("transfer", b"1")).result()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(go_on)
+                await to_thread.run_sync(execute, bank.database, said)
+                is_copied.set()
+            after = await client.start("transfer", b"1", saga_id="after")
+            assert (await after.result()).state is amends.SagaState.COMPLETED
+        assert execute(backup, "PRAGMA integrity_check") == [["ok"]]
+        put_back(backup, bank.database)
+        async with (
+            Runtime(bank, "--restored") as runtime,
+            amends.Client(runtime.address) as client,
+        ):
+            assert (await client.runtime()).restored
+            assert (await client.get("before")).state is amends.SagaState.COMPLETED
+            with pytest.raises(amends.NotFound):
+                await client.get("after")
+            new = await client.start("transfer", b"1")
+            assert (await new.result()).state is amends.SagaState.COMPLETED

@@ -6,10 +6,12 @@ The runtime, its file, both participants and their barriers are real.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
+import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
@@ -17,6 +19,7 @@ import pytest
 import amends
 from amends.v1 import operator_pb2, operator_pb2_grpc, saga_pb2, saga_pb2_grpc, types_pb2
 from amends_runtime import wire
+from amends_runtime.config import Breaker, Participant
 from amends_runtime.core.definition import Definition, Mode, Step, TwoPhase
 from amends_runtime.core.saga import Saga
 from amends_runtime.engine import Engine, run_engine
@@ -382,3 +385,52 @@ async def test_what_a_two_phase_commit_has_not_is_refused(bank: Bank) -> None:
         request.definition.mode = types_pb2.MODE_SAGA
         refusal = await refused(operator.RegisterDefinition(request))
         assert "definition.two_phase" in refusal.violations
+
+
+# -- a participant that is away, and back ----------------------------------------------------------
+
+
+async def waits_for_the_breaker(runtime: Runtime, name: str) -> bool:
+    """Whether a call lies in the participant's lane, whose breaker is open."""
+    for each in await runtime.client.participants():
+        if each.name == name and each.breaker.state is amends.BreakerState.OPEN:
+            return each.calls_waiting == 1
+    return False
+
+
+async def retried(runtime: Runtime) -> amends.Saga:
+    """The transfer once it has ended after a retry, or as it is a little later."""
+    with suppress(amends.WrongState):  # it is at it already, or has ended
+        await runtime.client.retry("t-1", **WHO)
+    with suppress(amends.WaitTimeout):
+        return await runtime.client.wait("t-1", timeout_s=0.3)
+    return await runtime.client.get("t-1")
+
+
+async def test_a_retry_does_not_wait_for_the_breaker(bank: Bank, tmp_path: Path) -> None:
+    """East is away when COMMIT is decided, and its breaker is open for an hour.
+
+    It is back, and somebody says so by `retry`: it is asked at once, also if its call lies in the
+    lane and waits for the breaker.
+    """
+    address = f"unix:{tmp_path}/east.sock"
+    hanging = bank.west.hang(PREPARE)
+    participants = {**bank.config.participants, "east": Participant(address=address)}
+    breaker = Breaker(failures_to_open=1, open_s=3600, max_open_s=3600)
+    bank.config = bank.config.model_copy(update={"participants": participants, "breaker": breaker})
+    async with a_runtime(bank) as runtime:
+        async with amends.serve(bank.east.participant(), listen=address, grace_s=0):
+            await runtime.start(deadline_s=3_600)
+            await runtime.until(lambda saga: saga.steps[0].prepared_at_ms > 0)
+            await hanging.begun.wait()
+        hanging.let_go.set()
+        with anyio.fail_after(PATIENCE_S):
+            while not await waits_for_the_breaker(runtime, "east"):
+                await anyio.lowlevel.checkpoint()
+        async with amends.serve(bank.east.participant(), listen=address, grace_s=0):
+            # Each asks at once; the connection itself may notice within a second only.
+            with anyio.fail_after(PATIENCE_S):
+                while not (saga := await retried(runtime)).ended:
+                    assert saga.decision is amends.Decision.COMMIT
+            assert saga.state is amends.SagaState.COMPLETED
+    assert bank.balances == (70, 130)

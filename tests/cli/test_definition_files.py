@@ -200,6 +200,49 @@ def steps(*given: dict[str, Any]) -> dict[str, Any]:
             ],
             id="what a two-phase commit does not have",
         ),
+        *(
+            pytest.param(
+                {"mode": "two_phase_commit", **steps(*({"name": f"s{n}"} for n in range(count)))},
+                [("steps", f"{count} branches; a two-phase commit has at most 64, for all are")],
+                id=f"{count} branches",
+            )
+            for count in (65, 128, 129, 200)
+        ),
+        pytest.param(
+            {
+                "mode": "two_phase_commit",
+                **steps(
+                    {"timeout_s": "x"},
+                    {"name": "b", "kind": "pivot", "uses": ["pay"]},
+                    {"name": "c", "timeout_s": 100_000},
+                ),
+                "deadline_s": 1e9,
+            },
+            [
+                ("steps[0].timeout_s", "must be a number of seconds, not 'x'"),
+                ("steps[1].kind", "pivot has a meaning only in mode SAGA: leave it out"),
+                ("steps[1].uses", "leave `uses` out"),
+                ("steps[2].timeout_s", "is out of range"),
+                ("deadline_s", "is out of range: 0.001 to 315360000 s; leave it out for the def"),
+            ],
+            id="a two-phase commit that is wrong in both ways",
+        ),
+        pytest.param(
+            {
+                "mode": "two_phase_commit",
+                **steps(
+                    *({"name": f"s{n}"} for n in range(64)),
+                    {"kind": "pivot"},
+                    {"name": "z", "timeout_s": 100_000},
+                ),
+            },
+            [
+                ("steps", "66 branches; a two-phase commit has at most 64"),
+                ("steps[64].kind", "pivot has a meaning only in mode SAGA: leave it out"),
+                ("steps[65].timeout_s", "is out of range"),
+            ],
+            id="too many branches, and wrong ones",
+        ),
         pytest.param(
             {"ordered": True, **steps({"timeout_s": 1e9}), "locked_retries": 2},
             [

@@ -8,23 +8,26 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from amends.barrier.prepared_id import GlobalId, VoteLife
 from amends_runtime.cli.app import run
 from tests.cli.conftest import Served, environment
 from tests.cli.test_operating import asked_at_a_terminal
 
+GID = str(GlobalId(VoteLife("s", "t-1", "debit", 1), "i", "AAAAAAAA"))
 PROGRAM = Path(__file__).with_name("branch_program.py")
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 TRANSFER: dict[str, Any] = {
     "name": "transfer",
     "mode": "two_phase_commit",
-    "deadline_s": 60,
-    "locked_retries": 5,
+    "deadline_s": 600,
+    "locked_retries": 100,  # more than there can be before a gate is opened
     "steps": [
         {"name": "debit", "participant": "east", "action": "debit"},
         {"name": "credit", "participant": "west", "action": "credit"},
@@ -194,9 +197,11 @@ def test_who_has_voted_waits_for_who_has_not(
     assert (found["sagas"], found["not_looked_at"]) == (1, 0)
 
     assert run(["decision", "votes-1"]) == 0
-    assert capsys.readouterr().out == (
-        "PENDING: votes are being collected, and the decision will come\n"
-    )
+    told, whose = capsys.readouterr().out.splitlines()
+    assert told == "PENDING in round 1: votes are being collected, and the decision will come"
+    runtime = ask("runtime")
+    assert f"store {runtime['store_id']} " in whose
+    assert "--gid" in whose
     assert run(["get", "votes-1"]) == 0
     assert "none yet: 1 of 2 have voted yes" in capsys.readouterr().out
 
@@ -230,10 +235,15 @@ def test_who_fails_to_commit_is_waited_for(
         assert run([command, "commits-1", "--reason", "x", *yes]) == 4
         [line] = capsys.readouterr().err.splitlines()
         assert "has decided COMMIT" in line
+    runtime = ask("runtime")
     assert ask("decision", "commits-1") == {
         "saga_id": "commits-1",
         "round": 1,
+        "store_id": runtime["store_id"],
+        "incarnation": runtime["incarnation"],
         "decision": "COMMIT",
+        "known": True,
+        "restored": False,
     }
 
     bank.open_gate("commits-1")
@@ -307,9 +317,23 @@ def test_filters_and_limits(bank: Bank, ask: Ask, capsys: pytest.CaptureFixture[
     # West's own branches, and those that wait for its vote.
     assert len(ask("in-doubt", "--participant", "west")["branches"]) == 6
     assert len(ask("in-doubt", "--participant", "east")["branches"]) == 3
-    assert ask("in-doubt", "--participant", "north")["branches"] == []
-    assert ask("in-doubt", "--definition", "order")["branches"] == []
+    # Nothing that was asked for is not nothing; a name that there is not is no answer at all.
+    assert ask("in-doubt", "--definition", "patient")["branches"] == []
     assert ask("in-doubt", "--older-than", "1h")["branches"] == []
+    for few in (["--definition", "patient"], ["--older-than", "1h", "--participant", "east"]):
+        assert run(["in-doubt", *few]) == 0
+        said = "nothing of what you asked for is in doubt; 6 other branches are\n"
+        assert capsys.readouterr().out == said
+    assert run(["in-doubt", "--participant", "east", "--older-than", "1h", "--limit", "1"]) == 0
+    assert "is in doubt; at least 2 other branches are" in capsys.readouterr().out
+    for few, known in (
+        (["--participant", "north"], "no participant 'north'; those that there are: east, west"),
+        (["--definition", "order"], "no definition 'order'; those that there are: patient, transf"),
+    ):
+        assert run(["in-doubt", *few]) == 3
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert known in err
 
     assert run(["in-doubt", "--limit", "1", "-o", "jsonl"]) == 0
     out, err = capsys.readouterr()
@@ -334,6 +358,13 @@ def test_filters_and_limits(bank: Bank, ask: Ask, capsys: pytest.CaptureFixture[
         ("in-doubt --older-than 30", 2, "write a number and its unit, as in 30s"),
         ("in-doubt --limit 0", 2, "--limit"),
         ("decision x --round 0", 2, "--round"),
+        ("decision", 2, "give a saga's id, or a vote's name with --gid"),
+        ("decision x --store-id s --round 1", 2, "give all three"),
+        ("decision x --store-id s --incarnation i", 2, "give all three"),
+        ("decision --store-id s --incarnation i --round 1", 2, "give a saga's id"),
+        ("decision --gid mine", 2, "is no name of a vote"),
+        (f"decision --gid {GID} --round 1", 2, "leave --store-id, --incarnation and --round out"),
+        (f"decision x --gid {GID}", 2, "is a vote of saga t-1, not of x"),
         ("confirm-restore --reason x", 2, "--yes: is missing"),
         ("confirm-restore --yes", 2, "--reason requires an argument"),
     ],
@@ -410,10 +441,58 @@ def test_a_vote_of_no_and_a_further_round(
     assert "prepare debit, attempt 1 of round 2" in told
     assert run(["history", "locked-1"]) == 0
     assert "RoundPlanned" in capsys.readouterr().out
-    assert run(["decision", "never-seen"]) == 0
+
+
+def test_of_a_saga_that_is_not_here_nothing_is_said_without_the_votes_own_identity(
+    bank: Bank, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With it, exactly what the participant is told; an ABORT is one for that vote alone."""
+    runtime = ask("runtime")
+    for output in ("table", "json"):
+        assert run(["decision", "never-seen", "-o", output]) == 3
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "saga never-seen is unknown here" in err
+        assert f"in store {runtime['store_id']}" in err
+        assert "--gid" in err
+        assert "Nobody may act on this" in err
+        assert "ABORT" not in err
+
+    vote = VoteLife(runtime["store_id"], "never-seen", "debit", 3)
+    name = str(GlobalId(vote, runtime["incarnation"], "AAAAAAAA"))
+    expected = {
+        "saga_id": "never-seen",
+        "round": 3,
+        "store_id": runtime["store_id"],
+        "incarnation": runtime["incarnation"],
+        "decision": "ABORT",
+        "known": False,
+        "restored": False,
+    }
+    assert ask("decision", "--gid", name) == expected
+    assert ask("decision", "never-seen", "--gid", name) == expected
+    store, incarnation = ("--store-id", vote.store_id), ("--incarnation", runtime["incarnation"])
+    assert ask("decision", "never-seen", *store, *incarnation, "--round", "3") == expected
+    assert run(["decision", "--gid", name]) == 0
     assert capsys.readouterr().out == (
-        "ABORT: all are to roll back; there is no such saga here, so nothing was decided\n"
+        "ABORT in round 3: all are to roll back; the store that asked for this vote has no such "
+        "saga, so nothing was decided\n"
     )
+
+    # Another store's vote, and another copy's of this one: this runtime must not guess.
+    start("mine-1")
+    assert ask("wait", "mine-1")["decision"] == "COMMIT"
+    for store_id, incarnation_id, why in (
+        (str(uuid.UUID(int=7)), runtime["incarnation"], "this runtime has store"),
+        (runtime["store_id"], str(uuid.UUID(int=8)), "another copy of it"),
+    ):
+        vote = VoteLife(store_id, "mine-1", "debit", 1)
+        name = str(GlobalId(vote, incarnation_id, "AAAAAAAA"))
+        assert run(["decision", "--gid", name]) == 0
+        told = capsys.readouterr().out
+        assert told.startswith("UNKNOWN in round 1: nothing may be said")
+        assert why in told
+        assert ask("decision", "--gid", name)["decision"] == "UNKNOWN"
 
 
 def test_a_definition_that_was_fetched_is_the_same_content(
@@ -431,7 +510,7 @@ def test_a_definition_that_was_fetched_is_the_same_content(
     assert run(["definitions", "diff", str(file)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ordered was false, becomes true",
-        "locked_retries was 5, becomes 1",
+        "locked_retries was 100, becomes 1",
     ]
     assert run(["definitions", "get", "transfer"]) == 0
     shown = capsys.readouterr().out

@@ -12,6 +12,7 @@ from amends_runtime.core.breaker import (
     BreakerPolicy,
     BreakerState,
     admits,
+    due,
     failed,
     sent,
     succeeded,
@@ -91,6 +92,23 @@ def test_a_call_of_another_generation_does_not_count(before: str, event: str) ->
 def test_who_may_pass(breaker: Breaker, now_ms: int, *, may_pass: bool) -> None:
     """Closed: all. Open: nobody until its time, then a probe. Half-open: as many as may probe."""
     assert admits(breaker, POLICY, now_ms) is may_pass
+
+
+def test_a_probe_that_somebody_asks_for_is_due_at_once() -> None:
+    """However long it waits by itself, and its waits begin anew; others are left as they are."""
+    waits = msgspec.structs.replace(OPENED, probe_at_ms=9_000, open_ms=3_000)
+    asked = due(waits, 500)
+    assert admits(asked, POLICY, 500)
+    now_ms, lengths = 500, []
+    for _ in range(3):
+        asked = sent(asked, now_ms)
+        asked = failed(asked, POLICY, asked.generation, now_ms)
+        lengths.append(asked.probe_at_ms - now_ms)
+        now_ms = asked.probe_at_ms
+    assert lengths == [1_000, 2_000, 3_000]
+    for breaker in (NEW, TIRED, PROBING):
+        assert due(breaker, 500) is breaker
+    assert due(OPENED, 2_000).probe_at_ms == OPENED.probe_at_ms, "it is due already"
 
 
 def test_an_outage_from_its_first_failure_to_its_end() -> None:

@@ -127,9 +127,16 @@ REFUSED = {
         ),
         ("steps", "", "65 branches; a two-phase commit has at most 64, for all are told its"),
     ),
+    "too many votes for any definition": (
+        votes(*(step(f"s{n}") for n in range(MAX_STEPS + 1))),
+        ("steps", "", "129 branches; a two-phase commit has at most 64"),
+    ),
     "deadline, negative": (
         definition(step("a"), deadline_ms=-1),
-        ("deadline_ms", "", f"-1 is out of range: 0 (none) to {MAX_DURATION_MS} ms"),
+        (
+            *("deadline_ms", ""),
+            f"-1 is out of range: 1 to {MAX_DURATION_MS} ms; leave it out for the default",
+        ),
     ),
     "deadline, beyond ten years": (
         definition(step("a"), deadline_ms=MAX_DURATION_MS + 1),
@@ -141,7 +148,7 @@ REFUSED = {
     ),
     "no steps": (
         definition(),
-        ("steps", "", "a saga needs at least one step"),
+        ("steps", "", "a definition needs at least one step"),
     ),
     "too many steps": (
         definition(*(step(f"s{n}") for n in range(MAX_STEPS + 1))),

@@ -316,6 +316,47 @@ async def test_a_probe_that_says_nothing_lets_the_next_one_through() -> None:
         assert transport.names()[2] == "next"
 
 
+async def test_a_probe_that_an_operator_asks_for_leaves_at_once() -> None:
+    """He has mended what was broken: what waits need not wait for the breaker's own time."""
+    policy = BreakerPolicy(failures_to_open=1, open_ms=3_600_000, max_open_ms=3_600_000)
+    async with a_lane(policy=policy) as (lane, transport, sagas):
+        lane.probe_now()  # nothing is wrong, and nothing happens
+        lane.submit(a_call("s0"), started_at_ms=0)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(1)
+        for number in (1, 2):
+            lane.submit(a_call(f"s{number}"), started_at_ms=number)
+        assert lane.status().breaker.state is BreakerState.OPEN
+        lane.probe_now()
+        await transport.wait_sent(2)
+        lane.probe_now()  # one is under way
+        transport.answer(transport.sent[1], Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(2)
+        assert lane.status().breaker.state is BreakerState.OPEN
+        assert transport.names() == ["s0", "s1"]
+        lane.probe_now()
+        await transport.wait_sent(3)
+        transport.answer(transport.sent[2], Done())
+        await sagas.wait_told(3)
+        assert transport.names() == ["s0", "s1", "s2"]
+        assert lane.status().breaker.state is BreakerState.CLOSED
+
+
+async def test_a_probe_that_is_asked_for_waits_for_what_comes() -> None:
+    """Where nothing waits the next call is it, also if it comes much later."""
+    policy = BreakerPolicy(failures_to_open=1, open_ms=3_600_000, max_open_ms=3_600_000)
+    async with a_lane(policy=policy) as (lane, transport, sagas):
+        lane.submit(a_call("s0"), started_at_ms=0)
+        await transport.wait_sent(1)
+        transport.answer(transport.sent[0], Unknown("UNAVAILABLE"), healthy=False)
+        await sagas.wait_told(1)
+        lane.probe_now()
+        assert lane.status().breaker.state is BreakerState.OPEN
+        lane.submit(a_call("s1"), started_at_ms=1)
+        await transport.wait_sent(2)
+
+
 async def test_withdrawing_answers_not_sent_only_for_what_never_left() -> None:
     """NotSent means that there is nothing to undo, so it must be true."""
     async with a_lane(limit=1) as (lane, transport, sagas):

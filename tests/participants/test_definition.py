@@ -409,6 +409,11 @@ NO_ORDER = (
             id="a truth value for a number",
         ),
         pytest.param(
+            lambda: two_phase(locked_retries=101),
+            ["locked_retries: 101 is out of range: 0 to 100"],
+            id="more tries than there may be",
+        ),
+        pytest.param(
             lambda: two_phase().pivot("debit", "east", "debit"),
             [NO_KIND],
             id="a kind",

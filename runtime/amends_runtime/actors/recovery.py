@@ -48,6 +48,17 @@ ORDER: Final = (SagaState.COMPENSATING, SagaState.RUNNING, SagaState.STUCK)
 T = TypeVar("T")
 
 
+_HELD_BACK: Final = (
+    "the store was restored: nothing about them is decided and nobody is told anything until an"
+    " operator has looked (amends in-doubt) and confirmed it (amends confirm-restore)"
+)
+_NONE_HELD_BACK: Final = (
+    "the store was restored, and no two-phase commit was under way in the backup; one that it does"
+    " not know of may have been: participants in doubt are answered UNKNOWN until an operator has"
+    " looked what they hold, so amends confirm-restore is still due"
+)
+
+
 class Recovery(msgspec.Struct, frozen=True):
     """How far it is.
 
@@ -128,9 +139,9 @@ class Recovering:
 
     async def _say_what_is_held_back(self, two_phase: Collection[str]) -> None:
         """Those that rest among them, which are not named; see `held_back`."""
-        through_no = self._store.unconfirmed_through_no
-        if not through_no:
+        if not self._store.restored:
             return
+        through_no = self._store.unconfirmed_through_no
         sagas = 0
         for state in ORDER:
             async for page in self._open(state, through_no + 1):
@@ -147,9 +158,7 @@ class Recovering:
             "two_phase_commits_held_back",
             sagas=sagas,
             incarnation=self._store.identity.incarnation,
-            hint="the store was restored: nothing about them is decided and nobody is told"
-            " anything until an operator has looked (amends in-doubt) and confirmed it"
-            " (amends confirm-restore)",
+            hint=_HELD_BACK if sagas else _NONE_HELD_BACK,
         )
 
     async def wait_for_most(self) -> None:

@@ -1,4 +1,4 @@
-"""Why an operator's verb was refused, in words: what the saga does now, and what helps instead."""
+"""What an operator's verb is about: whom it calls, or why it was refused and what helps instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amends_runtime.core.saga import Answer, StepStatus
 from amends_runtime.core.two_phase import is_held
 from amends_runtime.errors import WrongState
 
-__all__ = ["not_abandoned", "not_retried", "stuck_steps", "waits_for"]
+__all__ = ["called_now", "not_abandoned", "not_retried", "stuck_steps", "waits_for"]
 
 
 def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
@@ -37,6 +37,15 @@ def not_retried(view: SagaView, answer: Answer, step: str | None) -> WrongState:
         f" next attempt, and was left alone: {mend}",
         {**metadata, "step": step},
     )
+
+
+def called_now(view: SagaView, step: str | None) -> set[str]:
+    """Whom a saga that is retried calls: the participants of its open attempts, or of one step."""
+    return {
+        call.participant
+        for call, state in zip(view.plan.steps, view.saga.steps, strict=True)
+        if state.open and step in (None, call.name)
+    }
 
 
 def not_abandoned(view: SagaView, answer: Answer) -> WrongState:

@@ -7,6 +7,8 @@ believe:
     another store's question                        UNKNOWN
     one from before a restore that nobody confirmed,
         or from an incarnation that is none of ours UNKNOWN
+    until then, whoever asks: an id that this store
+        does not have, and a saga that is held back UNKNOWN: what the backup lacks may be a COMMIT
     an id that this store has never had             ABORT: what is not recorded was not committed
     a saga that is no two-phase commit              UNSPECIFIED
     a round that this history does not have yet     UNKNOWN
@@ -17,6 +19,10 @@ believe:
 
 A history that cannot be read is an error and no answer. Whoever asks keeps what it holds after
 UNKNOWN, PENDING and every error.
+
+A vote of the incarnation that is here never meets the fourth line: its saga was recorded by this
+incarnation before anybody was asked to vote, so it is known, and is not held back. Who meets it is
+a person who asks about an older vote in this incarnation's name.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from amends_runtime.core.records import CommitDecision
 from amends_runtime.core.saga import Saga
 from amends_runtime.core.two_phase import decision_of
 from amends_runtime.errors import NotFound
-from amends_runtime.ports import Insights, StoreIdentity, Tombstone
+from amends_runtime.ports import Insights, LoadedSaga, StoreIdentity, Tombstone
 
 __all__ = ["Decisions"]
 
@@ -54,11 +60,23 @@ class Decisions:
         except NotFound:
             found = (await self._insights.load([saga_id])).get(saga_id)
             if found is None:
-                return CommitDecision.ABORT
+                # Read after the store: confirmed in between, it is believed by now.
+                is_restored = self._insights.restored
+                return CommitDecision.UNKNOWN if is_restored else CommitDecision.ABORT
             if isinstance(found, Tombstone):
                 return _as_it_was(found, round_)
             view = await self._supervisor.view(saga_id)  # it was started in between
+        if view.saga.round and not view.saga.ended and await self._is_held_back(saga_id):
+            return CommitDecision.UNKNOWN
         return _as_it_is(view.saga, round_)
+
+    async def _is_held_back(self, saga_id: str) -> bool:
+        """Whether a two-phase commit that has not ended is from before an unconfirmed restore."""
+        through_no = self._insights.unconfirmed_through_no
+        if not through_no:
+            return False
+        found = (await self._insights.load([saga_id])).get(saga_id)
+        return isinstance(found, LoadedSaga) and found.saga_no <= through_no
 
 
 def _as_it_is(saga: Saga, round_: int) -> CommitDecision | None:

@@ -14,7 +14,7 @@ from amends.v1 import operator_pb2, operator_pb2_grpc, types_pb2
 from amends_runtime import wire
 from amends_runtime.actors.definitions import Definitions
 from amends_runtime.actors.supervisor import Supervisor
-from amends_runtime.api.by_hand import not_abandoned, not_retried
+from amends_runtime.api.by_hand import called_now, not_abandoned, not_retried
 from amends_runtime.api.differences import differences
 from amends_runtime.api.door import Context, Door, answering, not_available
 from amends_runtime.api.status import ShuttingDown
@@ -229,6 +229,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         )
         if answer is not Answer.RETRIED:
             raise not_retried(view, answer, step)
+        for participant in called_now(view, step):
+            self._lanes.of(participant).probe_now()
         return operator_pb2.RetrySagaResponse(saga=wire.saga_to_proto(view))
 
     @answering

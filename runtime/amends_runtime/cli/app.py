@@ -19,6 +19,7 @@ from cyclopts.exceptions import (
 
 from amends_runtime.cli import (
     completion,
+    deciding,
     definitions,
     dev,
     in_doubt,
@@ -118,7 +119,7 @@ def build_app() -> App:
     app.command(operating.retry, group=of_sagas)
     app.command(operating.abandon, group=of_sagas)
     app.command(in_doubt.in_doubt, group=of_sagas)
-    app.command(in_doubt.decision, group=of_sagas)
+    app.command(deciding.decision, group=of_sagas)
 
     of_definitions = App(
         name="definitions",

@@ -216,24 +216,30 @@ def _refusals_of_rest(
         return []
     wrong = {each.path[:3] if each.path[:1] == ("steps",) else each.path for each in problems}
     of_steps = {path for path in wrong if path[:1] == ("steps",)}
-    mode_is_known = not wrong & {("mode",), ("ordered",)}  # which decides what the graph is
-    graph_is_known = mode_is_known and all(
+    mode_is_known = not wrong & {("mode",), ("steps",)}  # ("steps",): too many for this mode
+    order_is_known = mode_is_known and ("ordered",) not in wrong
+    graph_is_known = order_is_known and all(
         len(path) == 3 and path[2] in FIELDS and path[2] not in IN_GRAPH for path in of_steps
     )
-    definition = amends.Definition.from_dict(
-        {
-            "name": "unnamed",
-            **{
-                key: content[key]
-                for key in (TOP if ("mode",) not in wrong else OF_ANY_MODE)
-                if key in content and (key,) not in wrong
-            },
-            "steps": [
-                _rest_of_step(number, table, wrong, graph_is_known=graph_is_known)
-                for number, table in enumerate(tables)
-            ],
-        }
-    )
+    rest = {
+        "name": "unnamed",
+        **{
+            key: content[key]
+            for key in (TOP if mode_is_known else OF_ANY_MODE)
+            if key in content and (key,) not in wrong
+        },
+        "steps": [
+            _rest_of_step(number, table, wrong, graph_is_known=graph_is_known)
+            for number, table in enumerate(tables)
+        ],
+    }
+    try:
+        definition = amends.Definition.from_dict(rest)
+    except InvalidDefinition as invalid:  # it says what a mode forbids only where all else is right
+        of_mode = [each for each in invalid.details if each.path[:3] not in wrong]
+        if not of_mode:
+            return []
+        return [*of_mode, *_refusals_of_rest(source, [*problems, *of_mode], participants)]
     found = []
     for refusal in _refusals(definition, participants):
         path = refusal.path

@@ -16,51 +16,37 @@ from amends_runtime.cli.record_views import attempt_number
 from amends_runtime.cli.tables import print_line, print_table, short_instant
 from amends_runtime.cli.trace_views import duration
 
-__all__ = ["print_decision", "print_doubts"]
+__all__ = ["print_doubts"]
 
 OLD_MS: Final = 60_000
 """Longer than votes are waited for by default: who still holds something then is held up."""
 
-MEANINGS: Final = {
-    Decision.COMMIT: "all are to commit",
-    Decision.ABORT: "all are to roll back",
-    Decision.PENDING: "votes are being collected, and the decision will come",
-    Decision.UNKNOWN: "this runtime must not guess, and who asks keeps what it holds: its history "
-    "has no such round, or its store was restored and not confirmed (amends runtime)",
-}
 
+def print_doubts(
+    doubts: Doubts,
+    common: Common,
+    *,
+    limit: int,
+    others: Doubts | None = None,
+    restored: bool = False,
+) -> None:
+    """Prints the branches, whom they wait for, and what an operator may do.
 
-def print_doubts(doubts: Doubts, common: Common, *, limit: int) -> None:
-    """Prints the branches, whom they wait for, and what an operator may do."""
+    `others`: what is in doubt of which nothing was asked for, where filters have left nothing.
+    `restored`: from a backup that nobody has confirmed, which does not know of all that may be.
+    """
     if common.output == "jsonl":
         for branch in doubts.branches:
             print_each(document(branch))
     elif common.output == "json":
-        print_document(_document(doubts), common.output)
+        print_document({**_document(doubts), "restored": restored}, common.output)
     else:
-        _print_tables(doubts)
+        _print_tables(doubts, others, restored=restored)
     if doubts.not_looked_at:
         sys.stderr.write(
             f"amends: {doubts.not_looked_at} younger unfinished sagas were not looked at; "
             f"--limit {limit * 10} looks at more\n"
         )
-
-
-def print_decision(
-    saga_id: str, round_: int, decision: Decision, common: Common, *, known: bool
-) -> None:
-    """Prints what a participant is answered that asks for a decision.
-
-    `known`: the runtime has the saga; of one that it never had the answer is ABORT.
-    """
-    if common.output != "table":
-        shown = {"saga_id": saga_id, "round": round_, "decision": str(decision)}
-        print_document(shown, common.output)
-        return
-    meaning = MEANINGS.get(decision, "update amends: this version does not know it")
-    if decision is Decision.ABORT and not known:
-        meaning += "; there is no such saga here, so nothing was decided"
-    print_line(f"{decision}: {meaning}")
 
 
 def _document(doubts: Doubts) -> dict[str, object]:
@@ -85,9 +71,9 @@ def _document(doubts: Doubts) -> dict[str, object]:
     }
 
 
-def _print_tables(doubts: Doubts) -> None:
+def _print_tables(doubts: Doubts, others: Doubts | None, *, restored: bool) -> None:
     if not doubts.branches:
-        print_line("nothing is in doubt")
+        print_line(_nothing(others, restored=restored))
         return
     now_ms = time.time_ns() // 1_000_000
     print_table(
@@ -121,6 +107,17 @@ def _print_tables(doubts: Doubts) -> None:
     )
     sys.stdout.flush()
     _say_what_can_be_done(waited_for, now_ms)
+
+
+def _nothing(others: Doubts | None, *, restored: bool) -> str:
+    """What is said where no branch is shown; that nothing is in doubt only where that is known."""
+    known = "nothing that this backup knows of" if restored else "nothing"
+    if others is None or not others.branches:
+        return f"{known} is in doubt"
+    count = len(others.branches)
+    least = "at least " if others.not_looked_at else ""
+    other = _count(count, "other branch is", "other branches are")
+    return f"{known} of what you asked for is in doubt; {least}{other}"
 
 
 def _row(branch: Branch) -> Sequence[str]:

@@ -114,6 +114,11 @@ class Wanted:
     limit: int
     """The most sagas that are looked at."""
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether some branches that are in doubt are not asked for."""
+        return (self.definition, self.participant, self.before_ms) != (None, None, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubts:

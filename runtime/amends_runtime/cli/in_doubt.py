@@ -1,4 +1,4 @@
-"""`amends in-doubt` and `decision`: two-phase commits that wait, and what is decided about them."""
+"""`amends in-doubt`: who waits for whom in two-phase commits."""
 
 # ruff: noqa: PLC0415  # what is heavy is imported by the command that runs, not by help
 
@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from amends_runtime.cli import candidates
+from amends_runtime.cli.deciding import no_two_phase_commit
 from amends_runtime.cli.exits import Exit, ExitCode
 from amends_runtime.cli.filters import FILTERS, duration_ms
 from amends_runtime.cli.options import COMMON, Common
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import amends
-    from amends_runtime.cli.doubts import Doubts
+    from amends_runtime.cli.doubts import Doubts, Wanted
 
-__all__ = ["decision", "in_doubt"]
-
-SagaId = Annotated[
-    str,
-    Parameter(name="ID", completer=candidates.saga_ids("RUNNING", "COMPENSATING", "STUCK")),
-]
+__all__ = ["in_doubt"]
 
 
 async def in_doubt(
@@ -89,12 +87,41 @@ async def in_doubt(
         definition=definition, participant=participant, before_ms=before_ms, limit=limit
     )
     async with connect(common) as client:
-        if saga_id is None:
-            found = await find_doubts(client, wanted)
-        else:
+        await _check_names(client, wanted)
+        restored = (await client.runtime()).restored
+        others = None
+        if saga_id is not None:
             found = await _of_one(client, saga_id)
-        print_doubts(found, common, limit=limit)
+        else:
+            found = await find_doubts(client, wanted)
+            if wanted.is_narrow and not found.branches:
+                others = await find_doubts(client, Wanted(limit=limit))
+        print_doubts(found, common, limit=limit, others=others, restored=restored)
         await note_held_back(client, common)
+
+
+async def _check_names(client: amends.Client, wanted: Wanted) -> None:
+    """Ends the command if a filter names what there is not: a typo must not look like an end."""
+    if wanted.definition is None and wanted.participant is None:
+        return
+    registered = await client.definitions(all_versions=True)
+    definitions = {each.name for each in registered}
+    if wanted.definition is not None and wanted.definition not in definitions:
+        raise _unknown("definition", wanted.definition, definitions)
+    # One that is not registered any more may be waited for all the same, by a name that some
+    # definition has; and by the name of a step, where a definition cannot be read here.
+    participants = {each.name for each in await client.participants()}
+    for each in registered:
+        if each.definition is None:
+            return
+        participants |= {step.participant for step in each.definition.steps}
+    if wanted.participant is not None and wanted.participant not in participants:
+        raise _unknown("participant", wanted.participant, participants)
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> Exit:
+    those = f"those that there are: {', '.join(sorted(known))}" if known else "there are none"
+    return Exit(ExitCode.NOT_FOUND, f"there is no {what} {name!r}; {those}")
 
 
 async def _of_one(client: amends.Client, saga_id: str) -> Doubts:
@@ -102,64 +129,6 @@ async def _of_one(client: amends.Client, saga_id: str) -> Doubts:
 
     saga = await client.get(saga_id)
     if saga.decision is None:
-        raise _no_two_phase_commit(saga_id)
+        raise no_two_phase_commit(saga_id)
     registered = await client.definition(saga.definition, content_hash=saga.definition_hash)
     return Doubts(branches=tuple(branches_of(saga, registered.definition)))
-
-
-async def decision(
-    saga_id: SagaId,
-    /,
-    *,
-    round: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,  # noqa: A002
-    common: Common = COMMON,
-) -> None:
-    """Show what a participant in doubt is answered when it asks for a decision.
-
-    COMMIT, ABORT, PENDING while votes are collected, or UNKNOWN where this runtime
-    must not guess. Of a saga that it has never seen the answer is ABORT: nothing was
-    decided there. Asked is with the store and incarnation of this runtime, so the
-    answer is not one for what another runtime has prepared.
-
-    For example:
-
-      amends decision transfer-1
-      amends decision transfer-1 --round 2 -o json | jq -r .decision
-
-    Parameters
-    ----------
-    saga_id:
-        The saga's id.
-    round:
-        Which round. Default: the running one.
-    """
-    from amends.errors import NotFound
-    from amends.in_doubt import Decision
-    from amends_runtime.cli.client import connect
-    from amends_runtime.cli.doubt_views import print_decision
-
-    async with connect(common) as client:
-        known = True
-        try:
-            saga = await client.get(saga_id)
-        except NotFound:  # it may have left its decision behind when it was purged
-            known = False
-            running = 1
-        else:
-            running = max(saga.round, 1)
-        asked = running if round is None else round
-        runtime = await client.runtime()
-        found = await client.get_decision(
-            saga_id, asked, store_id=runtime.store_id, incarnation=runtime.incarnation
-        )
-    if found is Decision.NOT_TWO_PHASE:
-        raise _no_two_phase_commit(saga_id)
-    print_decision(saga_id, asked, found, common, known=known)
-
-
-def _no_two_phase_commit(saga_id: str) -> Exit:
-    return Exit(
-        ExitCode.CONFLICT,
-        f"saga {saga_id} is no two-phase commit: its steps take effect at once, and nobody is in "
-        f"doubt; amends get {saga_id} shows where it stands",
-    )

@@ -38,8 +38,9 @@ async def retry(
 
     Each such step is tried under the same key, so that what took effect does not
     take effect twice; or, where its participant had refused for good, in a new
-    round with a key of its own. Its time for retries begins anew. The exit code is
-    4 if no step is stuck or waits.
+    round with a key of its own. Its time for retries begins anew, and its
+    participant's breaker, if it is open, is probed at once. The exit code is 4 if no
+    step is stuck or waits.
 
     For example:
 

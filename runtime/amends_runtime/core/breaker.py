@@ -3,7 +3,7 @@
 How to think about it. Three states:
 
     CLOSED     calls pass. `failures_to_open` failures running open it.
-    OPEN       calls wait in the lane until `probe_at_ms`.
+    OPEN       calls wait in the lane until `probe_at_ms`, or until an operator wants it probed.
     HALF_OPEN  at most `probes` calls are on the wire. One success closes it, one failure opens it
                again for twice as long, up to `max_open_ms`.
 
@@ -26,6 +26,7 @@ __all__ = [
     "BreakerPolicy",
     "BreakerState",
     "admits",
+    "due",
     "failed",
     "sent",
     "succeeded",
@@ -71,6 +72,16 @@ def admits(breaker: Breaker, policy: BreakerPolicy, now_ms: int) -> bool:
     return breaker.probing < policy.probes
 
 
+def due(breaker: Breaker, now_ms: int) -> Breaker:
+    """Somebody says that the endpoint is back: an OPEN breaker is probed now.
+
+    If that comes a moment too early, the waits begin anew with the shortest.
+    """
+    if breaker.state is not BreakerState.OPEN:
+        return breaker
+    return msgspec.structs.replace(breaker, probe_at_ms=min(breaker.probe_at_ms, now_ms), open_ms=0)
+
+
 def sent(breaker: Breaker, now_ms: int) -> Breaker:
     """A call that `admits` let through is on the wire. An OPEN breaker becomes HALF_OPEN by it."""
     if breaker.state is BreakerState.CLOSED:
@@ -105,7 +116,8 @@ def failed(breaker: Breaker, policy: BreakerPolicy, generation: int, now_ms: int
     if breaker.state is BreakerState.CLOSED and failures < policy.failures_to_open:
         return msgspec.structs.replace(breaker, failures=failures)
     reopened = breaker.state is BreakerState.HALF_OPEN
-    open_ms = min(policy.max_open_ms, breaker.open_ms * 2) if reopened else policy.open_ms
+    longer_ms = min(policy.max_open_ms, breaker.open_ms * 2) if reopened else 0
+    open_ms = max(policy.open_ms, longer_ms)
     return Breaker(
         state=BreakerState.OPEN,
         failures=failures,

@@ -259,15 +259,20 @@ def _field_violations(definition: Definition) -> Iterator[Violation]:
     for field in ("deadline_ms", "retention_ms"):
         value = getattr(definition, field)
         if not 0 <= value <= MAX_DURATION_MS:
-            yield Violation(field, "", f"{value} is out of range: 0 (none) to {MAX_DURATION_MS} ms")
+            yield Violation(
+                field,
+                "",
+                f"{value} is out of range: 1 to {MAX_DURATION_MS} ms; leave it out for the default",
+            )
     if not definition.steps:
-        yield Violation("steps", "", "a saga needs at least one step")
+        yield Violation("steps", "", "a definition needs at least one step")
     if len(definition.steps) > MAX_STEPS:
-        yield Violation(
-            "steps",
-            "",
-            f"{len(definition.steps)} steps; at most {MAX_STEPS}: split it into several sagas",
-        )
+        if definition.mode is not Mode.TWO_PHASE_COMMIT:  # else it was said: of branches it is half
+            yield Violation(
+                "steps",
+                "",
+                f"{len(definition.steps)} steps; at most {MAX_STEPS}: split it into several sagas",
+            )
         return
     names = [step.name for step in definition.steps]
     for number, step in enumerate(definition.steps):

@@ -14,7 +14,7 @@ because of that:
 3. While the breaker is open nothing leaves. Its probes are the first in the queue. One that finds
    nobody there is told as such: the lane paces it, and it uses up no retry. One that is answered
    with an error counts as any other attempt, so that a call that always fails does not probe for
-   ever.
+   ever. Who has mended the participant need not wait for the next: `probe_now`.
 4. A poll waits for its time and then queues like a call. It belongs to an attempt that was sent, so
    withdrawing it only brings it forward to the attempt's own deadline.
 5. A participant that is not registered (any more) has a lane without a transport: calls wait there,
@@ -314,6 +314,18 @@ class Lane:
             self._retired.append(old)
         elif old is not None:
             self._tasks.start_soon(old.transport.close, name=f"close {address.name}")
+        self._pump()
+
+    def probe_now(self) -> None:
+        """Somebody says that the participant is back: an open breaker is probed at once.
+
+        By what waits, else by the next call that comes. Where it finds nobody there, the breaker's
+        waits begin anew with the shortest: the connection may notice a moment later.
+        """
+        self._set_breaker(breakers.due(self._breaker, self._elapsed_ms()))
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
         self._pump()
 
     def stop_sending(self) -> None:

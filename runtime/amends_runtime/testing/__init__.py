@@ -22,19 +22,27 @@ It needs no test framework. What it does not test is the wire and your own datab
 participant with `amends.serve` for that.
 """
 
-from amends_runtime.testing.answers import LostReply, NoReply, Slow, Status
-from amends_runtime.testing.crashes import CrashReport, check_every_crash, every_crash
-from amends_runtime.testing.errors import (
-    CrashMatters,
-    InsideEventLoop,
-    InvalidScript,
-    NotEnded,
-    SagaTestError,
-    UnusedScript,
-)
-from amends_runtime.testing.saga_test import SagaTest
-from amends_runtime.testing.saga_under_test import SagaUnderTest
-from amends_runtime.testing.scripts import ScriptedAction, ScriptedParticipant
+try:
+    from amends_runtime.testing.answers import LostReply, NoReply, Slow, Status
+    from amends_runtime.testing.crashes import CrashReport, check_every_crash, every_crash
+    from amends_runtime.testing.errors import (
+        CrashMatters,
+        InsideEventLoop,
+        InvalidScript,
+        NotEnded,
+        SagaTestError,
+        UnusedScript,
+    )
+    from amends_runtime.testing.saga_test import SagaTest
+    from amends_runtime.testing.saga_under_test import SagaUnderTest
+    from amends_runtime.testing.scripts import ScriptedAction, ScriptedParticipant
+except ModuleNotFoundError as missing:
+    # `pip install amends` is the SDK: it brings this package, and not what the runtime needs.
+    raise ModuleNotFoundError(
+        f"amends_runtime.testing needs {missing.name}, which is not installed; run: pip install "
+        "'amends[runtime]'",
+        name=missing.name,
+    ) from missing
 
 __all__ = [
     "CrashMatters",
