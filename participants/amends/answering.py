@@ -18,6 +18,7 @@ import grpc
 
 from amends.admission import Admission
 from amends.barrier import Barrier
+from amends.barrier.absent import NoBarrier
 from amends.barrier.port import completes_votes
 from amends.errors import AmendsError, BarrierError, HandlerFailed, NotCompensatable
 from amends.handler import Handler
@@ -142,14 +143,7 @@ class Answering:
         Raises nothing but its own cancellation, and what ends the process.
         """
         handler = self._handlers.get((call.action, call.verb))
-        # An action without a compensation still has a barrier, which knows whether there is
-        # anything to undo.
-        is_known = (
-            handler is not None
-            or (call.verb is Verb.COMPENSATE and (call.action, Verb.EXECUTE) in self._handlers)
-            or call.action in self._completed
-        )
-        if not is_known:
+        if handler is None and not self._knows_without_handler(call):
             return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, self._unknown(call))
         try:
             outcome = await self._barrier.run(call, handler)
@@ -165,6 +159,20 @@ class Answering:
         elif isinstance(outcome, Heuristic):
             logger.error("%s: decided alone: %s", _ids(call), outcome)
         return outcome
+
+    def _knows_without_handler(self, call: Call) -> bool:
+        """Tell whether the barrier alone may have an answer."""
+        if call.action in self._completed:
+            return True
+        if call.verb is not Verb.COMPENSATE:
+            return False
+        # An action without a compensation still has a barrier, which knows whether there is
+        # anything to undo.
+        if (call.action, Verb.EXECUTE) in self._handlers:
+            return True
+        # A vote that nobody here could give (its action is misspelt, or not there any more) was
+        # none, and its roll back must come to an end: others' locks may wait for that.
+        return call.two_phase and not call.executed and not isinstance(self._barrier, NoBarrier)
 
     def put(self, outcome: Outcome, message: participant_pb2.Outcome) -> NoOutcome | None:
         """Write an outcome into an empty message; what keeps it from being written is returned."""
@@ -190,6 +198,8 @@ class Answering:
                 # the endpoint, so it opens no breaker: one action's fault is not its neighbours'.
                 return NoOutcome(grpc.StatusCode.UNKNOWN, message, error.cause_type or kind)
             case NotCompensatable():
+                if (call.action, Verb.EXECUTE) not in self._handlers:
+                    said = self._unknown(call)
                 logger.error("%s: %s", _ids(call), said)
                 return NoOutcome(grpc.StatusCode.UNIMPLEMENTED, said, kind)
             case BarrierError():

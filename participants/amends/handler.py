@@ -75,6 +75,36 @@ class Handler:
         except BaseException as error:
             raise self._failed(error) from error
 
+    @property
+    def finds_held(self) -> Callable[[Call, Any], Any] | None:
+        """What tells whether something is held for a call's life, where the handler knows that.
+
+        An attribute of its function, which takes the same arguments. It matters to Compensate of a
+        life that the barrier has no row of: what is held is let go of all the same. See
+        `barrier.verdict.has_no_rows`.
+        """
+        return getattr(self.function, "finds_held", None)
+
+    def holds(self, call: Call, transaction: object) -> bool:
+        """Ask a `def` handler's `finds_held`. Raises `HandlerFailed` if it fails."""
+        assert not self.is_async
+        if self.finds_held is None:
+            return False
+        try:
+            return bool(self.finds_held(call, transaction))
+        except Exception as error:
+            raise self._failed(error) from error
+
+    async def holds_async(self, call: Call, transaction: object) -> bool:
+        """Ask an `async def` handler's `finds_held`. Raises `HandlerFailed` if it fails."""
+        assert self.is_async
+        if self.finds_held is None:
+            return False
+        try:
+            return bool(await self.finds_held(call, transaction))
+        except Exception as error:
+            raise self._failed(error) from error
+
     def _invoke(self, call: Call, transaction: object) -> object:
         if self.takes_transaction:
             return self.function(call, transaction)

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from amends.outcomes import Call, Verb
+
 PAGE: Final = 500
 """What is in doubt, in one answer of a source: a list of some hundred kilobytes."""
 
@@ -60,12 +62,44 @@ class InDoubt:
     """The source's own name for it, unique there: a prepared transaction's global id, a hold's
     number. A page begins behind one."""
 
+    def call(self, action: str, decision: Decision) -> Call:
+        """Make the call by which a decision is carried out through the participant's barrier.
+
+        For a source of your own, over handlers of your own::
+
+            call = in_doubt.call("collect", decision)
+            outcome = await bank.barrier.run(call, bank.handlers()[call.action, call.verb])
+
+        It is answered by the same rules as what the runtime sends, whichever comes first. It has no
+        input: `Call.from_resolver` says so to the handler. Raises `ValueError` for a decision that
+        cannot be carried out.
+        """
+        verb = _VERB_OF.get(decision)
+        if verb is None:
+            raise ValueError(f"{decision} is no decision that can be carried out")
+        return Call(
+            verb=verb,
+            action=action,
+            saga_id=self.saga_id,
+            step=self.step,
+            round=self.round,
+            idempotency_key=f"{self.store_id}/{self.saga_id}/{self.step}/{verb}/{self.round}",
+            store_id=self.store_id,
+            incarnation=self.incarnation,
+            executed=True,  # it is in doubt because it was prepared
+            two_phase=True,
+            from_resolver=True,
+        )
+
+
+_VERB_OF: Final = {Decision.COMMIT: Verb.EXECUTE, Decision.ABORT: Verb.COMPENSATE}
+
 
 class InDoubtSource(Protocol):
     """What knows which votes are in doubt, and can carry out the decision."""
 
     async def in_doubt(
-        self, older_than_s: float, *, after: str = "", limit: int = PAGE
+        self, older_than_s: float = 0, *, after: str = "", limit: int = PAGE
     ) -> list[InDoubt]:
         """List what was prepared at least `older_than_s` ago, at most `limit`.
 

@@ -330,10 +330,13 @@ class Participant:
                     yield f"{r.where}: {r.verb} {r.action!r} has no execute{hint}"
             elif r.compensatable and r.action not in compensated:
                 hint = _nearest(r.action, compensated - executed)
-                yield (
-                    f"{r.where}: execute {r.action!r} has no compensate{hint}; write one, or say "
-                    f'@….execute("{r.action}", compensatable=False)'
+                # What is prepared must be able to be rolled back.
+                other = (
+                    f', or say @….execute("{r.action}", compensatable=False)'
+                    if r.action not in prepared
+                    else ""
                 )
+                yield f"{r.where}: execute {r.action!r} has no compensate{hint}; write one{other}"
             elif not r.compensatable and r.action in prepared:
                 yield (
                     f"{r.where}: execute {r.action!r} says compensatable=False, and there is a "

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from amends.barrier.holds import (
@@ -63,12 +64,18 @@ class Reservations:
     """Holds on one quantity of one table; see the module's beginning.
 
     `table` has a row for each account, product, … (for PostgreSQL also ``schema.table``), and is
-    neither a view nor a partition or child of another table; `key` is the column that is unique in
-    it, `quantity` the column with a whole number: smallint, integer or bigint in PostgreSQL. They
-    are names of your code, never of a caller's; however a table is spelled, its holds are the same.
-    Beside the table lies ``amends_reservations``, which the barrier makes when it is opened and it
-    is not there (so a migration may make it, and the participant needs no right to); opening also
-    fails if there is no such table or column.
+    neither a view nor a partition or child of another table, nor one that forgets (TEMP,
+    UNLOGGED); `key` is a column that is unique by itself, a text, a whole number or a uuid;
+    `quantity` the column with a whole number: smallint, integer or bigint in PostgreSQL. They are
+    names of your code, never of a caller's; however a table is spelled, its holds are the same.
+    Opening the barrier fails if anything of this is not so.
+
+    In the table's own schema lie ``amends_reservations`` and ``amends_reservations_pools``, which
+    an opening makes if they are not there (so a migration may make them, and the participant needs
+    no right to). Several participants may reserve from one table, if all name its rows by the same
+    `key`: by two, one row would be held twice, so an opening with another one fails. What is in
+    doubt is each one's own, by its name: who renames a participant gives it the old name as an
+    alias.
 
     In PostgreSQL a vote waits at most `lock_timeout_s` for somebody else's lock on the row, then it
     is refused as ``LOCKED``; 0 does not wait at all. SQLite has one writer: there is nothing to
@@ -100,9 +107,9 @@ class Reservations:
             raise InvalidReservation("lock_timeout_s= is a number of seconds, 0 or more")
         self._names = {"table": table, "key": key, "quantity": quantity}
         self._lock_timeout_s = lock_timeout_s
-        self._participant: Participant | None = None
+        self._participants: list[Participant] = []
         self._holds: Holds | None = None
-        self._handlers: dict[tuple[str, Verb], Handler] = {}
+        self._handlers: dict[tuple[str, str, Verb], Handler] = {}
 
     def __repr__(self) -> str:
         return f"<Reservations of {self._names['table']}.{self._names['quantity']}>"
@@ -179,38 +186,37 @@ class Reservations:
     # -------------------------------------------------------------------------- what is in doubt
 
     async def in_doubt(
-        self, older_than_s: float, *, after: str = "", limit: int = PAGE
+        self, older_than_s: float = 0, *, after: str = "", limit: int = PAGE
     ) -> list[InDoubt]:
-        """List the holds that are at least so old; see `InDoubtSource`."""
+        """List the participant's holds that are at least so old; see `InDoubtSource`."""
         holds, _ = self._bound()
+        names = [name for one in self._participants for name in (one.name, *one.aliases)]
         since_before_ms = now_ms() - round(older_than_s * 1000)
-        return await self._in_transaction(holds.old(since_before_ms, after=after, limit=limit))
+        return await self._in_transaction(
+            holds.old(since_before_ms, of=names, after=after, limit=limit)
+        )
 
     async def resolve(self, in_doubt: InDoubt, decision: Decision) -> bool:
         """Confirm or cancel a hold as the runtime decided; see `InDoubtSource`.
 
         Through the barrier, by the same rules as a call of the runtime's, and with a row: what the
-        runtime sends later is answered from it. Raises `VoteNotSettled` if the rules or a handler
-        of yours say something else than `Done`.
+        runtime sends later is answered from it. When it is settled there is no hold any more.
+        Raises `VoteNotSettled` if the rules or a handler of yours say something else than `Done`.
         """
         verb = _VERB_OF.get(decision)
         if verb is None:
             raise ValueError(f"{decision} decides nothing: what is in doubt stays as it is")
-        holds, participant = self._bound()
-        request = await self._in_transaction(holds.request(in_doubt))
-        if request is None:
+        holds, barrier = self._bound()
+        found = await self._in_transaction(holds.request(in_doubt))
+        if found is None:
             return True  # somebody was quicker
+        participant, request = found
         call = call_of_resolver(request, verb)
-        handler = self._handlers.get((call.action, verb))
-        if handler is None:
-            raise VoteNotSettled(
-                f"saga {call.saga_id} step {call.step} holds by action {call.action!r}, which is "
-                f"registered no more by {self!r}"
-            )
-        outcome = await participant.barrier.run(call, handler)
+        handler = self._handler_of(participant, call)
+        outcome = await barrier.run(call, handler)
         match outcome:
             case Done():
-                return True
+                pass
             case InProgress():
                 return False
             case _:
@@ -218,6 +224,16 @@ class Reservations:
                     f"saga {call.saga_id} step {call.step} was to {decision.lower()}, and answers "
                     f"{type(outcome).__name__}: {outcome}"
                 )
+        if not await self._in_transaction(holds.is_living(call)):
+            return True
+        if verb is Verb.COMPENSATE:
+            # It was rolled back before: what is held all the same, after a repair by hand, goes.
+            return isinstance(await barrier.write(partial(handler.function, call)), Done)
+        raise VoteNotSettled(
+            f"saga {call.saga_id} step {call.step} was confirmed before, and there is a hold of it "
+            "all the same: somebody has put it back. Look whether the amount was moved, and delete "
+            "the hold"
+        )
 
     # ---------------------------------------------------------------------------------- the parts
 
@@ -234,7 +250,8 @@ class Reservations:
         on_try, on_confirm, on_cancel = on
 
         def vote(call: Call) -> tuple[Steps[Hold | None], OnHold | None]:
-            return holds.hold(call, direction, _checked(hold_of(call), hold_of)), on_try
+            wanted = _checked(hold_of(call), hold_of)
+            return holds.hold(call, direction, wanted, participant.name), on_try
 
         def commit(call: Call) -> tuple[Steps[Hold | None], OnHold | None]:
             if not call.two_phase:
@@ -253,8 +270,10 @@ class Reservations:
             (Verb.COMPENSATE, participant.compensate, roll_back),
         ):
             function = _handler(holds, begin, hold_of)
+            if verb is Verb.COMPENSATE:
+                function.finds_held = _finder(holds)  # type: ignore[attr-defined]  # see `Handler`
             register(action)(function)
-            self._handlers[action, verb] = Handler(
+            self._handlers[participant.name, action, verb] = Handler(
                 verb=verb,
                 action=action,
                 function=function,
@@ -268,17 +287,30 @@ class Reservations:
             barrier: Any = participant.barrier
             holds = Holds(dialect_of(barrier), **self._names, lock_timeout_s=self._lock_timeout_s)
             barrier.add_schema(holds.schema)
-            self._participant, self._holds = participant, holds
-        elif self._bound()[1].barrier is not participant.barrier:
+            self._holds = holds
+        elif self._bound()[1] is not participant.barrier:
             raise InvalidReservation(
                 f"{self!r} lies in the database of another participant: make one for each database"
             )
+        if participant not in self._participants:
+            self._participants.append(participant)
         return self._holds
 
-    def _bound(self) -> tuple[Holds, Participant]:
-        if self._holds is None or self._participant is None:
+    def _bound(self) -> tuple[Holds, Any]:
+        if self._holds is None:
             raise InvalidReservation(f"{self!r} has no action yet: call takes() or gives() first")
-        return self._holds, self._participant
+        return self._holds, self._participants[0].barrier
+
+    def _handler_of(self, name: str, call: Call) -> Handler:
+        """Give what settles a hold that a participant of this name has made."""
+        for one in self._participants:
+            handler = self._handlers.get((one.name, call.action, call.verb))
+            if name in (one.name, *one.aliases) and handler is not None:
+                return handler
+        raise VoteNotSettled(
+            f"saga {call.saga_id} step {call.step} holds by action {call.action!r} of participant "
+            f"{name}, which is registered no more by {self!r}"
+        )
 
     def _check_functions(self, action: str, hold_of: HoldOf, on: tuple[OnHold | None, ...]) -> None:
         given: object = hold_of
@@ -303,8 +335,7 @@ class Reservations:
         return self._bound()[0].dialect.is_async
 
     async def _in_transaction(self, steps: Steps[T]) -> T:
-        holds, participant = self._bound()
-        barrier: Any = participant.barrier
+        holds, barrier = self._bound()
 
         async def work_async(connection: Any) -> T:
             return await run_async(steps, holds.dialect, connection)
@@ -355,6 +386,18 @@ def _handler(holds: Holds, begin: Begin, hold_of: HoldOf) -> Callable[[Call, Any
     handler.__signature__ = inspect.signature(handler)
     handler.__wrapped__ = hold_of
     return cast("Callable[[Call, Any], Any]", handler)
+
+
+def _finder(holds: Holds) -> Callable[[Call, Any], Any]:
+    """Make a function that tells whether a call's life has a hold, of the kind of its handler."""
+
+    def find(call: Call, tx: Any) -> bool:
+        return run(holds.is_living(call), holds.dialect, tx)
+
+    async def find_async(call: Call, tx: Any) -> bool:
+        return await run_async(holds.is_living(call), holds.dialect, tx)
+
+    return find_async if holds.dialect.is_async else find
 
 
 def _checked(hold: object, hold_of: HoldOf) -> Hold:

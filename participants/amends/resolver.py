@@ -17,6 +17,8 @@ How to think about it
 5. An error about one saga is that saga's: the others are asked about. Only what would be said to
    every question, or the same trouble many times in a row, makes the runtime one that is away; and
    what failed the last time is asked about last, so that it stands before nobody.
+6. A vote about which the runtime says neither, or whose decision the participant's own rules refuse
+   to carry out, is an *orphan*: a person has to look.
 """
 
 from __future__ import annotations
@@ -85,6 +87,9 @@ AWAY: Final = frozenset(
 
 MAX_TOLD: Final = 20
 """Votes of one kind that a sweep names in the log; the others are counted."""
+
+ORPHANS: Final = "docs/two-phase-commit.md#orphans-settling-by-hand"
+"""What to do about a vote that nobody decides."""
 
 MAX_REMEMBERED: Final = 10_000
 """Orphans that are remembered. Beyond it one may be named, and asked about, more often."""
@@ -376,7 +381,7 @@ class InDoubtResolver:
             self._orphans[_key(odd)] = again_at_s
         while len(self._orphans) > MAX_REMEMBERED:
             del self._orphans[next(iter(self._orphans))]
-        _log(new, "stays prepared, see to it")
+        _log(new, f"an orphan: it stays prepared, see to it ({ORPHANS})")
 
     def _tell_failures(self, failures: Collection[Found], *, keeps: bool) -> None:
         _log([one for one in failures if _key(one) not in self._failing], "tried again")

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import amends
-from amends.in_doubt import PAGE
 from shop import bank_books
 from shop.bank import FEES, Branch, asked_of
 
@@ -85,7 +84,7 @@ class PendingFees:
         self._barrier = barrier
 
     async def in_doubt(
-        self, older_than_s: float, *, after: str = "", limit: int = PAGE
+        self, older_than_s: float = 0, *, after: str = "", limit: int = 500
     ) -> list[amends.InDoubt]:
         """List what is pending and old, oldest first."""
         before_ms = time.time_ns() // 1_000_000 - round(older_than_s * 1000)
@@ -119,27 +118,8 @@ class PendingFees:
 
         So whichever comes second is answered by what the first has done.
         """
-        verb = {
-            amends.Decision.COMMIT: amends.Verb.EXECUTE,
-            amends.Decision.ABORT: amends.Verb.COMPENSATE,
-        }.get(decision)
-        if verb is None:
-            raise ValueError(f"{decision} is no decision that can be carried out")
-        life = f"{in_doubt.store_id}/{in_doubt.saga_id}/{in_doubt.step}"
-        call = amends.Call(
-            verb=verb,
-            action=ACTION,
-            saga_id=in_doubt.saga_id,
-            step=in_doubt.step,
-            round=in_doubt.round,
-            idempotency_key=f"{life}/{verb}/{in_doubt.round}",
-            store_id=in_doubt.store_id,
-            incarnation=in_doubt.incarnation,
-            executed=True,  # it is in doubt because it was prepared
-            two_phase=True,
-            from_resolver=True,
-        )
-        outcome = await self._bank.barrier.run(call, self._bank.handlers()[ACTION, verb])
+        call = in_doubt.call(ACTION, decision)
+        outcome = await self._bank.barrier.run(call, self._bank.handlers()[ACTION, call.verb])
         if isinstance(outcome, amends.Done):
             return True
         if isinstance(outcome, amends.InProgress):

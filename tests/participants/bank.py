@@ -88,13 +88,16 @@ class Bank:
         *,
         journal: bool = False,
         lock_timeout_s: float = 0.1,
+        name: str = "bank",
+        aliases: Sequence[str] = (),
+        table: str = "accounts",
     ) -> None:
         self.barrier = barrier
         self.look = look
         self.driver = "sqlite" if isinstance(barrier, SqliteBarrier) else barrier.driver
-        self.participant = Participant("bank", barrier=barrier)
+        self.participant = Participant(name, barrier=barrier, aliases=aliases)
         self.holds = Reservations(
-            "accounts", key="account", quantity="balance_cents", lock_timeout_s=lock_timeout_s
+            table, key="account", quantity="balance_cents", lock_timeout_s=lock_timeout_s
         )
         on = {name: self.line(name) for name in ("on_try", "on_confirm", "on_cancel")}
         if not journal:

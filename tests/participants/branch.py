@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeAlias
 import asyncpg
 import psycopg
 
-from amends import Call, Participant, PreparedTransactions, Rejected, Verb, serve
+from amends import (
+    Call,
+    Done,
+    InProgress,
+    Participant,
+    PreparedTransactions,
+    Rejected,
+    Verb,
+    serve,
+)
 from amends.outcomes import Outcome
 from amends.v1 import participant_pb2 as pb
 from amends.v1 import types_pb2
@@ -90,11 +99,13 @@ class Branch:
     """How often a handler has begun."""
     before: Callable[[Call, Any], Awaitable[object]] | None = None
     """What an `async def` handler does first, and gives if it is not None."""
+    dsn: str = ""
+    """How it connects, if not as everybody does."""
 
     def __post_init__(self) -> None:
         options: dict[str, Any] = {"schema": SCHEMA, "max_connections": 4, **self.options}
         driver: Literal["asyncpg", "psycopg"] = "asyncpg" if self.kind == "asyncpg" else "psycopg"
-        self.barrier = PreparedTransactions(self.postgres.dsn, driver=driver, **options)
+        self.barrier = PreparedTransactions(self.dsn or self.postgres.dsn, driver=driver, **options)
         self.participant = Participant("bank", barrier=self.barrier)
         handlers: dict[str, Callable[[Call, Any], object]] = {
             "asyncpg": self.debit_asyncpg,
@@ -164,6 +175,15 @@ class Branch:
                 "SELECT saga_id, state FROM amends_votes ORDER BY saga_id, round"
             )
         ]
+
+
+def said(outcome: Outcome) -> str:
+    """Say an outcome in a word or two."""
+    match outcome:
+        case Done() | InProgress():
+            return type(outcome).__name__
+        case _:
+            return f"{type(outcome).__name__} {outcome.reason}"
 
 
 def _account(call: Call) -> str:

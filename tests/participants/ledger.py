@@ -14,7 +14,7 @@ from tests.participants.asking import Asker, asking
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS ledger (saga_id TEXT, entry TEXT, amount INTEGER)"
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """How long a call waits for its turn; short where a test has somebody in its way."""
 
 LIMIT = 100

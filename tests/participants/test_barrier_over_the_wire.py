@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from amends import Broken, Call, InProgress, InvalidOutcome, Rejected, Verb
+from amends.v1 import participant_pb2 as pb
 from amends.v1 import types_pb2
 from tests.participants.asking import call_message, json_payload
 from tests.participants.every_barrier import every_ledger
@@ -334,6 +335,41 @@ async def test_an_action_without_a_compensation_still_has_a_barrier(ledger: Ledg
     assert "compensatable=False" in details
     assert ledger.entries() == [("ship", 5)]
     assert ledger.rows() == [("execute", "done")]
+
+
+def two_phase(verb: Verb, action: str, *, saga_id: str, executed: bool = False) -> pb.Call:
+    """Make a call of a two-phase commit."""
+    call = call_message(verb, action=action, saga_id=saga_id, executed=executed)
+    call.mode = types_pb2.MODE_TWO_PHASE_COMMIT
+    return call
+
+
+async def test_a_vote_that_nobody_could_give_is_rolled_back(ledger: Ledger) -> None:
+    """Its action is misspelt: nothing is held, a late vote is fenced, and the transfer ends."""
+    async with ledger.served() as asker:
+        code, _ = await asker.status(two_phase(PREPARE, "chrage", saga_id="t-1"))
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+        undo = two_phase(COMPENSATE, "chrage", saga_id="t-1")
+        assert [await asker.say(undo) for _ in range(2)] == ["done", "done"]
+        assert await asker.say(two_phase(PREPARE, "charge", saga_id="t-1")) == "rejected fenced"
+    assert ledger.ran == []
+
+
+async def test_what_was_done_by_an_action_that_is_gone_is_not_rolled_back(ledger: Ledger) -> None:
+    """Something is held, by the rows or by what the runtime knows: who undid it is missing."""
+    no_compensate = "participant payments has no compensate for action 'chrage'"
+    async with ledger.served() as asker:
+        assert await asker.say(two_phase(PREPARE, "charge", saga_id="t-1")) == "done"
+        undone = [
+            two_phase(COMPENSATE, "chrage", saga_id="t-1"),
+            two_phase(COMPENSATE, "chrage", saga_id="t-2", executed=True),
+            call_message(COMPENSATE, action="chrage", saga_id="order-2"),
+        ]
+        for undo in undone:
+            code, details = await asker.status(undo)
+            assert code is grpc.StatusCode.UNIMPLEMENTED
+            assert no_compensate in details
+        assert await asker.say(two_phase(COMPENSATE, "charge", saga_id="t-1")) == "done"
 
 
 def json_payload_compact(value: object) -> types_pb2.Payload:

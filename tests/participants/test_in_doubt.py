@@ -26,11 +26,12 @@ from amends import (
     SqliteBarrier,
     Transaction,
     Unavailable,
+    Verb,
     VoteNotSettled,
     serve,
 )
 from amends.in_doubt import PAGE
-from amends.resolver import MAX_SILENCES
+from amends.resolver import MAX_SILENCES, ORPHANS
 from amends.v1 import saga_pb2, types_pb2
 from tests.participants.asking import asking
 from tests.participants.bank import (
@@ -112,6 +113,33 @@ async def swept(bank: Bank, runtime: ScriptedRuntime, **details: Any) -> InDoubt
     async with resolver_of(bank, runtime, **details) as resolver:
         await resolver.sweep()
     return resolver
+
+
+# -------------------------------------------------------------------- a source of one's own
+
+
+@pytest.mark.parametrize(
+    ("decision", "verb"), [(Decision.COMMIT, EXECUTE), (Decision.ABORT, COMPENSATE)]
+)
+def test_a_decision_becomes_the_call_of_its_verb(decision: Decision, verb: Verb) -> None:
+    """Under the runtime's own key, so that whoever comes second is answered by the first."""
+    vote = InDoubt("store", "first", "t-1", "debit", 2, 0, "a seat", "1")
+    call = vote.call("reserve", decision)
+    assert (call.action, call.verb) == ("reserve", verb)
+    assert call.idempotency_key == f"store/t-1/debit/{verb}/2"
+    assert (call.store_id, call.incarnation, call.saga_id) == ("store", "first", "t-1")
+    assert (call.step, call.round) == ("debit", 2)
+    assert call.two_phase
+    assert call.executed
+    assert call.from_resolver
+
+
+@pytest.mark.parametrize("decision", [one for one in Decision if not one.is_final])
+def test_what_is_not_decided_becomes_no_call(decision: Decision) -> None:
+    """Nobody guesses."""
+    vote = InDoubt("store", "first", "t-1", "debit", 2, 0, "a seat", "1")
+    with pytest.raises(ValueError, match="no decision that can be carried out"):
+        vote.call("reserve", decision)
 
 
 # ------------------------------------------------------------------------------ the question
@@ -280,8 +308,9 @@ async def test_what_is_not_decided_stays_prepared(
         assert resolver.statistics.pending == (decision is Decision.PENDING)
         assert resolver.statistics.orphans == (decision is not Decision.PENDING)
         assert len(runtime.requests(saga_pb2.GetDecisionRequest)) == 3
-        named = [record for record in caplog.messages if "stays prepared" in record]
+        named = [record for record in caplog.messages if "an orphan: it stays prepared" in record]
         assert len(named) == (decision is not Decision.PENDING)
+        assert all(ORPHANS in record for record in named)
         waits = [record for record in caplog.messages if "not made yet" in record]
         assert bool(waits) == (decision is Decision.PENDING)
         (vote,) = await bank.holds.in_doubt(0)
@@ -737,7 +766,7 @@ async def test_a_client_that_is_gone_is_unavailable() -> None:
         """A source with one vote."""
 
         async def in_doubt(
-            self, older_than_s: float, *, after: str = "", limit: int = PAGE
+            self, older_than_s: float = 0, *, after: str = "", limit: int = PAGE
         ) -> list[InDoubt]:
             return [vote]
 

@@ -162,5 +162,10 @@ async def test_without_a_barrier_nothing_undoes_an_action_without_compensation()
     participant.execute("ship", compensatable=False)(ship)
     async with serve(participant) as server, asking(server.address) as asker:
         code, details = await asker.status(call_message(Verb.COMPENSATE, action="ship"))
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "compensatable=False" in details
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+        assert "compensatable=False" in details
+        misspelt = call_message(Verb.COMPENSATE, action="shpi")
+        misspelt.mode = types_pb2.MODE_TWO_PHASE_COMMIT
+        code, details = await asker.status(misspelt)
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+        assert "it has: execute ship" in details

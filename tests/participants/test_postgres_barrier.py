@@ -26,17 +26,23 @@ from amends import (
     InvalidParticipant,
     Participant,
     PostgresBarrier,
+    PreparedTransactions,
     Rejected,
     TransactionMisused,
     Verb,
 )
 from amends.barrier import postgres_rows
 from amends.barrier.postgres import Driver, name_of
-from shop.postgres import PostgresServer
 from tests.participants.asking import call_message, call_of
 from tests.participants.gate import Gate
 from tests.participants.postgres_ledger import KINDS, Kind, PostgresLedger
-from tests.postgres import Postgres, opened_database
+from tests.participants.standbys import (
+    cut_off,
+    server_of_ones_own,
+    set_standbys,
+    waits_for_standbys,
+)
+from tests.postgres import Postgres
 
 EXECUTE = Verb.EXECUTE
 DRIVERS: list[Driver] = ["asyncpg", "psycopg"]
@@ -246,7 +252,7 @@ async def test_a_refused_commit_keeps_nothing_and_quotes_nothing(ledger: Postgre
         ledger.database.execute("INSERT INTO ledger (saga_id) VALUES ('order-1')")
         code, details = await asker.status(call_message(EXECUTE))
         assert code is grpc.StatusCode.UNAVAILABLE
-        assert "PostgreSQL refused COMMIT, and nothing was kept: UniqueViolation" in details
+        assert "PostgreSQL refused COMMIT, which changed nothing: UniqueViolation" in details
         assert "order-1" not in details
         ledger.database.execute("DELETE FROM ledger")
         assert await asker.say(call_message(EXECUTE, attempt=2)) == "done"
@@ -431,26 +437,6 @@ async def test_a_write_waits_for_a_connection_as_long_as_a_call(postgres: Postgr
 # ------------------------------------------------------------------------- what standbys have
 
 
-async def set_standbys(database: Postgres, names: str) -> None:
-    """Say which standbys a commit waits for."""
-    set_names = f"ALTER SYSTEM SET synchronous_standby_names = '{names}'"
-    database.connection.execute(set_names.encode())
-    database.execute("SELECT pg_reload_conf()")
-    show = "SHOW synchronous_standby_names"
-    while database.execute(show) != [(names,)]:  # noqa: ASYNC110  # the server sets no event
-        await asyncio.sleep(0.01)
-
-
-async def waits_for_standbys(database: Postgres, call: asyncio.Future[Any]) -> bool:
-    """Wait until a COMMIT waits for its standbys; False if the call is over before."""
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    while not call.done():
-        if database.execute(waiting):
-            return True
-        await asyncio.sleep(0.01)
-    return False
-
-
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_no_standby_has_is_not_answered(kind: Kind) -> None:
     """A row that is seen may be lost in a failover: who answers from it waits for the standbys."""
@@ -458,20 +444,14 @@ async def test_what_no_standby_has_is_not_answered(kind: Kind) -> None:
         "replayed": (EXECUTE, EXECUTE, "done"),
         "fenced": (Verb.COMPENSATE, EXECUTE, "rejected fenced"),
     }
-    with PostgresServer() as server, opened_database(server) as database:
-        database.execute("SET synchronous_commit = local")
+    async with server_of_ones_own() as database:
         ledger = PostgresLedger(database, kind)
         async with ledger.served() as asker:
             for saga_id, (first, then, answer) in asked.items():
                 await set_standbys(database, "nobody")
                 call = asyncio.ensure_future(asker.status(call_message(first, saga_id=saga_id)))
-                assert await waits_for_standbys(database, call)
-                # As a crash of the primary does: the row is there, and on no standby.
-                database.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE wait_event = 'SyncRep'"
-                )
-                assert (await call)[0] is grpc.StatusCode.UNAVAILABLE
+                await cut_off(database, call)
+                assert call.result()[0] is grpc.StatusCode.UNAVAILABLE
                 states = database.execute(
                     "SELECT 1 FROM amends_barrier WHERE saga_id = %s", saga_id
                 )
@@ -674,11 +654,64 @@ async def test_why_nobody_answers_is_told(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgres//bank:hunter2@127.0.0.1/books",
+        "mysql://bank:hunter2@127.0.0.1/books",
+        "postgresql://bank:hunter2@127.0.0.1:99999999/books",
+        "postgresql://bank:hunter2@127.0.0.1:books/books",
+        "postgresql://bank:hunter2@127.0.0.1:1/books?sslmode=perhaps",
+    ],
+)
+async def test_who_cannot_be_read_is_told_what_to_write(driver: Driver, dsn: str) -> None:
+    """Whatever is wrong with a DSN, and whatever the driver makes of it."""
+    with pytest.raises(BarrierError) as caught:
+        await PostgresBarrier(dsn, driver=driver).open()
+    assert "Write postgresql://user:password@host:5432/database" in str(caught.value)
+    assert not any("hunter" in said for said in causes(caught.value))
+
+
+async def test_asyncpg_is_told_that_it_knows_no_other_form() -> None:
+    """What psycopg would read."""
+    with pytest.raises(BarrierError, match=r"cannot be read\. Write postgresql://"):
+        await PostgresBarrier("host=127.0.0.1 password=hunter2 dbname=books").open()
+
+
+@pytest.mark.parametrize("make", [PostgresBarrier, PreparedTransactions])
+@pytest.mark.parametrize("dsn", ["", "  "])
+def test_an_empty_dsn_is_refused(
+    make: type[PostgresBarrier | PreparedTransactions], dsn: str
+) -> None:
+    """A variable that is not set would lead to whatever server is there by default."""
+    with pytest.raises(ValueError, match="is the variable set"):
+        make(dsn)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_a_server_without_tls_is_told(postgres: Postgres, driver: Driver) -> None:
+    """In the same words with each driver."""
+    barrier = PostgresBarrier(f"{postgres.dsn}?sslmode=require", driver=driver)
+    with pytest.raises(BarrierError, match=r"the server refused TLS\. Switch it on there"):
+        await barrier.open()
+
+
+async def test_a_connection_function_s_own_errors_are_not_the_dsn_s() -> None:
+    """There is none."""
+
+    async def connect() -> None:
+        raise ValueError("hunter2")
+
+    with pytest.raises(BarrierError, match=r"ValueError$"):
+        await PostgresBarrier(connect).open()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_schema_that_fails_and_a_foreign_table_are_told(
     postgres: Postgres, driver: Driver
 ) -> None:
     """The author's SQL error comes with the database's name; nothing is half made."""
-    with pytest.raises(BarrierError, match="syntax error"):
+    with pytest.raises(BarrierError, match=r"a statement of your `schema`: .*syntax error"):
         await PostgresBarrier(postgres.dsn, driver=driver, schema="CREATE TABEL x (y)").open()
     assert postgres.execute("SELECT to_regclass('amends_barrier')") == [(None,)]
     postgres.execute("CREATE TABLE amends_barrier (something text)")

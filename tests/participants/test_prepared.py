@@ -14,7 +14,6 @@ from psycopg import sql
 
 from amends import (
     BarrierError,
-    Broken,
     Call,
     Decision,
     Done,
@@ -28,7 +27,6 @@ from amends import (
 )
 from amends.barrier.prepared_votes import Bounds
 from amends.errors import CommitUnknown, VoteNotSettled
-from amends.outcomes import Outcome
 from tests.participants.branch import (
     INCARNATION,
     KINDS,
@@ -38,6 +36,7 @@ from tests.participants.branch import (
     Kind,
     call_of,
     message,
+    said,
 )
 from tests.participants.cutting import relay
 from tests.postgres import Postgres
@@ -46,15 +45,6 @@ P, E, C = Verb.PREPARE, Verb.EXECUTE, Verb.COMPENSATE
 
 drivers = pytest.mark.parametrize("kind", KINDS)
 async_drivers = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
-
-
-def said(outcome: Outcome) -> str:
-    """Say an outcome in a word or two."""
-    match outcome:
-        case Done() | InProgress():
-            return type(outcome).__name__
-        case _:
-            return f"{type(outcome).__name__} {outcome.reason}"
 
 
 def finish(postgres: Postgres, word: LiteralString, gid: str) -> None:
@@ -151,25 +141,30 @@ async def test_a_vote_that_was_committed_by_hand_is_told(postgres: Postgres) -> 
     assert branch.cents == 95
 
 
-async def test_an_execute_of_a_saga_is_told_what_it_needs(postgres: Postgres) -> None:
-    """There is no effect without a vote: the definition's mode is wrong. It can be undone."""
+@pytest.mark.parametrize("verb", [P, E])
+async def test_a_call_of_a_saga_is_refused(postgres: Postgres, verb: Verb) -> None:
+    """There is no effect without a vote: its definition's mode is wrong."""
     branch = Branch(postgres)
     async with branch.barrier:
-        outcome = await branch.ask(E, two_phase=False)
-        assert isinstance(outcome, Broken)
+        outcome = await branch.ask(verb, two_phase=False)
+        assert isinstance(outcome, Rejected)
         assert outcome.reason == "two_phase_only"
         assert "TWO_PHASE_COMMIT" in outcome.message
         assert said(await branch.ask(C, two_phase=False)) == "Done"
+        assert branch.ran == 0
 
 
 async def test_an_action_that_nobody_prepares_is_unknown(postgres: Postgres) -> None:
-    """UNIMPLEMENTED for each verb, as everywhere."""
+    """UNIMPLEMENTED for each verb; but what was no vote is rolled back, and fenced."""
     branch = Branch(postgres)
     async with branch.served() as asker:
         for verb in Verb:
-            code, details = await asker.status(message(verb, action="credit"))
+            call = message(verb, action="credit", executed=verb is C)
+            code, details = await asker.status(call)
             assert code is grpc.StatusCode.UNIMPLEMENTED
             assert details.endswith("it has: prepare debit")
+        assert await asker.say(message(C, action="credit")) == "done"
+        assert await asker.say(message(P)) == "rejected fenced"
 
 
 @pytest.mark.parametrize("is_finished", [False, True])

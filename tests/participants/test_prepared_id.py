@@ -41,6 +41,14 @@ def test_two_votes_never_have_one_name(one: GlobalId, other: GlobalId) -> None:
     assert str(one).startswith(other.life.prefix) == (one.life == other.life)
 
 
+def test_a_round_s_names_do_not_begin_as_those_of_its_tenth() -> None:
+    """Who looks for what is prepared of the first finds nothing of the tenth."""
+    first, tenth = (VoteLife("store", "saga", "step", number) for number in (1, 10))
+    name = str(GlobalId(tenth, "incarnation", "AAAAAAAA"))
+    assert name.startswith(tenth.prefix)
+    assert not name.startswith(first.prefix)
+
+
 @given(st.text() | st.text().map(lambda rest: PREFIX + rest))
 def test_other_peoples_names_are_not_ours(text: str) -> None:
     """Whatever is listed beside ours is left alone; what is read as ours is written like that."""

@@ -164,6 +164,16 @@ def test_contradictions_are_refused(payments: Participant) -> None:
     assert "says compensatable=False, and there is a compensate for it" in problem
 
 
+def test_what_is_prepared_needs_a_compensation_and_no_word_that_there_is_none(
+    payments: Participant,
+) -> None:
+    """The word would be refused next."""
+    payments.prepare("charge")(do)
+    payments.execute("charge")(do)
+    (problem,) = refused(payments)
+    assert problem == f"{line_of(do)}: execute 'charge' has no compensate; write one"
+
+
 @pytest.mark.parametrize("has_compensate", [False, True])
 def test_what_is_prepared_must_be_able_to_be_rolled_back(
     payments: Participant, *, has_compensate: bool

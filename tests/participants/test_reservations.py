@@ -401,20 +401,6 @@ async def test_a_quantity_that_is_no_whole_number_fails_the_vote(
     assert bank.held() == []
 
 
-async def test_a_key_that_is_not_unique_fails_the_vote(tmp_path: Path) -> None:
-    """Which of two rows would be held nobody could say."""
-    schema = (
-        "CREATE TABLE IF NOT EXISTS accounts (account TEXT, balance_cents INTEGER);"
-        "INSERT INTO accounts VALUES ('a', 5), ('a', 6)"
-    )
-    path = tmp_path / "bank.db"
-    barrier = SqliteBarrier(path, schema=schema)
-    bank = Bank(barrier, look_at(path))
-    async with barrier:
-        with pytest.raises(Exception, match="unique"):
-            await bank.say(PREPARE)
-
-
 async def test_an_authors_row_factory_changes_nothing(tmp_path: Path) -> None:
     """Rows as dictionaries, texts as bytes: the author's taste."""
     path = tmp_path / "bank.db"

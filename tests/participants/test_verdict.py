@@ -14,6 +14,8 @@ from amends.barrier.verdict import (
     Settlement,
     Verdict,
     Write,
+    has_no_rows,
+    held_rows,
     judge,
     question_of,
     request_hash,
@@ -228,7 +230,24 @@ def test_a_rollback_after_a_yes_vote_runs() -> None:
     assert say(judge(ask(COMPENSATE, two_phase=True), {})) == (
         "Done prepare=fenced execute=fenced compensate=done"
     )
-    assert say(judge(asked, {})) == "Broken barrier_lost"
+    assert say(judge(asked, {})) == "Broken vote_lost"
+
+
+def test_what_is_held_stands_for_the_row_of_its_vote() -> None:
+    """A reservation whose rows are gone is let go of; a life that has rows is judged by these."""
+    for executed in (True, False):
+        asked = ask(COMPENSATE, executed=executed, two_phase=True)
+        assert has_no_rows(asked, {})
+        assert not has_no_rows(asked, {EXECUTE: FENCED})
+        assert say(judge(asked, held_rows())) == "run"
+        settled = settle(asked, held_rows(), Done())
+        assert settled.keeps_effect
+        assert [(write.verb, write.state) for write in settled.writes] == [
+            (EXECUTE, RowState.FENCED),
+            (COMPENSATE, RowState.DONE),
+        ]
+    for verb in (PREPARE, EXECUTE):
+        assert not has_no_rows(ask(verb, two_phase=True), {})
 
 
 def test_a_rollback_of_what_was_committed_is_reported() -> None:
@@ -310,6 +329,9 @@ def test_the_request_hash_covers_what_the_effect_may_depend_on() -> None:
     """Action, verb, input, results, own result: each makes another request."""
     call = call_of(COMPENSATE, results={"reserve": 1}, own_result={"id": 1})
     payload = Payload(b"x", "text/plain")
+    said, changed = call.results["reserve"], Payload(b"other", "application/json")
+    assert call.own_result is not None
+    assert said.content_type == call.own_result.content_type == changed.content_type
     others = [
         dataclasses.replace(call, action="other"),
         dataclasses.replace(call, verb=EXECUTE),
@@ -317,9 +339,13 @@ def test_the_request_hash_covers_what_the_effect_may_depend_on() -> None:
         dataclasses.replace(call, content_type="text/plain"),
         dataclasses.replace(call, results={}),
         dataclasses.replace(call, results={"reserve": payload}),
-        dataclasses.replace(call, results={"other": call.results["reserve"]}),
+        dataclasses.replace(call, results={"reserve": changed}),
+        dataclasses.replace(call, results={"reserve": Payload(said.data, "text/plain")}),
+        dataclasses.replace(call, results={"other": said}),
         dataclasses.replace(call, own_result=None),
         dataclasses.replace(call, own_result=payload),
+        dataclasses.replace(call, own_result=changed),
+        dataclasses.replace(call, own_result=Payload(call.own_result.data, "text/plain")),
     ]
     assert len({request_hash(other) for other in [call, *others]}) == len(others) + 1
 

@@ -4,8 +4,8 @@ How to think about it
 ---------------------
 
 The author has a table with a row for each account, product, …, and in it a whole number: the
-*quantity*. Beside it lies ``amends_reservations``, with a row for each vote that has not been told
-yet: a *hold* on one such row, that takes from its quantity or gives to it.
+*quantity*. Beside it, in the same schema, lies ``amends_reservations``, with a row for each vote
+that has not been told yet: a *hold* on one such row, that takes from its quantity or gives to it.
 
 1. Try writes the hold and touches nothing else. It is refused if the quantity, less all that is
    held to be taken already, is not enough. What is held to be given counts for nobody before it is
@@ -13,8 +13,11 @@ yet: a *hold* on one such row, that takes from its quantity or gives to it.
 2. Confirm moves the quantity and deletes the hold, in one transaction. Cancel deletes the hold.
 3. Who looks at the holds of a row has the row: in PostgreSQL it is locked before its holds are
    summed, and SQLite has one writer. So two votes never count on the same amount.
+   Nor by another way to the same row: who shares a table shares its holds, and all know its rows
+   by the same key. An opening that comes with another one fails.
 4. What can be seen at the time of the vote that would fail at Confirm is refused then: a row that
    is not there, a sum that its column cannot hold.
+5. A hold is the participant's that has voted. Nobody else's resolver settles it.
 
 Everything is written once, as generators: they give statements and are given rows. `run` takes one
 through a SQLite transaction, `run_async` through a connection to PostgreSQL.
@@ -27,7 +30,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -41,6 +44,9 @@ from amends.wire import essentials_of
 T = TypeVar("T")
 
 SQL: Final = load_statements("reservations.sql")
+
+FIND_HOLDS: Final = load_statements("postgres.sql")["find-holds"]
+"""For PostgreSQL, where each schema may have a table of holds."""
 
 MAX_AMOUNT: Final = 2**63 - 1
 """What fits into the widest whole number that both databases have."""
@@ -157,6 +163,8 @@ class Dialect:
     """Runs a statement; its rows, for SQLite, or what has to be awaited for them."""
     key_value: Callable[[str | int], str | int]
     """What the driver is given to be compared with a key column."""
+    escape: Callable[[str], str] = str
+    """Writes a name, as the database gives it, so that the driver finds no mark in it."""
 
     @property
     def is_async(self) -> bool:
@@ -175,6 +183,23 @@ class Standing:
     """The largest quantity that the column can hold."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the holds of a table lie."""
+
+    pool: str
+    """The table and the quantity, by the database's own names: the same however they are spelled.
+    """
+    names: Mapping[str, str]
+    """What is written for the names in statements."""
+    sql: Mapping[str, str]
+    """The statements, by name."""
+
+    def ask(self, statement: str, *values: object) -> Ask:
+        """Make a statement that is waited for."""
+        return Ask(self.sql[statement], values)
+
+
 class Holds:
     """The holds on one quantity of one table."""
 
@@ -190,51 +215,90 @@ class Holds:
         self.subject = f"{table}.{quantity}"
         """What it is about, as the author names it; for people."""
         self._lock_timeout_ms = round(lock_timeout_s * 1000)
-        names = {
-            "table": ".".join(dialect.quote.format(part) for part in table.split(".")),
+        self._table_name = table
+        self._quantity_name = quantity
+        self._columns = {
             "key": dialect.quote.format(key),
             "quantity": dialect.quote.format(quantity),
         }
-        self._table_name = table
-        facts = {"table_name": table, "quantity_name": quantity, "folded": self.subject.lower()}
-        # However a table is spelled, its holds lie under one name: the database's own.
-        pool = SQL[f"pool-{dialect.name}"].format_map(names | facts)
-        self._sql = {
-            name: dialect.marks(text.format_map(names | {"lock": "{lock}", "pool": pool}))
-            for name, text in SQL.items()
-            if not name.startswith(("create-", "check-", "pool-"))
+        written = ".".join(dialect.quote.format(part) for part in table.split("."))
+        facts = {
+            "table": written,
+            "table_name": table,
+            "key_name": key,
+            "quantity_name": quantity,
+            "pool": self.subject.lower(),  # names of SQLite have no case
         }
-        self.schema = "\n".join(
-            (
-                SQL[f"create-table-{dialect.name}"],
-                SQL[f"check-table-{dialect.name}"].format_map(names | facts),
+        self._find_table = SQL["find-table"].format_map(facts)
+        self._place: Place | None = None
+        if not dialect.is_async:
+            self._place = self._place_of(self.subject.lower(), written, "")
+        self.schema = SQL[f"open-{dialect.name}"].format_map(self._columns | facts)
+        """SQL that makes the table of holds and fails if the author's table cannot be reserved
+        from; to be run after the author's own."""
+
+    def _place_of(self, pool: str, table: str, schema: str) -> Place:
+        escape = self.dialect.escape
+        names = {"table": escape(table), "place": escape(schema), **self._columns}
+        # The marks first: a name of the database's own may have letters like them.
+        sql = {
+            name: self.dialect.marks(text).format_map(names)
+            for name, text in SQL.items()
+            if not name.startswith(("open-", "find-", "list-", "read-row-"))
+        }
+        row = self.dialect.marks(SQL[f"read-row-{self.dialect.name}"])
+        lock = "FOR NO KEY UPDATE" if self._lock_timeout_ms else "FOR NO KEY UPDATE NOWAIT"
+        sql["lock-row"] = row.format_map(names | {"lock": lock})
+        sql["read-row"] = row.format_map(names | {"lock": ""})
+        return Place(pool, names, sql)
+
+    def _placed(self, *, is_ours: bool = True) -> Steps[Place]:
+        """Give where the holds lie: in PostgreSQL, where this connection's search path leads.
+
+        With `is_ours` it is the barrier's connection, and what is found stays so: the tables that
+        were made at the opening.
+        """
+        if self._place is not None:
+            return self._place
+        rows = yield Ask(self._find_table)
+        if not rows:
+            raise InvalidReservation(
+                f"{self._table_name} is not there (any more), as this connection's search path has "
+                "it: name it with its schema"
             )
+        schema, table = rows[0]
+        place = self._place_of(
+            f"{schema}.{table}.{self._quantity_name}", f"{schema}.{table}", f"{schema}."
         )
-        """SQL that makes the table of holds and fails if the author's table is not as it was said;
-        to be run after the author's own."""
+        if is_ours:
+            self._place = place
+        return place
 
     # --------------------------------------------------------------------------- the three verbs
 
-    def hold(self, call: Call, direction: Direction, wanted: Hold) -> Steps[Hold]:
-        """Make a vote's hold; give it as it is held. Raises `Rejected` if it cannot be."""
-        yield from self._wait_little()
+    def hold(self, call: Call, direction: Direction, wanted: Hold, participant: str) -> Steps[Hold]:
+        """Make a participant's hold; give it as it is held. Raises `Rejected` if it cannot be."""
+        place = yield from self._placed()
+        yield from self._wait_little(place)
         try:
-            row = yield from self._standing(wanted.key)
+            row = yield from self._standing(place, wanted.key)
         except Exception as error:
             if _names_no_row(error):
                 raise _unknown_key() from error
             raise
         if row is None:
             raise _unknown_key()
-        held = yield from self._held(row.key, direction)
+        held = yield from self._held(place, row.key, direction)
         if direction is Direction.TAKES and row.quantity - held < wanted.amount:
             raise Rejected("insufficient", f"less is available in {self._table_name}")
         if direction is Direction.GIVES and row.quantity + held + wanted.amount > row.widest:
             raise Rejected("too_much", f"{self.subject} cannot hold as much")
-        yield self._ask(
+        yield place.ask(
             "write-hold",
             *_life(call),
+            participant,
             call.action,
+            place.pool,
             json.dumps(row.key),
             direction.value,
             wanted.amount,
@@ -248,10 +312,11 @@ class Holds:
         """Do what a vote has promised, and end its hold; give the hold that was.
 
         Raises `Broken` if there is none, which only somebody's hand can have caused, and
-        `InvalidReservation` if the author's row cannot be changed as was promised.
+        `InvalidReservation` if the author's row cannot be changed as was promised, or is not.
         """
-        yield from self._wait_little()
-        found = yield from self._of(call)
+        place = yield from self._placed()
+        yield from self._wait_little(place)
+        found = yield from self._of(place, call)
         if found is None:
             raise Broken(
                 "hold_lost",
@@ -259,7 +324,7 @@ class Holds:
                 "amends_reservations: it was deleted by hand, or the database was restored",
             )
         direction, hold = found
-        row = yield from self._standing(hold.key)
+        row = yield from self._standing(place, hold.key)
         if row is None:
             raise InvalidReservation(
                 f"the row of {self._table_name} that saga {call.saga_id} step {call.step} holds "
@@ -273,18 +338,33 @@ class Holds:
                 f"{call.step}, and cannot hold what was promised any more: lower it, and the next "
                 "attempt confirms the hold"
             )
-        yield self._ask("move-quantity", moved, self.dialect.key_value(row.key))
-        yield self._ask("delete-hold", *_life(call))
+        asked = self.dialect.key_value(row.key)
+        yield place.ask("move-quantity", moved, asked)
+        now = yield place.ask("read-quantity", asked)
+        if [tuple(one) for one in now] != [(row.quantity + moved,)]:
+            raise InvalidReservation(
+                f"{self.subject} was to be moved by the amount that saga {call.saga_id} step "
+                f"{call.step} holds, and was not: a trigger, rule or policy of {self._table_name} "
+                "has prevented or changed it. Nothing was kept; mend that (if it was a rule, start "
+                "the participant anew), and the next attempt confirms the hold"
+            )
+        yield place.ask("delete-hold", *_life(call))
         return hold
 
     def cancel(self, call: Call) -> Steps[Hold | None]:
         """End a vote's hold, and give it; None if there is none, which is as good."""
-        yield from self._wait_little()
-        found = yield from self._of(call)
+        place = yield from self._placed()
+        yield from self._wait_little(place)
+        found = yield from self._of(place, call)
         if found is None:
             return None
-        yield self._ask("delete-hold", *_life(call))
+        yield place.ask("delete-hold", *_life(call))
         return found[1]
+
+    def is_living(self, call: Call) -> Steps[bool]:
+        """Tell whether there is a hold of the call's life."""
+        place = yield from self._placed()
+        return bool((yield place.ask("read-hold", *_life(call))))
 
     # ----------------------------------------------------------------------------------- looking
 
@@ -297,20 +377,28 @@ class Holds:
             check_key(key)
         except Rejected:
             return None  # what is no key names no row
-        row = yield from self._standing(key, lock=lock)
+        place = yield from self._placed(is_ours=False)
+        row = yield from self._standing(place, key, lock=lock)
         if row is None:
             return None
         if not lock:
             # Nothing keeps the row from being changed since, so both are read anew, at one moment.
             asked = self.dialect.key_value(row.key)
-            rows = yield self._ask("read-free", json.dumps(row.key), Direction.TAKES.value, asked)
+            rows = yield place.ask(
+                "read-free", place.pool, json.dumps(row.key), Direction.TAKES.value, asked
+            )
             return int(rows[0][0]) if rows else None
-        held = yield from self._held(row.key, Direction.TAKES)
+        held = yield from self._held(place, row.key, Direction.TAKES)
         return row.quantity - held
 
-    def old(self, since_before_ms: int, *, after: str, limit: int) -> Steps[list[InDoubt]]:
-        """List votes that were given by then and are not told."""
-        rows = yield self._ask("list-old", since_before_ms, int(after or 0), limit)
+    def old(
+        self, since_before_ms: int, *, of: Collection[str], after: str, limit: int
+    ) -> Steps[list[InDoubt]]:
+        """List votes that participants of these names have given by then, and that are not told."""
+        place = yield from self._placed()
+        text = SQL["list-old"].replace("{names}", ", ".join("?" * len(of)))
+        values = place.pool, since_before_ms, int(after or 0), *of, limit
+        rows = yield Ask(self.dialect.marks(text).format_map(place.names), values)
         return [
             InDoubt(
                 store_id=store_id,
@@ -327,24 +415,26 @@ class Holds:
             )
         ]
 
-    def request(self, vote: InDoubt) -> Steps[bytes | None]:
-        """Give what was asked in a vote (see `wire.essentials_of`); None if it has been told."""
+    def request(self, vote: InDoubt) -> Steps[tuple[str, bytes] | None]:
+        """Give who gave a vote, and what it was asked (see `wire.essentials_of`).
+
+        None if it has been told.
+        """
+        place = yield from self._placed()
         life = vote.store_id, vote.saga_id, vote.step, vote.round
-        rows = yield self._ask("read-request", *life)
-        return bytes(rows[0][0]) if rows else None
+        rows = yield place.ask("read-request", *life)
+        return (rows[0][0], bytes(rows[0][1])) if rows else None
 
     # ------------------------------------------------------------------------------------- parts
 
-    def _wait_little(self) -> Steps[None]:
+    def _wait_little(self, place: Place) -> Steps[None]:
         if self.dialect.is_async and self._lock_timeout_ms:
-            yield self._ask("set-lock-timeout", f"{self._lock_timeout_ms}ms")
+            yield place.ask("set-lock-timeout", f"{self._lock_timeout_ms}ms")
 
-    def _standing(self, key: str | int, *, lock: bool = True) -> Steps[Standing | None]:
-        how = "FOR NO KEY UPDATE" if lock else ""
-        if lock and not self._lock_timeout_ms:
-            how += " NOWAIT"
-        statement = self._sql[f"read-row-{self.dialect.name}"].format(lock=how)
-        rows = yield Ask(statement, (self.dialect.key_value(key),))
+    def _standing(
+        self, place: Place, key: str | int, *, lock: bool = True
+    ) -> Steps[Standing | None]:
+        rows = yield place.ask("lock-row" if lock else "read-row", self.dialect.key_value(key))
         if not rows:
             return None
         if len(rows) > 1:
@@ -368,25 +458,36 @@ class Holds:
             raise InvalidReservation(f"{self.subject} is NULL in a row: make the column NOT NULL")
         return Standing(_key(found), quantity, widest)
 
-    def _held(self, key: str | int, direction: Direction) -> Steps[int]:
-        rows = yield self._ask("sum-held", json.dumps(key), direction.value)
+    def _held(self, place: Place, key: str | int, direction: Direction) -> Steps[int]:
+        rows = yield place.ask("sum-held", place.pool, json.dumps(key), direction.value)
         return int(rows[0][0])
 
-    def _of(self, call: Call) -> Steps[tuple[Direction, Hold] | None]:
-        rows = yield self._ask("read-hold", *_life(call))
+    def _of(self, place: Place, call: Call) -> Steps[tuple[Direction, Hold] | None]:
+        rows = yield place.ask("read-hold", *_life(call))
+        if not rows:
+            rows = yield from self._elsewhere(call)
         if not rows:
             return None
-        pool, own, key, direction, amount = rows[0]
-        if pool != own:
+        pool, key, direction, amount = rows[0]
+        if pool != place.pool:
             raise InvalidReservation(
                 f"the vote of saga {call.saga_id} step {call.step} holds {pool}, and action "
-                f"{call.action!r} now reserves {own}: serve it with what it reserved before until "
-                "all of its votes are told"
+                f"{call.action!r} now reserves {place.pool}: serve it with what it reserved before "
+                "until all of its votes are told"
             )
         return Direction(direction), Hold(json.loads(key), amount)
 
-    def _ask(self, statement: str, *values: object) -> Ask:
-        return Ask(self._sql[statement], values)
+    def _elsewhere(self, call: Call) -> Steps[Sequence[Row]]:
+        """Look for a hold beside other tables, in PostgreSQL: it is not lost, but misplaced."""
+        if not self.dialect.is_async:
+            return ()
+        for (table,) in (yield Ask(FIND_HOLDS)):
+            names = {"place": self.dialect.escape(table.removesuffix("amends_reservations"))}
+            statement = self.dialect.marks(SQL["read-hold"]).format_map(names)
+            rows = yield Ask(statement, _life(call))
+            if rows:
+                return rows
+        return ()
 
 
 def now_ms() -> int:
@@ -519,5 +620,10 @@ ASYNCPG: Final = Dialect("postgres", '"{}"', _numbered, _fetch_asyncpg, lambda k
 # psycopg sends a text without a type, so that it is taken for whatever the column has; a number it
 # sends as a number, which PostgreSQL does not compare with a text.
 PSYCOPG: Final = Dialect(
-    "postgres", '"{}"', lambda text: text.replace("?", "%s"), _fetch_psycopg, str
+    "postgres",
+    '"{}"',
+    lambda text: text.replace("?", "%s"),
+    _fetch_psycopg,
+    str,
+    escape=lambda name: name.replace("%", "%%"),
 )

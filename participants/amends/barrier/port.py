@@ -26,8 +26,9 @@ class Barrier(Protocol):
     async def run(self, call: Call, handler: Handler | None) -> Outcome:
         """Answer one call, running `handler` if the rules say so.
 
-        `handler` is ``None`` for the compensation of an action that has none; then
-        `NotCompensatable` is raised if there is something to undo. An outcome that is returned is
+        `handler` is ``None`` for the compensation of an action that has none, and for the roll back
+        of a vote on an action that the participant does not have; then `NotCompensatable` is raised
+        if there is something to undo. An outcome that is returned is
         durable. Raises `HandlerFailed` or `BarrierError` if the outcome is unknown. May be
         cancelled at any time: what is not committed by then is rolled back or, if it no longer can
         be, committed whole.

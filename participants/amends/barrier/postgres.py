@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -34,6 +35,8 @@ from amends.barrier.verdict import (
     Question,
     Replay,
     Rows,
+    has_no_rows,
+    held_rows,
     judge,
     question_of,
     settle,
@@ -287,6 +290,8 @@ class PostgresBarrier:
             return InProgress(POLL_AFTER_S), False
         rows = await tables.read(session, life)
         question = question_of(call)
+        if has_no_rows(question, rows) and await _holds(session, call, handler):
+            rows = held_rows()
         match judge(question, rows):
             case Replay(reply=reply):
                 outcome = _stored(reply)
@@ -383,7 +388,7 @@ class PostgresBarrier:
         pool = Pool(self._connect.sessions, max_connections=self._max_connections, name=self._name)
         try:
             async with pool.lent() as session:
-                tables = await open_tables(session, ";\n".join(filter(None, self._schemas)))
+                tables = await open_tables(session, self._schemas[0], self._schemas[1:])
                 if not await postgres_rows.is_durable(session):
                     logger.warning(
                         "%s has fsync = off: a power cut loses acknowledged calls", self._name
@@ -419,6 +424,11 @@ class Connecting:
     ) -> None:
         self.sessions: Sessions
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        if isinstance(database, str) and not database.strip():
+            raise ValueError(
+                "the DSN is empty: is the variable set that it comes from? Write "
+                "postgresql://user:password@host:5432/database"
+            )
         match driver:
             case "asyncpg":
                 self.sessions = AsyncpgSessions(database)
@@ -460,6 +470,15 @@ async def _let_go(session: Session) -> None:
     """Roll back; a connection that cannot even do that is lost, and the server rolls back."""
     with contextlib.suppress(BarrierError):
         await session.roll_back()
+
+
+async def _holds(session: Session, call: Call, handler: Handler | None) -> bool:
+    """Ask a handler that knows it whether something is held for a call's life."""
+    if handler is None or handler.finds_held is None:
+        return False
+    if not handler.is_async:
+        return bool(await session.in_own_way(partial(handler.holds, call)))
+    return bool(await session.in_own_way(partial(handler.holds_async, call)))
 
 
 async def _has_ended(session: Session) -> bool:

@@ -18,9 +18,24 @@ SELECT pg_catalog.current_schema()
 -- Whether the server syncs what it commits.
 SELECT pg_catalog.current_setting('fsync') = 'on'
 
+-- name: current-role
+-- By which name rights are granted to us.
+SELECT current_user::text
+
 -- name: has-tables
--- Whether both are there: then we need no right to make them.
-SELECT pg_catalog.to_regclass($1::text) IS NOT NULL AND pg_catalog.to_regclass($2::text) IS NOT NULL
+-- Whether all are there: then we need no right to make them.
+SELECT pg_catalog.bool_and(pg_catalog.to_regclass(name) IS NOT NULL)
+FROM pg_catalog.unnest($1::text[]) AS name
+
+-- name: may-create
+-- By which name rights are granted to us, and whether we may make tables in a schema.
+SELECT current_user::text, pg_catalog.has_schema_privilege($1::text, 'CREATE')
+
+-- name: may-use
+-- Whether we may do with tables what calls do; a purge deletes, too, which may be another role's.
+SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(name, privilege))
+FROM pg_catalog.unnest($1::text[]) AS name,
+    pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: create-table
 -- One row for each verb of a step's life. `seq` grows with time, so that a purge by age reads only
@@ -125,9 +140,26 @@ SELECT pg_catalog.set_config('synchronous_commit', CASE
     pg_catalog.set_config('statement_timeout', '0', true),
     pg_catalog.pg_logical_emit_message(true, 'amends', '')
 
+-- name: find-holds
+-- The tables of reservations in this database that we may read, as names to be written: each lies
+-- beside an author's table.
+SELECT pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(t.relname)
+FROM pg_catalog.pg_class AS t JOIN pg_catalog.pg_namespace AS s ON s.oid = t.relnamespace
+WHERE t.relname = 'amends_reservations' AND t.relkind = 'r' AND t.relpersistence = 'p'
+    AND pg_catalog.has_schema_privilege(s.oid, 'USAGE')
+    AND pg_catalog.has_table_privilege(t.oid, 'SELECT')
+
+-- name: is-not-held
+-- One condition of purge-page for each of them: a vote is not forgotten before it is told.
+AND NOT EXISTS (
+    SELECT FROM {holds} AS h WHERE h.store_id = b.store_id AND h.saga_id = b.saga_id
+        AND h.step = b.step AND h.round = b.round
+)
+
 -- name: purge-page
 -- Deletes among a page of the oldest rows behind a position those that are old enough and whose
 -- sagas have ended; gives how many, how long the page was, how many of it were old, and its end.
+-- {is_not_held} are conditions.
 WITH page AS (
     SELECT seq, store_id, written_at_ms FROM {schema}.amends_barrier
     WHERE seq > $1::bigint ORDER BY seq LIMIT $2::bigint
@@ -136,6 +168,7 @@ WITH page AS (
     USING page AS p, {schema}.amends_barrier_stores AS s
     WHERE b.seq = p.seq AND p.written_at_ms < $3::bigint
         AND s.store_id = p.store_id AND p.written_at_ms < s.oldest_open_at_ms - $4::bigint
+        {is_not_held}
     RETURNING b.seq
 )
 SELECT (SELECT count(*) FROM gone),

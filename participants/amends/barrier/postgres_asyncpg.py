@@ -25,8 +25,10 @@ from amends.barrier.postgres_port import (
     answered_within,
     literal,
     missing,
+    named,
     rolled_back,
     translated,
+    unasked,
     unreachable,
 )
 from amends.barrier.postgres_sockets import end_in_silence
@@ -95,15 +97,21 @@ class AsyncpgSession:
         transaction, self._transaction = self._transaction, None
         assert transaction is not None
         with self._asked(COMMIT_TIMEOUT_S, commits="COMMIT"):
-            await transaction.commit()
+            await unasked(self, transaction.commit())
 
     async def prepare(self, global_id: str) -> None:
         with self._asked(COMMIT_TIMEOUT_S, commits="PREPARE TRANSACTION"):
-            said = await self.connection.execute(f"PREPARE TRANSACTION {literal(global_id)}")
+            said = await unasked(
+                self, self.connection.execute(f"PREPARE TRANSACTION {literal(global_id)}")
+            )
         # asyncpg does not know that its transaction has ended; this tells it, and changes nothing.
         await self.roll_back()
         if said != "PREPARE TRANSACTION":
             raise rolled_back("PREPARE TRANSACTION")
+
+    async def finish(self, command: str) -> None:
+        with self._asked(COMMIT_TIMEOUT_S, commits=named(command)):
+            await unasked(self, self.connection.execute(command))
 
     async def roll_back(self) -> None:
         transaction, self._transaction = self._transaction, None
@@ -167,8 +175,8 @@ class AsyncpgSessions:
         )
         try:
             return AsyncpgSession(await self._connect(driver), errors)
-        except (ValueError, *errors) as error:
-            failed = unreachable(error)
+        except (ValueError, OverflowError, *errors) as error:
+            failed = unreachable(error, by_dsn=not callable(self._dsn_or_connect))
         raise failed  # here, where it has no cause: that may quote the DSN
 
     async def _connect(self, driver: Any) -> Any:

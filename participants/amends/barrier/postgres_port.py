@@ -9,16 +9,19 @@ A `Session` is one connection with at most one transaction; `Sessions` makes the
 2. A statement that the server refused raises `StatementFailed`, with its SQLSTATE; the session can
    be used again after `roll_back`. A connection that has failed raises `ConnectionLost`, and the
    session cannot be used again.
-3. A COMMIT (or PREPARE TRANSACTION) that was sent and not answered raises `CommitUnknown`. One that
-   the server refused raises `StatementFailed`: then nothing was kept. One that the server answered
-   with ROLLBACK, because a statement before it had failed, raises `StatementFailed`, too.
+3. A COMMIT (or PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED) that was sent and not
+   answered raises `CommitUnknown`. One that the server refused raises `StatementFailed`: then it
+   has changed nothing. One that the server answered with ROLLBACK, because a statement before it
+   had failed, raises `StatementFailed`, too.
 4. Nobody waits for a server that is gone. Each statement has a time for its answer (`within_s`):
    little for what costs the server nothing, more for what ends a transaction, none for an author's
    own. When it is over the connection is discarded under whoever waits, which is rule 2 or 3.
 5. A method that is cancelled leaves its session in a state that only `roll_back` or `discard`
    mends; the pool sees to that (`Pool.give_back`). So whoever holds a session gives it back however
-   its work ends. Don't cancel `commit` and `prepare`: a cancel request may end the server's wait
-   for its standbys, and it then says yes without them; `Pool.uncancelled` shields them.
+   its work ends.
+6. Nobody asks the server to stop what rule 3 is about: it would only end its wait for its standbys,
+   and all would see what no standby has. `Pool.uncancelled` shields it; and what is cancelled all
+   the same, as at the event loop's end, drops the connection without a word (`unasked`).
 """
 
 from __future__ import annotations
@@ -26,15 +29,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+import types
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from amends.errors import BarrierError, CommitUnknown
 from amends.handler import Handler
 from amends.outcomes import Call, Outcome
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 APPLICATION_NAME: Final = "amends"
 """What ``pg_stat_activity`` shows of our connections, unless the DSN says another."""
@@ -59,6 +65,7 @@ SERIALIZATION_FAILURE: Final = "40001"
 HELD_UP: Final = frozenset({LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, SERIALIZATION_FAILURE})
 """SQLSTATEs that say: somebody else was in the way, and nothing is wrong with the statement."""
 
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 IN_FAILED_TRANSACTION: Final = "25P02"
 READ_ONLY_TRANSACTION: Final = "25006"
 UNDEFINED_COLUMN: Final = "42703"
@@ -75,13 +82,38 @@ KNOWN_WORDS: Final = (
     "does not exist",
     "Connection refused",
     "Name or service not known",
+    "failed to resolve host",
     "certificate verify failed",
     "server does not support SSL",
+    "rejected SSL upgrade",
+    "invalid port number",
+    "invalid integer value",
+    "invalid sslmode value",
+    "No such file or directory",
     "server closed the connection unexpectedly",
     "the connection is closed",
     "timeout expired",
 )
 """What drivers say of errors for which they have no SQLSTATE; the first that is found is told."""
+
+
+WRITE_A_DSN: Final = (
+    "the DSN, or a setting in it, cannot be read. Write "
+    "postgresql://user:password@host:5432/database, with %40 for an @ in a name or password, %2F "
+    "for a /, and so on"
+)
+
+ADVICE: Final = {
+    "invalid port number": WRITE_A_DSN,
+    "invalid integer value": WRITE_A_DSN,
+    "invalid sslmode value": WRITE_A_DSN,
+    **dict.fromkeys(
+        ("server does not support SSL", "rejected SSL upgrade"),
+        "the server refused TLS. Switch it on there (ssl = on in postgresql.conf); where the "
+        "network is yours alone, sslmode=disable in the DSN does without",
+    ),
+}
+"""What to do about some of them."""
 
 
 class StatementFailed(BarrierError):
@@ -170,6 +202,10 @@ class Session(Protocol):
         """End the transaction with PREPARE TRANSACTION. Raises as `commit` does."""
         ...
 
+    async def finish(self, command: str) -> None:
+        """Send COMMIT PREPARED or ROLLBACK PREPARED, in no transaction. Raises as `commit` does."""
+        ...
+
     async def roll_back(self) -> None:
         """Leave no transaction open, whatever has been begun or sent. Raises `ConnectionLost`."""
         ...
@@ -219,6 +255,11 @@ def literal(text: str) -> str:
 def identifier(name: str) -> str:
     """Write a name as SQL, whatever letters it has."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def named(command: str) -> str:
+    """Give what a COMMIT PREPARED or ROLLBACK PREPARED is called in messages: its two words."""
+    return " ".join(command.split()[:2])
 
 
 def sqlstate_of(error: BaseException | None) -> str:
@@ -272,6 +313,30 @@ def answered_within(session: Session, within_s: float | None) -> Iterator[None]:
         timer.cancel()
 
 
+@types.coroutine
+def unasked(session: Session, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await what ends a transaction; whoever is cancelled meanwhile drops the connection.
+
+    The driver is not told of that: it would ask the server to stop, by a connection of its own.
+    """
+    try:
+        awaited = work.send(None)
+        while True:
+            try:
+                given = yield awaited
+            except Exception as error:  # noqa: BLE001  # what was awaited has failed: passed on
+                awaited = work.throw(error)
+            except BaseException:
+                session.discard()
+                work.close()
+                raise
+            else:
+                awaited = work.send(given)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
 @contextmanager
 def translated(
     session: Session,
@@ -304,12 +369,12 @@ def translated(
         if commits:
             # Without its words: a deferred constraint or trigger may quote what a handler wrote.
             raise StatementFailed(
-                f"PostgreSQL refused {commits}, and nothing was kept: {type(error).__name__} "
+                f"PostgreSQL refused {commits}, which changed nothing: {type(error).__name__} "
                 f"{sqlstate}",
                 sqlstate,
             ) from error
         raise StatementFailed(
-            f"PostgreSQL refused a statement: {said_in(error)}", sqlstate
+            f"PostgreSQL refused a statement: {said_in(error)}{_right_missing(sqlstate)}", sqlstate
         ) from error
 
 
@@ -327,6 +392,12 @@ def said_in(error: BaseException) -> str:
     return ": ".join((kind, *_known_words(error)))
 
 
+def _right_missing(sqlstate: str) -> str:
+    if sqlstate != INSUFFICIENT_PRIVILEGE:
+        return ""
+    return ". Its role needs SELECT, INSERT, UPDATE and DELETE on our tables: GRANT them"
+
+
 def _known_words(error: BaseException) -> list[str]:
     text = str(error)
     known = [words for words in KNOWN_WORDS if words in text]
@@ -335,14 +406,19 @@ def _known_words(error: BaseException) -> list[str]:
     return known[:1]
 
 
-def unreachable(error: BaseException) -> BarrierError:
+def unreachable(error: BaseException, *, by_dsn: bool) -> BarrierError:
     """Say that no connection could be opened; to be raised where the driver's error is no cause.
 
     Nor are the server's words told: it quotes user and database, and of a DSN that was read in
-    another way than it was meant these may be pieces of its password.
+    another way than it was meant these may be pieces of its password. `by_dsn`: not by a function
+    of the author's, so that what is wrong with a value is the DSN's.
     """
-    said = ": ".join((type(error).__name__, *_known_words(error)))
-    return BarrierError(f"PostgreSQL cannot be reached: {said}")
+    known = _known_words(error)
+    said = ": ".join((type(error).__name__, *known))
+    advice = [ADVICE[words] for words in known if words in ADVICE]
+    if by_dsn and isinstance(error, ValueError | OverflowError):
+        advice = [WRITE_A_DSN]
+    return BarrierError("; ".join((f"PostgreSQL cannot be reached: {said}", *advice)))
 
 
 def rolled_back(command: str) -> StatementFailed:

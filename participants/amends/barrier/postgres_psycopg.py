@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from types import NoneType
@@ -31,8 +32,10 @@ from amends.barrier.postgres_port import (
     give_up_after,
     literal,
     missing,
+    named,
     rolled_back,
     translated,
+    unasked,
     unreachable,
 )
 from amends.barrier.postgres_sockets import LIBPQ_OPTIONS, hang_up
@@ -111,6 +114,9 @@ class AsyncPsycopgSession:
     async def prepare(self, global_id: str) -> None:
         await self._end(f"PREPARE TRANSACTION {literal(global_id)}", "PREPARE TRANSACTION")
 
+    async def finish(self, command: str) -> None:
+        await self._command(command, COMMIT_TIMEOUT_S, commits=named(command))
+
     async def roll_back(self) -> None:
         with self._asked(ends=True):
             if self._effect is not None:
@@ -157,7 +163,8 @@ class AsyncPsycopgSession:
     ) -> str | None:
         with self._asked(within_s, commits=commits):
             # Its own text is no template: without values psycopg leaves % alone.
-            cursor = await self.connection.execute(command)
+            executing = self.connection.execute(command)
+            cursor = await (unasked(self, executing) if commits else executing)
             return cursor.statusmessage
 
     @contextlib.contextmanager
@@ -244,6 +251,10 @@ class PsycopgSession:
     async def prepare(self, global_id: str) -> None:
         command = f"PREPARE TRANSACTION {literal(global_id)}"
         await self._in_thread(COMMIT_TIMEOUT_S, self._end, command, "PREPARE TRANSACTION")
+
+    async def finish(self, command: str) -> None:
+        work = functools.partial(self._command, commits=named(command))
+        await self._in_thread(COMMIT_TIMEOUT_S, work, command)
 
     async def roll_back(self) -> None:
         await self._in_thread(ANSWER_WITHIN_S, self._roll_back)
@@ -381,7 +392,7 @@ class PsycopgSessions:
                 raise
             return PsycopgSession(connection, driver, threads)
         except (ValueError, OSError, TimeoutError, driver.Error) as error:
-            failed = unreachable(error)
+            failed = unreachable(error, by_dsn=not callable(self._dsn_or_connect))
         raise failed  # here, where it has no cause: that may quote the DSN
 
     async def _connect_async(self, driver: Any) -> Any:
@@ -408,7 +419,12 @@ class PsycopgSessions:
 
 def _options(driver: Any, dsn: str) -> dict[str, Any]:
     """Give the settings of our connections; what a DSN says of its network stays."""
-    named = driver.conninfo.conninfo_to_dict(dsn)
+    try:
+        named = driver.conninfo.conninfo_to_dict(dsn)
+    except driver.ProgrammingError:
+        named = None
+    if named is None:
+        raise ValueError("it is no DSN")  # here, where it has no cause: that may quote the DSN
     return {name: value for name, value in LIBPQ_OPTIONS.items() if name not in named} | {
         "autocommit": True,
         "connect_timeout": int(CONNECT_TIMEOUT_S),

@@ -18,9 +18,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
+from amends.barrier.postgres_opening import find_place, make_tables, run_schema
 from amends.barrier.postgres_port import (
     UNDEFINED_COLUMN,
     Session,
@@ -126,13 +127,21 @@ class Tables:
         )
 
     async def purge(self, session: Session, older_than_ms: int) -> int:
-        """Delete old rows of sagas that have ended; give how many. No transaction may be open."""
+        """Delete old rows of sagas that have ended and whose lives hold no reservation.
+
+        Gives how many. No transaction may be open.
+        """
+        is_not_held = "\n".join(
+            self._sql["is-not-held"].replace("{holds}", holds)
+            for (holds,) in await session.rows(self._sql["find-holds"])
+        )
+        purge_page = self._sql["purge-page"].replace("{is_not_held}", is_not_held)
         written_before_ms = time.time_ns() // 1_000_000 - older_than_ms
         deleted = 0
         position: int | None = 0
         while position is not None:
             [(gone, read, old, last_seq)] = await session.rows(
-                self._sql["purge-page"],
+                purge_page,
                 position,
                 PURGE_PAGE,
                 written_before_ms,
@@ -145,11 +154,8 @@ class Tables:
 
     async def make(self, session: Session) -> None:
         """Make the tables if they are not there, and look whether they are ours."""
-        quoted = identifier(self.schema)
-        tables = [f"{quoted}.{ROWS}", f"{quoted}.{STORES}"]
-        if await session.rows(self._sql["has-tables"], *tables) != [(True,)]:
-            await session.run(self._sql["create-table"])
-            await session.run(self._sql["create-stores-table"])
+        create = self._sql["create-table"], self._sql["create-stores-table"]
+        await make_tables(session, self.schema, (ROWS, STORES), create)
         for check, table in ("check-table", ROWS), ("check-stores-table", STORES):
             try:
                 await session.rows(self._sql[check])
@@ -163,8 +169,10 @@ class Tables:
                 ) from error
 
 
-async def open_tables(session: Session, own_sql: str) -> Tables:
-    """Make the barrier's tables where the session's search path says, and run the author's SQL.
+async def open_tables(session: Session, schema: str, added: Sequence[str] = ()) -> Tables:
+    """Make the barrier's tables where the session's search path says, and run the author's schema.
+
+    `added` is what was added to that, such as the tables of reservations.
 
     Two processes that do it at once take turns. Who waits for a lock on a table holds up all that
     come after it: so it waits for a moment only, lets go of everything and begins anew.
@@ -173,7 +181,7 @@ async def open_tables(session: Session, own_sql: str) -> Tables:
     """
     for attempt in range(1, OPENING_ATTEMPTS + 1):
         try:
-            return await _open_tables(session, own_sql)
+            return await _open_tables(session, schema, added)
         except StatementFailed as error:
             if not error.is_held_up or attempt == OPENING_ATTEMPTS:
                 raise
@@ -185,21 +193,16 @@ async def open_tables(session: Session, own_sql: str) -> Tables:
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _open_tables(session: Session, own_sql: str) -> Tables:
+async def _open_tables(session: Session, schema: str, added: Sequence[str]) -> Tables:
     await session.begin()
     try:
         # Whoever has it runs an author's schema, which may take long, as may ours.
         await session.rows(SQL["lock-opening"], within_s=None)
         await session.rows(SQL["wait-little"], f"{_ms(OPENING_LOCK_S)}ms")
-        [(where,)] = await session.rows(SQL["current-schema"])
-        if where is None:
-            raise BarrierError(
-                "no schema of the search path exists, so there is no place for the barrier's "
-                "tables: create one, or set search_path in the DSN or for the role"
-            )
-        tables = Tables(where)
+        tables = Tables(await find_place(session))
         await tables.make(session)
-        if own_sql.strip():
+        await run_schema(session, schema)
+        for own_sql in added:
             await session.run(own_sql, within_s=None)
         await session.rows(SQL["make-commit-safe"])
         await session.commit()

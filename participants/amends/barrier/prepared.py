@@ -66,10 +66,12 @@ Why that is enough, whatever dies when and however many processes serve the part
    so that no late Prepare makes a liar of that answer.
 7. **Compensate finds a yes**: somebody committed it, by hand or with another decision:
    ``Heuristic(committed=True)``.
-8. **A yes that is found is as safe as one that is given.** PostgreSQL lists a prepared transaction
-   before its standbys have it: a repeated Prepare that said yes at once could lose its vote in a
-   failover. So it commits something of its own first, which waits for them (``wait-for-standbys``);
-   so does an Execute that finds its yes.
+8. **What is found is as safe as what is given.** A prepared transaction is listed, and a row seen,
+   before the standbys have it: whoever was to wait for them may have been cut off. A repeated
+   Prepare that said yes at once could lose its vote in a failover; after a `Done` for an
+   ``aborted`` that was found a failover could bring back what it had rolled back, with its locks,
+   and nobody would come any more. So whoever answers from what is there commits something of his
+   own first, which waits for them (``wait-for-standbys``).
 9. **A handler that has ended its transaction** is ``Broken("transaction_ended")``, to every verb
    from then on: what it did is bound to no vote, nobody knows how much of it is there, and nothing
    here can undo it. Its own COMMIT leaves a ``voting`` behind, which says so. Its own ROLLBACK
@@ -110,6 +112,7 @@ from amends.barrier.postgres import (
     Driver,
     name_of,
 )
+from amends.barrier.postgres_opening import run_schema
 from amends.barrier.postgres_pool import Pool, PoolBusy
 from amends.barrier.postgres_port import (
     HELD_UP,
@@ -299,7 +302,7 @@ class PreparedTransactions:
             await begin(session, SCHEMA_BOUNDS)
             # Its statements are bounded by the server.
             await session.rows(postgres_rows.SQL["lock-opening"], within_s=None)
-            await session.run(self._schema, within_s=None)
+            await run_schema(session, self._schema)
             await commit(session)
         except StatementFailed as error:
             await session.roll_back()
@@ -323,11 +326,11 @@ class PreparedTransactions:
         """Answer one call. Raises as `Barrier.run` does."""
         try:
             match call.verb:
+                case Verb.PREPARE | Verb.EXECUTE if not call.two_phase:
+                    return _needs_two_phase(call)
                 case Verb.PREPARE:
                     assert handler is not None, "whoever asks for a vote has somebody to vote"
                     return await self._prepare(self._opened(), call, handler)
-                case Verb.EXECUTE if not call.two_phase:
-                    return _needs_two_phase(call)
                 case _:
                     return await self._complete(self._opened(), call)
         except PoolBusy:
@@ -520,14 +523,13 @@ class PreparedTransactions:
         """Answer a Prepare by what is there already: the list first, then the row."""
         session, name = ballot.session, ballot.name
         prepared = await listed(session, name.life)
-        if prepared:
-            if any(one.request != name.request for one in prepared):
-                return _changed()
-            await wait_for_standbys(session, self._bounds)
-            return Done()
-        vote = await ballot.votes.read(session, name.life)
-        if vote is None:
+        vote = None if prepared else await ballot.votes.read(session, name.life)
+        if not prepared and vote is None:
             return InProgress(POLL_AFTER_S)
+        await wait_for_standbys(session, self._bounds)
+        if vote is None:
+            is_same = all(one.request == name.request for one in prepared)
+            return Done() if is_same else _changed()
         if vote.state in {VoteState.ABORTED, VoteState.LOST}:
             return Rejected("fenced", f"the vote is over ({vote.state}); prepare came after that")
         if vote.state is VoteState.VOTING:
@@ -550,26 +552,13 @@ class PreparedTransactions:
                         pass
             vote = await votes.read(session, life)
             if vote is not None:
-                return await self._committed(session, vote)
+                await wait_for_standbys(session, self._bounds)
+                return _committed(vote)
             # Neither listed nor seen; but a Prepare may be at it, or on its way.
             if await votes.place(session, life, VoteState.LOST, self._bounds):
                 await commit(session)
                 return _vote_lost("there is neither a prepared transaction nor a trace of one")
         return InProgress(POLL_AFTER_S)
-
-    async def _committed(self, session: Session, vote: Vote) -> Outcome:
-        match vote.state:
-            case VoteState.YES:
-                await wait_for_standbys(session, self._bounds)
-                return Done()
-            case VoteState.ABORTED:
-                return Rejected("fenced", "the vote was rolled back; execute came after that")
-            case VoteState.NO:
-                return _vote_lost("the vote was no")
-            case VoteState.VOTING:
-                return _ended("its handler")
-            case VoteState.LOST:
-                return _vote_lost("there was no vote when that was first asked")
 
     async def _roll_back(
         self, votes: Votes, session: Session, life: VoteLife, *, is_two_phase: bool = True
@@ -584,6 +573,7 @@ class PreparedTransactions:
             vote = await votes.read(session, life)
             if vote is None:
                 continue
+            await wait_for_standbys(session, self._bounds)
             if vote.state is VoteState.VOTING:
                 return _ended("its handler")
             if vote.state is not VoteState.YES:
@@ -597,7 +587,7 @@ class PreparedTransactions:
     # ------------------------------------------------------------------- what is in doubt
 
     async def in_doubt(
-        self, older_than_s: float, *, after: str = "", limit: int = PAGE
+        self, older_than_s: float = 0, *, after: str = "", limit: int = PAGE
     ) -> list[InDoubt]:
         """List the votes that wait for their decision; see `InDoubtSource`.
 
@@ -631,8 +621,8 @@ class PreparedTransactions:
                 return False
         vote = await votes.read(session, life)
         state = None if vote is None else vote.state
+        await wait_for_standbys(session, self._bounds)
         if commits and state is VoteState.YES:
-            await wait_for_standbys(session, self._bounds)
             return True
         if not commits and state not in {VoteState.YES, VoteState.VOTING}:
             return True
@@ -716,12 +706,26 @@ async def _left(session: Session) -> _Left:
         return _Left.ENDED
 
 
-def _needs_two_phase(call: Call) -> Broken:
-    return Broken(
+def _committed(vote: Vote) -> Outcome:
+    match vote.state:
+        case VoteState.YES:
+            return Done()
+        case VoteState.ABORTED:
+            return Rejected("fenced", "the vote was rolled back; execute came after that")
+        case VoteState.NO:
+            return _vote_lost("the vote was no")
+        case VoteState.VOTING:
+            return _ended("its handler")
+        case VoteState.LOST:
+            return _vote_lost("there was no vote when that was first asked")
+
+
+def _needs_two_phase(call: Call) -> Rejected:
+    return Rejected(
         "two_phase_only",
-        f"action {call.action!r} can only be prepared and then committed, and this Execute belongs "
-        "to no two-phase commit: use it in a definition with mode TWO_PHASE_COMMIT. Nothing was "
-        "done",
+        f"action {call.action!r} can only be prepared and then committed, and this {call.verb} "
+        "belongs to no two-phase commit: use it in a definition with mode TWO_PHASE_COMMIT. "
+        "Nothing was done",
     )
 
 

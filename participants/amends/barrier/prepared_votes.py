@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from amends.barrier import postgres_rows
-from amends.barrier.postgres_port import COMMIT_TIMEOUT_S, Session, StatementFailed, identifier
+from amends.barrier.postgres_opening import find_place, make_tables
+from amends.barrier.postgres_port import Session, StatementFailed, identifier
 from amends.barrier.postgres_rows import (
     CLOCK_SKEW_MS,
     OPEN_STEP_MS,
@@ -202,16 +203,10 @@ async def open_votes(session: Session) -> Votes:
         )
     await session.begin()
     await session.rows(postgres_rows.SQL["lock-opening"], within_s=None)
-    [(where,)] = await session.rows(postgres_rows.SQL["current-schema"])
-    if where is None:
-        raise BarrierError(
-            "no schema of the search path exists, so there is no place for the barrier's tables: "
-            "create one, or set search_path in the DSN or for the role"
-        )
+    where = await find_place(session)
     quoted = identifier(where)
-    tables = [f"{quoted}.{table}" for table in (ROWS, STORES)]
-    if await session.rows(postgres_rows.SQL["has-tables"], *tables) != [(True,)]:
-        await session.run(SQL["create-tables"].replace("{schema}", quoted))
+    create = SQL["create-tables"].replace("{schema}", quoted)
+    await make_tables(session, where, (ROWS, STORES), [create])
     try:
         await session.rows(SQL["check-tables"].replace("{schema}", quoted))
     except StatementFailed as error:
@@ -248,7 +243,7 @@ async def finish(session: Session, command: str, name: GlobalId) -> Finish:
     """Send COMMIT PREPARED or ROLLBACK PREPARED. Raises `BarrierError`."""
     try:
         await session.rows(SQL["finish-safely"])
-        await session.run(f"{command} {name.literal}", within_s=COMMIT_TIMEOUT_S)
+        await session.finish(f"{command} {name.literal}")
     except StatementFailed as error:
         match error.sqlstate:
             case SqlState.UNDEFINED_OBJECT:

@@ -82,6 +82,15 @@ VALUES {rows}
 -- A page of the oldest rows behind a position, for a purge.
 SELECT seq, store_id, written_at_ms FROM amends_barrier WHERE seq > ? ORDER BY seq LIMIT ?
 
+-- name: has-holds
+-- Whether there are reservations.
+SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = 'amends_reservations'
+
+-- name: read-held
+-- The rows of lives that hold something: a vote is not forgotten before it is told.
+SELECT b.seq FROM amends_reservations AS h CROSS JOIN amends_barrier AS b
+ON b.store_id = h.store_id AND b.saga_id = h.saga_id AND b.step = h.step AND b.round = h.round
+
 -- name: delete-row
 -- One row that a purge has judged.
 DELETE FROM amends_barrier WHERE seq = ?

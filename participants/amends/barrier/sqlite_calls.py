@@ -152,7 +152,7 @@ class DefCall:
             self.future.set_result(self.outcome)
 
     def _answer(self, database: Database) -> Outcome:
-        outcome = database.enter(self.call)
+        outcome = database.enter(self.call, self._handler)
         if outcome is not None:
             return outcome
         if self._handler is None:

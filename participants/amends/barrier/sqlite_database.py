@@ -33,11 +33,14 @@ from amends.barrier.verdict import (
     RowState,
     Run,
     Write,
+    has_no_rows,
+    held_rows,
     judge,
     question_of,
     settle,
 )
 from amends.errors import BarrierError, CommitUnknown, TransactionMisused
+from amends.handler import Handler
 from amends.outcomes import Call, Outcome, Verb
 from amends.v1 import participant_pb2
 from amends.wire import outcome_from_wire, outcome_to_wire
@@ -165,10 +168,11 @@ class Database:
         except sqlite3.Error as error:
             raise self._drop(error) from error
 
-    def enter(self, call: Call) -> Outcome | None:
+    def enter(self, call: Call, handler: Handler | None = None) -> Outcome | None:
         """Answer one of the transaction's calls, or give ``None``: run its handler, then `settle`.
 
-        An answer holds when `commit` has returned. Raises `BarrierError`; then the call is left.
+        An answer holds when `commit` has returned. A `def` handler is given, for it may know
+        whether something is held. Raises `BarrierError`; then the call is left.
         """
         assert self._open_call is None
         assert self._connection is not None
@@ -178,6 +182,12 @@ class Database:
                 Verb(_text(verb)): Row(RowState(_text(state)), request_hash, reply)
                 for verb, state, request_hash, reply in self._found.get(life_of(call), ())
             }
+            if (
+                handler is not None
+                and has_no_rows(question, rows)
+                and handler.holds(call, _plain(self._connection))
+            ):
+                rows = held_rows()
             match judge(question, rows):
                 case Run():
                     self._set_savepoint(self._connection)
@@ -358,7 +368,7 @@ class Database:
 
         The position is ``None`` when there is no further page. A row stays if its saga may still be
         open: if it is not older than the oldest saga that its store had open when it last said so,
-        or if the store has never said. Raises as `begin` does.
+        or if the store has never said; or if its life holds a reservation. Raises as `begin` does.
         """
         connection = self._begin_immediate()
         try:
@@ -371,6 +381,7 @@ class Database:
             page = (
                 _plain(connection).execute(SQL["read-oldest"], (after_seq, PURGE_PAGE)).fetchall()
             )
+            held = _read_held(connection)
             doomed = []
             last_seq: int | None = None
             for seq, store_id, written_at_ms in page:
@@ -378,7 +389,8 @@ class Database:
                     break
                 last_seq = seq
                 since_ms = open_since_ms.get(_text(store_id))
-                if since_ms is not None and written_at_ms < since_ms - CLOCK_SKEW_MS:
+                is_over = since_ms is not None and written_at_ms < since_ms - CLOCK_SKEW_MS
+                if is_over and seq not in held:
                     doomed.append((seq,))
             connection.executemany(SQL["delete-row"], doomed)
         except sqlite3.Error as error:
@@ -570,6 +582,14 @@ def _read_rows(connection: sqlite3.Connection, lives: Sequence[Life]) -> dict[Li
             life = _text(store_id), _text(saga_id), _text(step), round_
             found.setdefault(life, []).append(tuple(stored))
     return found
+
+
+def _read_held(connection: sqlite3.Connection) -> set[int]:
+    """Read which rows are of lives that hold a reservation."""
+    cursor = _plain(connection)
+    if cursor.execute(SQL["has-holds"]).fetchone() is None:
+        return set()
+    return {seq for (seq,) in cursor.execute(SQL["read-held"])}
 
 
 def _write_rows(connection: sqlite3.Connection, values: Sequence[Any]) -> None:

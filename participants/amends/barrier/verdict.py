@@ -35,8 +35,14 @@ Rules, in the order in which they are tried:
       that.
    c. A forward row is there and none is done: `Done`, nothing is run.
    d. No forward row, and the runtime says that it recorded `Done`: ``Broken("barrier_lost")``. The
-      database was purged, restored or exchanged; to say `Done` would lose the effect silently.
+      database was purged, restored or exchanged; to say `Done` would lose the effect silently. In a
+      two-phase commit it has recorded the yes vote: ``Broken("vote_lost")``. Here nothing is held,
+      and what was may be held elsewhere.
    e. No forward row: `Done`, nothing is run.
+
+   But what a vote has prepared may say of itself that it is there: a reservation is a row of its
+   own. Where no row is left of a life and something is held for it, that stands for Prepare's row
+   that is done (`held_rows`), and b. goes: to say `Done` over it would leave it there for ever.
 
    However it ends, with b., c. and e. Compensate also writes `FENCED` rows for the forward verbs
    that have none: the fence.
@@ -174,6 +180,16 @@ def judge(question: Question, rows: Rows | None) -> Verdict:
     return _judge_forward(question, own, rows)
 
 
+def has_no_rows(question: Question, rows: Rows) -> bool:
+    """Tell whether a Compensate has to look for itself if something is held for its life."""
+    return question.verb is Verb.COMPENSATE and not rows
+
+
+def held_rows() -> dict[Verb, Row]:
+    """Give the rows of a life that has none, and for which something is held: its vote's."""
+    return {Verb.PREPARE: Row(RowState.DONE)}
+
+
 def _is_of_another(question: Question, own: Row) -> bool:
     hashes = own.request_hash, question.request_hash
     return None not in hashes and own.request_hash != question.request_hash
@@ -194,14 +210,7 @@ def _judge_compensate(question: Question, own: Row | None, rows: Rows) -> Verdic
     if RowState.DONE in forward:
         return Run()
     if not forward and question.executed:
-        return Answer(
-            Broken(
-                "barrier_lost",
-                "the runtime recorded that this step was executed, and the barrier has no row of "
-                "it: its database was purged, restored or exchanged. Undo the step by hand, then "
-                "resolve it as compensated",
-            )
-        )
+        return Answer(_vote_lost() if question.two_phase else _barrier_lost())
     return Answer(Done(), _compensation(rows))
 
 
@@ -224,6 +233,24 @@ def _judge_forward(question: Question, own: Row | None, rows: Rows) -> Verdict:
             )
         )
     return Run()
+
+
+def _vote_lost() -> Broken:
+    return Broken(
+        "vote_lost",
+        "this branch is to roll back, and the barrier has no row of its yes vote: here nothing is "
+        "held; look whether the hold is in another database (this one was purged, restored or "
+        "exchanged)",
+    )
+
+
+def _barrier_lost() -> Broken:
+    return Broken(
+        "barrier_lost",
+        "the runtime recorded that this step was executed, and the barrier has no row of it: its "
+        "database was purged, restored or exchanged. Give it its database back, then `amends "
+        "retry`; or undo the step by hand, then `amends abandon` the saga",
+    )
 
 
 def _is_done(rows: Rows, verb: Verb) -> bool:
