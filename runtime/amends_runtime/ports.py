@@ -360,6 +360,11 @@ class Insights(Protocol):
         ...
 
     @property
+    def restored_through_no(self) -> int:
+        """The number of the last saga from before the last restore, confirmed or not; 0: none."""
+        ...
+
+    @property
     def unconfirmed_through_no(self) -> int:
         """The number of the last saga from before a restore that nobody has confirmed.
 

@@ -104,7 +104,10 @@ def test_terminal_stays_terminal(plan: Plan, data: st.DataObject, events: int) -
     world = VotingWorld(plan, chooser(data), 60_000)
     world.calm_down()
     after: list[Message] = [Wake(), RuntimeRestarted(), CancelSaga(), world.start, *world.echoes]
-    after += [RetrySaga(author="ann", reason="again", revived=True)]
+    after += [
+        RetrySaga(author="ann", reason="again", revived=True),
+        RuntimeRestarted(restored=True),
+    ]
     after += [AbandonSaga(author="ann", reason="enough", force=True)]
     for _ in range(events):
         decision = world.tell(world.choose(after))

@@ -28,7 +28,7 @@ The messages are:
 
     start [deadline T]                      start again [with other content]
     answered [VERB] STEP#N OUTCOME          not sent [VERB] STEP#N [REASON]
-    wake [due T]      restarted      revived      cancel AUTHOR: REASON
+    wake [due T]      restarted [after a restore]   revived      cancel AUTHOR: REASON
     retry [STEP ]AUTHOR: REASON [(REQUEST)] abandon [by force ]AUTHOR: REASON
 
 where VERB is `prepare` or `compensate`, and OUTCOME is `Done [SIZE bytes]`, `Rejected REASON`,
@@ -255,10 +255,10 @@ class Player:
             return Wake(START_MS + _ms(wake[1])) if wake[1] else Wake()
         if words == "revived":
             return self._revived()
-        if words == "restarted":
+        if words.startswith("restarted"):
             self.epoch += 1
             self.due.clear()
-            return RuntimeRestarted()
+            return RuntimeRestarted(restored=words == "restarted after a restore")
         if cancel := re.fullmatch(r"cancel ([a-z]+): (.+)", words):
             return CancelSaga(author=cancel[1], reason=cancel[2])
         if retry := re.fullmatch(r"retry ([a-z-]+ )?([a-z]+): (.+?)(?: \((\w+)\))?", words):

@@ -129,7 +129,9 @@ def _check_answers_to_participants(before: Saga | None, after: Saga) -> None:
     """What GetDecision has said once stands."""
     later = _said(after, after.round + 1)
     rule("a round that has not begun is not known", holds=after.ended or later == "UNKNOWN")
-    rule("a round that never comes is none", holds=not after.ended or later == "ABORT")
+    unseen = after.history_lost and after.end is SagaState.MIXED
+    none = "UNKNOWN" if unseen else "ABORT"
+    rule("a round that never comes is none", holds=not after.ended or later == none)
     for round_ in range(1, before.round + 1 if before is not None else 1):
         assert before is not None
         said = _said(before, round_)
@@ -184,6 +186,8 @@ class Minutes:
         self.decisions: dict[int, CommitDecision] = {}
         self.refused = False  # by a vote, and by nothing else
         self.stopped = False  # somebody cancelled or abandoned it
+        self.lost = False  # another history may have gone on with it
+        self.fencing = False  # this round is one that only that history may have had
         self.deadline_at_ms = 0
         self.highest: dict[tuple[int, Verb, int], int] = {}
         self.started: set[tuple[int, Verb, int, int]] = set()
@@ -275,6 +279,7 @@ class Minutes:
         if record.verb is Verb.PREPARE:
             rule("no vote is asked for after the decision", holds=self.decision is None)
             rule("a vote is given once", holds=not branch.yes and not branch.refusal)
+            rule("nobody votes in a round that is only fenced", holds=not self.fencing)
             settings = self.plan.definition.two_phase
             assert settings is not None
             if settings.ordered:
@@ -338,7 +343,12 @@ class Minutes:
             branch.may_hold = branch.may_hold or voting
 
     def _operated(self, record: OperatorActed) -> None:
-        if record.action is OperatorAction.ABANDON:
+        if record.action is OperatorAction.CONFIRM_RESTORE:
+            rule("a restore is confirmed once", holds=not self.lost)
+            self.lost = True
+            for branch in self.branches:
+                branch.may_hold = branch.may_hold or not branch.refusal
+        elif record.action is OperatorAction.ABANDON:
             rule("what is committed is not abandoned", holds=self.decision is not COMMIT)
             self.stopped = True
         elif record.step is not None:
@@ -352,18 +362,18 @@ class Minutes:
     def _planned(self, record: RoundPlanned) -> None:
         settings = self.plan.definition.two_phase
         assert settings is not None
-        rule("a round follows an ABORT by a vote", holds=self.decision is ABORT and self.refused)
+        rule("a round follows an ABORT", holds=self.decision is ABORT)
         self._nothing_is_left()
         refusals = {branch.refusal for branch in self.branches} - {""}
-        rule("a round follows LOCKED and nothing else", holds=refusals == {LOCKED})
-        rule("nobody has cancelled it", holds=not self.stopped)
+        in_time = not 0 < self.deadline_at_ms <= record.starts_at_ms
+        tried_again = self.refused and refusals == {LOCKED} and not self.stopped and in_time
+        rule("a round follows LOCKED and nothing else, in time", holds=tried_again or self.lost)
+        self.fencing = not tried_again
         rule("nobody broke a promise", holds=not any(one.broken for one in self.branches))
         rule("one round after the other", holds=record.round == self.round + 1)
         rule("not more than are allowed", holds=self.round <= settings.locked_retries)
-        in_time = not 0 < self.deadline_at_ms <= record.starts_at_ms
-        rule("a round begins before the deadline", holds=in_time)
         self.round = record.round
-        self.branches = [Branch() for _ in self.branches]
+        self.branches = [Branch(may_hold=self.lost) for _ in self.branches]
         for branch in self.branches[: 1 if settings.ordered else None]:
             branch.not_before_ms = record.starts_at_ms
 

@@ -13,6 +13,7 @@ from amends_runtime.core.messages import (
     NotSent,
     Outcome,
     Rejected,
+    RuntimeRestarted,
     Unknown,
     Wake,
 )
@@ -47,6 +48,10 @@ class VotingWorld(World):
             self.pass_time(-self.choose([1, 700, 30_000]))
         else:
             super().happen(action, friendly=friendly)
+
+    def come_back(self) -> None:
+        """Now and then over a store that was restored, and has lost what came after."""
+        self.tell(RuntimeRestarted(restored=self.choose([False, False, False, True])))
 
     def withdraw(self, attempt: Attempt) -> None:
         """The lane hands an attempt back, perhaps for the breaker that is open."""

@@ -188,6 +188,10 @@ class World:
                 self.echoes.append(attempt.answered(Done(), self.now_ms))
         self.lane.clear()
         self.timers.clear()
+        self.come_back()
+
+    def come_back(self) -> None:
+        """Another runtime has read the saga."""
         self.tell(RuntimeRestarted())
 
     def rests(self) -> bool:

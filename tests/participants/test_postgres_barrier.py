@@ -370,12 +370,12 @@ async def test_a_handler_that_takes_too_long_loses_its_transaction(postgres: Pos
     """One that awaits is cancelled, and one in a thread ends with an error of the server's."""
     kinds: list[Kind] = ["asyncpg", "psycopg in threads"]
     for kind in kinds:
-        ledger = PostgresLedger(postgres, kind, max_hold_s=0.1)
+        ledger = PostgresLedger(postgres, kind, max_hold_s=1.0)
         sending(ledger, INSERT, "SELECT pg_sleep(60)")
         async with ledger.served() as asker:
             code, details = await asker.status(SEND)
             assert code is grpc.StatusCode.UNKNOWN
-            assert "held its transaction for more than 0.1 s" in details or "Canceled" in details
+            assert "held its transaction for more than 1 s" in details or "Canceled" in details
         assert ledger.entries() == []
 
 

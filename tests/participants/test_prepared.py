@@ -472,9 +472,9 @@ async def test_a_vote_whose_row_was_taken_away_is_no_yes(postgres: Postgres) -> 
 
 async def test_a_handler_that_holds_on_for_too_long_has_failed(postgres: Postgres) -> None:
     """It is cancelled and its transaction rolled back."""
-    branch = Branch(postgres, options={"max_hold_s": 0.01}, before=Gate())
+    branch = Branch(postgres, options={"max_hold_s": 1.0}, before=Gate())
     async with branch.barrier:
-        with pytest.raises(HandlerFailed, match=r"held its transaction for more than 0\.01 s"):
+        with pytest.raises(HandlerFailed, match=r"held its transaction for more than 1 s"):
             await branch.ask(P)
     assert branch.listed == []
 

@@ -362,7 +362,7 @@ async def test_which_sagas_are_from_before_a_restore_is_known_until_it_is_confir
     async with place.open() as store:
         assert store.unconfirmed_through_no == 0
         [saga] = await start(store)
-        assert store.unconfirmed_through_no == 0
+        assert store.unconfirmed_through_no == store.restored_through_no == 0
     place.restore()
     async with place.open() as store:
         assert store.unconfirmed_through_no == saga.saga_no
@@ -374,8 +374,10 @@ async def test_which_sagas_are_from_before_a_restore_is_known_until_it_is_confir
         assert store.unconfirmed_through_no == later.saga_no
         await store.confirm_restore(BY)
         assert store.unconfirmed_through_no == 0
+        assert store.restored_through_no == later.saga_no
     async with place.open() as store:
         assert store.unconfirmed_through_no == 0
+        assert store.restored_through_no == later.saga_no
 
 
 async def test_a_confirmation_is_for_one_restore(place: Place) -> None:

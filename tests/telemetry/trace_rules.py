@@ -391,7 +391,8 @@ def nobody_is_told_what_is_not_decided(trace: Trace) -> Iterator[str]:
 def links_are_there(trace: Trace) -> Iterator[str]:
     """A compensation links the step that it undoes, a step's next life the one before it.
 
-    In a two-phase commit both ends of a branch link its vote of the same round.
+    In a two-phase commit both ends of a branch link its vote of the same round; a restored store
+    may have lost that vote.
     """
     for each in trace.steps:
         if each.name.startswith("compensate "):
@@ -400,13 +401,26 @@ def links_are_there(trace: Trace) -> Iterator[str]:
             forward += [step for step in trace.steps if step.name == f"step {undone}"]
             if undone != each.text("amends.step"):
                 yield f"{each}: says that it undoes {undone!r}"
-            if not (trace.known.is_open and not forward):
+            lost = _has_lost_history(trace)
+            if lost and not forward:
+                if any(_of_link(link) == "undoes" for link in each.proto.links):
+                    yield f"{each}: undoes what did not come"
+            elif not (trace.known.is_open and not forward):
                 yield from _link_missing(each, "undoes", forward[-1:])
         if each.name.startswith("commit "):
             yield from _link_missing(each, "commits", _votes_of(trace, each)[-1:])
     for lives in _grouped(trace.steps, "amends.saga_id", "amends.step", "amends.verb"):
         for before, behind in pairwise(lives):
             yield from _link_missing(behind, "retries", [before])
+
+
+def _has_lost_history(trace: Trace) -> bool:
+    events = [event for root in trace.roots for event in root.proto.events]
+    return any(
+        (one.key, one.value.string_value) == ("amends.action", "confirm_restore")
+        for event in events
+        for one in event.attributes
+    )
 
 
 def _votes_of(trace: Trace, each: Seen) -> list[Seen]:

@@ -191,6 +191,8 @@ def held_rows() -> dict[Verb, Row]:
 
 
 def _is_of_another(question: Question, own: Row) -> bool:
+    if question.two_phase and question.verb is Verb.COMPENSATE:
+        return False  # a branch is rolled back as a whole, whoever asks and with what vote
     hashes = own.request_hash, question.request_hash
     return None not in hashes and own.request_hash != question.request_hash
 

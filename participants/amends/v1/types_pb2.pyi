@@ -1815,7 +1815,9 @@ class OperatorActed(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """The verb: retry, skip, force_compensation, pause, resume, abandon, resolve."""
+    """The verb: retry, skip, force_compensation, pause, resume, abandon, resolve; confirm_restore in a
+    two-phase commit that the store brought with it when it was restored.
+    """
     step: _builtins.str
     """The step, where the verb has one."""
     author: _builtins.str

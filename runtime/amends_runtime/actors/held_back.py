@@ -12,7 +12,9 @@ each comes in as after any restart.
    restart, too.
 2. All ways in lead through `Entering._bring_in`, which asks here. Who was held back there is
    known here, so that nobody is forgotten: the horizon looks at no instant twice.
-3. What is held back is counted as what rests outside memory, and its branches are in doubt.
+3. What comes in after the confirmation is told so, once (`RuntimeRestarted.restored`): what the
+   store has lost may have asked, and told, branches and rounds that it knows nothing of.
+4. What is held back is counted as what rests outside memory, and its branches are in doubt.
 """
 
 from __future__ import annotations
@@ -45,6 +47,15 @@ class HeldBack:
             plan.two_phase is not None
             and not saga.ended
             and loaded.saga_no <= self._store.unconfirmed_through_no
+        )
+
+    def has_lost_history(self, loaded: LoadedSaga, plan: Plan, saga: Saga) -> bool:
+        """Whether this saga, as it was read, is to be told that it may have gone on since."""
+        return (
+            plan.two_phase is not None
+            and not saga.ended
+            and not saga.history_lost
+            and loaded.saga_no <= self._store.restored_through_no
         )
 
     def keep(self, saga_id: str) -> bool:

@@ -68,6 +68,8 @@ class Decisions:
             view = await self._supervisor.view(saga_id)  # it was started in between
         if view.saga.round and not view.saga.ended and await self._is_held_back(saga_id):
             return CommitDecision.UNKNOWN
+        if incarnation != self._identity.incarnation and await self._is_new(saga_id):
+            return CommitDecision.UNKNOWN  # of a saga that is lost, whose id was used again
         return _as_it_is(view.saga, round_)
 
     async def _is_held_back(self, saga_id: str) -> bool:
@@ -77,6 +79,12 @@ class Decisions:
             return False
         found = (await self._insights.load([saga_id])).get(saga_id)
         return isinstance(found, LoadedSaga) and found.saga_no <= through_no
+
+    async def _is_new(self, saga_id: str) -> bool:
+        """Whether a saga is from after the last restore, so that no earlier one asked its votes."""
+        found = (await self._insights.load([saga_id])).get(saga_id)
+        through_no = self._insights.restored_through_no  # 0, if the backup had none at all
+        return isinstance(found, LoadedSaga) and found.saga_no > through_no
 
 
 def _as_it_is(saga: Saga, round_: int) -> CommitDecision | None:

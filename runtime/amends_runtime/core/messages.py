@@ -187,7 +187,13 @@ class AbandonSaga(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class RuntimeRestarted(msgspec.Struct, frozen=True, gc=False):
-    """The runtime that had this saga in memory is gone; so are its calls and timers."""
+    """The runtime that had this saga in memory is gone; so are its calls and timers.
+
+    `restored`: the store came from a backup, which an operator has confirmed, and this was in it.
+    So it may have gone on since, in a history that is lost.
+    """
+
+    restored: bool = False
 
 
 class Revived(msgspec.Struct, frozen=True, gc=False):

@@ -94,6 +94,7 @@ class OperatorAction(enum.IntEnum):
 
     RETRY = 1
     ABANDON = 2
+    CONFIRM_RESTORE = 3
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -267,7 +268,8 @@ class OperatorActed(_Record, frozen=True, array_like=True, gc=False, tag=14):
     """Somebody took a saga in hand.
 
     RETRY names the step and the round in which it is tried again; without a step it brought a saga
-    back whose deciding had failed. ABANDON names none, and the end follows.
+    back whose deciding had failed. ABANDON names none, and the end follows. CONFIRM_RESTORE is in
+    the history of a two-phase commit that the store brought with it when it was restored.
     """
 
     action: OperatorAction

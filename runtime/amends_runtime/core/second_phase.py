@@ -1,6 +1,7 @@
 """The second phase: branches are told the decision until each has acknowledged it.
 
-Rules 3, 5, 6, 7 and 10 of `two_phase`. Everything here takes the turn, and adds to it what follows.
+Rules 3, 5, 6, 7, 10 and 11 of `two_phase`. Everything here takes the turn, and adds to it what
+follows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from amends_runtime.core.messages import Answered, Broken, Done, Heuristic, Reje
 from amends_runtime.core.payload import Payload
 from amends_runtime.core.records import (
     CommitDecision,
+    DecisionMade,
     Failure,
     HeuristicReported,
     RoundPlanned,
@@ -30,8 +32,14 @@ from amends_runtime.core.records import (
     StepStuck,
     Verb,
 )
+from amends_runtime.core.state import StepState
 from amends_runtime.core.turn import Turn, start_attempt
-from amends_runtime.core.two_phase_fold import end_of, is_left, may_try_again
+from amends_runtime.core.two_phase_fold import (
+    end_of,
+    is_left,
+    may_have_gone_on,
+    may_try_again,
+)
 
 __all__ = ["acknowledged", "tell_decision"]
 
@@ -57,10 +65,20 @@ def tell_decision(turn: Turn) -> None:
     for number, step in enumerate(turn.saga.steps):
         if is_left(step):
             left = True
-            if not step.open and step.retry_at_ms <= turn.now_ms:
+            if _is_due(turn, number, step):
                 start_attempt(turn, number, verb, turn.saga.round)
     if not left:
         _finish(turn)
+
+
+def _is_due(turn: Turn, number: int, step: StepState) -> bool:
+    if step.open or step.retry_at_ms > turn.now_ms:
+        return False
+    if not turn.saga.history_lost:
+        return True
+    # One that this history never asked is handed the votes before it, too, and always the same.
+    used = (turn.saga.steps[each] for each in turn.plan.uses[number])
+    return not any(each.open and each.verb is Verb.PREPARE for each in used)
 
 
 def _mark_overdue(turn: Turn, verb: Verb) -> None:
@@ -156,7 +174,20 @@ def _finish(turn: Turn) -> None:
         if not 0 < saga.deadline_at_ms <= starts_at_ms:
             turn.record(RoundPlanned(turn.now_ms, saga.round + 1, starts_at_ms))
             return
-    turn.record(SagaEnded(turn.now_ms, end_of(saga)))
+    if may_have_gone_on(turn.plan, saga):
+        _abort_next_round(turn)
+    else:
+        turn.record(SagaEnded(turn.now_ms, end_of(saga)))
+
+
+def _abort_next_round(turn: Turn) -> None:
+    """Fences a round that lost history may have had, for the reason of the one before."""
+    made, round_ = turn.saga.turn, turn.saga.round + 1
+    assert made is not None, "aborted"
+    turn.record(RoundPlanned(turn.now_ms, round_, turn.now_ms))
+    why = (made.cause, made.step, made.failure)
+    turn.record(DecisionMade(turn.now_ms, CommitDecision.ABORT, round_, *why))
+    tell_decision(turn)
 
 
 def _wait_for_round_ms(turn: Turn) -> int:

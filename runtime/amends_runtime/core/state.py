@@ -103,7 +103,8 @@ class Saga(msgspec.Struct, frozen=True, gc=False):
 
     `round` and `decision` are those of a two-phase commit, else 0 and None. In one, `phase` is
     FORWARD until ABORT is decided, `past_no_return` says that COMMIT was, and `turn` why ABORT was;
-    `cancel_requested` that somebody cancelled or abandoned it, and no further round follows.
+    `cancel_requested` that somebody cancelled or abandoned it, and no further round follows;
+    `history_lost` that it may have gone on in another history, which a restored store has lost.
     """
 
     saga_id: str
@@ -128,6 +129,7 @@ class Saga(msgspec.Struct, frozen=True, gc=False):
     end: SagaState | None = None
     round: int = 0
     decision: CommitDecision | None = None
+    history_lost: bool = False
 
     @property
     def ended(self) -> bool:

@@ -55,6 +55,11 @@ The rules. Those of attempts (1, 2, 8, 9 of `saga`) are the same.
     ABORT they keep another round from following, and for the rest nothing is skipped and nothing is
     forced.
 
+11. Where a restored store has lost what came after, any branch may have been asked and told, in
+    this round and in each that the definition allows. So after ABORT all are
+    rolled back that have not refused, asked or not, and every such round is aborted and told after
+    it: who was fenced there says Done, and who has committed there breaks the silence (MIXED).
+
 Presumed abort is Mohan, Lindsay and Obermarck's ("Transaction Management in the R* Distributed
 Database Management System", 1986), but for one thing: ABORT is recorded and acknowledged, too,
 since a late Prepare must find its fence.
@@ -88,6 +93,7 @@ from amends_runtime.core.records import (
     CancelRequested,
     CommitDecision,
     Failure,
+    OperatorActed,
     OperatorAction,
     SagaState,
     TurnCause,
@@ -119,6 +125,7 @@ __all__ = ["LOCKED", "TRANSITIONS", "decide", "decision_of", "is_held", "owed"]
 
 _PREPARE: Final = Verb.PREPARE  # bound once: see `saga`
 _ABORT: Final = CommitDecision.ABORT
+_LOST: Final = "the store was restored, and this may have gone on in what it has lost"
 
 TRANSITIONS: dict[SagaState, tuple[SagaState, ...]] = {
     SagaState.RUNNING: (
@@ -149,8 +156,13 @@ def decision_of(saga: Saga, round_: int) -> CommitDecision:
 
     A round that this history does not have is UNKNOWN: another history asked for that vote. Once
     the saga has ended it is ABORT: that round cannot come any more, so nothing will commit it.
+    Unless it ended MIXED after a restore: then such a round was not looked at, see rule 11.
     """
-    if round_ > saga.round and saga.ended:
+    if (
+        round_ > saga.round
+        and saga.ended
+        and not (saga.history_lost and saga.end is SagaState.MIXED)
+    ):
         return _ABORT
     if not 1 <= round_ <= saga.round:
         return CommitDecision.UNKNOWN
@@ -191,8 +203,11 @@ def _on_wake(turn: Turn, message: Wake) -> None:
     _advance(turn)
 
 
-def _on_restart(turn: Turn, _: RuntimeRestarted) -> None:
+def _on_restart(turn: Turn, message: RuntimeRestarted) -> None:
     lose_attempts(turn)
+    if message.restored and not turn.saga.ended and not turn.saga.history_lost:
+        confirmed = OperatorAction.CONFIRM_RESTORE
+        turn.record(OperatorActed(turn.now_ms, confirmed, None, "amends", _LOST))
     _advance(turn)
 
 

@@ -59,6 +59,7 @@ __all__ = [
     "is_held",
     "is_left",
     "is_next",
+    "may_have_gone_on",
     "may_try_again",
 ]
 
@@ -299,6 +300,8 @@ def _evolve_cancel_requested(_: Plan, saga: Saga, record: CancelRequested) -> Sa
 
 
 def _evolve_operated(plan: Plan, saga: Saga, record: OperatorActed) -> Saga:
+    if record.action is OperatorAction.CONFIRM_RESTORE:
+        return _evolve_restore_confirmed(saga, record)
     number, steps = record.step, saga.steps
     abandons = record.action is OperatorAction.ABANDON
     if abandons and saga.decision is _COMMIT:
@@ -314,6 +317,18 @@ def _evolve_operated(plan: Plan, saga: Saga, record: OperatorActed) -> Saga:
         operator_request=record.request_id,
         updated_at_ms=record.at_ms,
     )
+
+
+def _evolve_restore_confirmed(saga: Saga, record: OperatorActed) -> Saga:
+    """Any branch that this history has not asked may have voted all the same; see rule 11."""
+    if saga.history_lost:
+        raise IllegalRecord(saga.saga_id, saga.state.name, "OperatorActed(CONFIRM_RESTORE)")
+    steps = tuple(
+        _replace(step, unknown=True) if step.status in _ASKABLE else step for step in saga.steps
+    )
+    if saga.decision is _ABORT:
+        steps = tuple(map(_vote_not_awaited, steps))
+    return _replace(saga, history_lost=True, steps=steps, updated_at_ms=record.at_ms)
 
 
 def _step_retried(plan: Plan, number: int, step: StepState, at_ms: int) -> StepState:
@@ -334,12 +349,14 @@ def _step_retried(plan: Plan, number: int, step: StepState, at_ms: int) -> StepS
 
 
 def _evolve_round_planned(plan: Plan, saga: Saga, record: RoundPlanned) -> Saga:
-    due = may_try_again(plan, saga) and not any(map(is_left, saga.steps))
+    follows = may_try_again(plan, saga) or may_have_gone_on(plan, saga)
+    due = follows and not any(map(is_left, saga.steps))
     if not due or record.round != saga.round + 1 or record.starts_at_ms <= 0:
         raise illegal(saga, record)
     steps = tuple(
         StepState(
             verb=_PREPARE,
+            unknown=saga.history_lost,
             failure=step.failure,
             retry_at_ms=0 if plan.waits_for[number] else record.starts_at_ms,
         )
@@ -446,6 +463,19 @@ def may_try_again(plan: Plan, saga: Saga) -> bool:
         and not saga.cancel_requested
         and saga.turn is not None
         and saga.turn.cause is TurnCause.REJECTED
+        and any(step.refused for step in saga.steps)  # not that of the round before, see rule 11
         and all(step.locked for step in saga.steps if step.refused)
+        and all(step.status is not StepStatus.BROKEN for step in saga.steps)
+    )
+
+
+def may_have_gone_on(plan: Plan, saga: Saga) -> bool:
+    """Whether lost history may have followed what is aborted here by another round; see rule 11."""
+    assert plan.two_phase is not None, "two-phase commit"
+    return (
+        saga.history_lost
+        and saga.decision is _ABORT
+        and not saga.ended
+        and saga.round <= plan.two_phase.locked_retries
         and all(step.status is not StepStatus.BROKEN for step in saga.steps)
     )

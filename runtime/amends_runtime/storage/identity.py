@@ -34,8 +34,8 @@ _SQL = read_queries("sqlite")
 class Known(NamedTuple):
     """What the database says of itself.
 
-    `restored_through_no` is the number of the last saga from before a restore that nobody has
-    confirmed, `restored` whether there was one.
+    `restored_through_no` is the number of the last saga from before the last restore, `restored`
+    whether nobody has confirmed that one yet.
     """
 
     identity: StoreIdentity

@@ -134,6 +134,10 @@ class MemoryStore:
         return self.disk.restored
 
     @property
+    def restored_through_no(self) -> int:
+        return self.disk.restored_through_no
+
+    @property
     def unconfirmed_through_no(self) -> int:
         return self.disk.restored_through_no if self.disk.restored else 0
 

@@ -505,6 +505,10 @@ class SqliteStore:
         ]
 
     @property
+    def restored_through_no(self) -> int:
+        return self._restored_through_no
+
+    @property
     def unconfirmed_through_no(self) -> int:
         return self._restored_through_no if self.restored else 0
 

@@ -36,6 +36,7 @@ from amends_runtime.core.records import (
     DecisionMade,
     HeuristicReported,
     OperatorActed,
+    OperatorAction,
     Record,
     RoundPlanned,
     SagaEnded,
@@ -622,7 +623,7 @@ class Metrics:
             if not _gets_stuck(record.step, records):
                 labels = (saga.definition_name, plan.step_names[record.step], "given_up")
                 self._step_over(before, record.step, record.at_ms, labels)
-        elif isinstance(record, OperatorActed) and _is_first(record, records):
+        elif isinstance(record, OperatorActed) and _counts(record, records):
             self._actions.add((word(record.action),))
 
     def _of_two_phase(
@@ -772,6 +773,11 @@ def _gets_stuck(step: int, records: Sequence[Record]) -> bool:
     return any(isinstance(each, StepStuck) and each.step == step for each in records)
 
 
-def _is_first(record: OperatorActed, records: Sequence[Record]) -> bool:
-    """Whether it stands for its request, which may concern several steps with a record each."""
+def _counts(record: OperatorActed, records: Sequence[Record]) -> bool:
+    """Whether it stands for its request, which may concern several steps with a record each.
+
+    The confirmation of a restore does not: it is one, and in the histories of many sagas.
+    """
+    if record.action is OperatorAction.CONFIRM_RESTORE:
+        return False
     return record is next(each for each in records if isinstance(each, OperatorActed))

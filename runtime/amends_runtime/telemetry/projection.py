@@ -15,7 +15,7 @@ last year has the trace that it had then.
          compensate charge                    links to the step that it undoes
 
    Of a two-phase commit's branch it is `prepare debit`, for the vote, and then `commit debit` or
-   `compensate debit`, which link to the vote.
+   `compensate debit`, which link to the vote; after a restore the vote may be in lost history.
 2. A step's span is one *life* of it: from the first attempt of a verb and round until it ends or
    is stuck. What an operator's retry or another round brings is another life, and links to the one
    before. A branch that an operator should see to is still told the decision: its life goes on.
@@ -255,7 +255,7 @@ class _Trace:
         forward = self.forward.get(record.step)
         if record.verb is not Verb.COMPENSATE:
             self.forward[record.step] = life
-        elif forward is not None:
+        elif forward is not None and forward.round == record.round:
             life.links = (self.link(forward.span_id, "undoes"),)
         if record.verb is Verb.EXECUTE and forward is not None and forward.verb is Verb.PREPARE:
             life.links = (self.link(forward.span_id, "commits"),)

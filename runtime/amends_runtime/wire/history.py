@@ -156,7 +156,7 @@ def record_to_proto(plan: Plan, seq: int, version: int, record: Record) -> types
     return message
 
 
-_ACTIONS_OUT: Final = {OperatorAction.RETRY: "retry", OperatorAction.ABANDON: "abandon"}
+_ACTIONS_OUT: Final = {action: action.name.lower() for action in OperatorAction}
 
 
 def _saga_started(record: SagaStarted) -> types_pb2.SagaStarted:

@@ -9,8 +9,8 @@ SELECT 1, :store_id, :incarnation, 0, :now_ms
 WHERE NOT EXISTS (SELECT 1 FROM history);
 
 -- name: identity
--- Which store this is. The last is 0 unless it was restored and nobody has confirmed that.
-SELECT store_id, incarnation, restored, epoch, iif (restored, restored_through_no, 0) FROM meta;
+-- Which store this is. The last is the number of the last saga from before its last restore, confirmed or not.
+SELECT store_id, incarnation, restored, epoch, restored_through_no FROM meta;
 
 -- name: take_ownership
 -- The next epoch: from this commit on every earlier owner's writes are refused.
