@@ -181,13 +181,13 @@ class Entering:
         first = [one for one in arrival.envelopes if isinstance(one.message, ends)]
         rest = [one for one in arrival.envelopes if not isinstance(one.message, ends)]
         restored = self._held_back.has_lost_history(loaded, plan, saga)
-        if parked is not None:
-            self._timers.forget(parked.timers)
-            actor.give_waiters(parked.waiters or [])
         if parked is not None and not restored:
             first.append(Envelope(Revived(self._polls_by_now(parked))))
         elif not saga.ended:
             first.append(Envelope(RuntimeRestarted(restored)))
+        if parked is not None:
+            self._timers.forget(parked.timers)
+            actor.give_waiters(parked.waiters or [])
         self._make_live(actor, arrival, [*first, *rest])
         if saga.ended and not actor.mailbox:
             self._leaving.leave(actor)
