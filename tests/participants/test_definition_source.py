@@ -100,6 +100,19 @@ def in_file(folder: Path, suffix: str, text: str) -> amends.Definition:
     return amends.Definition.from_file(file)
 
 
+class Quoting(yaml.SafeDumper):
+    """Quotes what we read as a number, such as 0e0, and it does not."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Write a text."""
+    style = '"' if re.match(r"[-+.0-9]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Quoting.add_representer(str, represent_text)
+
+
 @given(definition=definitions(), style=st.sampled_from(["flow", "block", "mixed"]))
 def test_all_formats_and_the_builder_make_one_message(
     tmp_path_factory: pytest.TempPathFactory, definition: amends.Definition, style: str
@@ -108,7 +121,7 @@ def test_all_formats_and_the_builder_make_one_message(
     folder = tmp_path_factory.getbasetemp()
     content = definition.to_dict()
     is_flow = {"flow": True, "block": False}.get(style)
-    in_yaml = yaml.safe_dump(content, default_flow_style=is_flow, allow_unicode=True)
+    in_yaml = yaml.dump(content, Dumper=Quoting, default_flow_style=is_flow, allow_unicode=True)
     read = [
         in_file(folder, ".json", json.dumps(content)),
         in_file(folder, ".json", json.dumps(content, indent=2, ensure_ascii=False)),
