@@ -24,6 +24,11 @@ from tests.cli.conftest import Served
 from tests.cli.conftest import amends as command
 from tests.storage.sqlite_file import execute
 
+IN_ORDER = (
+    amends.Definition("in-order", mode=amends.Mode.TWO_PHASE_COMMIT, ordered=True, deadline_s=3_600)
+    .step("debit", "east", "debit")
+    .step("credit", "west", "credit")
+)
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 
 
@@ -35,9 +40,11 @@ async def away(call: amends.Call) -> None:
 class Runtime:
     """A runtime's process over the bank's database, for the length of a block."""
 
-    def __init__(self, bank: Bank, *arguments: str) -> None:
+    def __init__(self, bank: Bank, *arguments: str, knows_them: bool = True) -> None:
         participants = [
-            f"--participant={name}={one.address}" for name, one in bank.config.participants.items()
+            f"--participant={name}={one.address}"
+            for name, one in bank.config.participants.items()
+            if knows_them
         ]
         self._bank = bank
         self._arguments = ("--listen=127.0.0.1:0", "--log-format=json", *participants, *arguments)
@@ -78,6 +85,12 @@ def put_back(backup: Path, database: Path) -> None:
     shutil.copy(backup, database)
 
 
+def copy_of(database: Path, backup: Path) -> None:
+    """A backup of a database that is in use."""
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(backup)) as copy:
+        source.backup(copy)
+
+
 async def half_committed(bank: Bank, backup: Path) -> None:
     """Backed up while votes are collected; then east commits, and west is away for its turn."""
     voting = bank.west.hang(amends.Verb.PREPARE)
@@ -85,11 +98,7 @@ async def half_committed(bank: Bank, backup: Path) -> None:
         await client.register(TRANSFER)
         await client.start("transfer", b"30", saga_id="t-1", deadline_s=3_600)
         await voting.begun.wait()
-        with (
-            closing(sqlite3.connect(bank.database)) as source,
-            closing(sqlite3.connect(backup)) as copy,
-        ):
-            source.backup(copy)
+        copy_of(bank.database, backup)
         bank.west.says[amends.Verb.EXECUTE] = away
         voting.let_go.set()
         while (await client.get("t-1")).steps[0].state is not amends.StepState.EXECUTED:  # noqa: ASYNC110
@@ -137,6 +146,45 @@ async def test_a_database_that_was_put_back_tells_nobody_anything_until_it_is_co
             assert "is confirmed" in said
             assert (await client.wait("t-1", timeout_s=60)).state is amends.SagaState.COMPLETED
         assert (bank.balances, bank.holds) == ((50, 150), 0)
+
+
+async def test_a_commit_that_the_backup_never_asked_for_shows(tmp_path: Path) -> None:
+    """An abort is told to who was asked in lost history alone, too: it has committed, so MIXED."""
+    backup = tmp_path / "backup"
+    async with open_bank(tmp_path) as bank:
+        voting = bank.east.hang(amends.Verb.PREPARE)
+        async with Runtime(bank) as runtime, amends.Client(runtime.address) as client:
+            await client.register(IN_ORDER)
+            await client.start("in-order", b"30", saga_id="t-1")
+            await voting.begun.wait()
+            copy_of(bank.database, backup)  # the west has not been asked
+            bank.east.says[amends.Verb.EXECUTE] = away
+            voting.let_go.set()
+            while (await client.get("t-1")).steps[1].state is not amends.StepState.EXECUTED:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert (bank.balances, bank.east.holds) == ((100, 130), 1)
+
+        put_back(backup, bank.database)
+        bank.east.says.clear()
+        async with (
+            Runtime(bank, knows_them=False) as runtime,
+            amends.Client(runtime.address) as client,
+        ):
+            assert "is confirmed" in await runtime.asks("confirm-restore", "--yes", "--reason=ok")
+            # Nobody can be asked for a vote, so it is aborted; then they are there.
+            while (await client.get("t-1")).decision is not amends.Decision.ABORT:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            for name, one in bank.config.participants.items():
+                await client.put_participant(name, one.address, author="ann", reason="back")
+            saga = await client.wait("t-1", timeout_s=60)
+            kinds = [one async for one in client.history("t-1")]
+        assert saga.state is amends.SagaState.MIXED
+        assert [one.state for one in saga.steps] == [
+            amends.StepState.COMPENSATED,
+            amends.StepState.BROKEN,
+        ]
+        assert "confirm_restore" in [one.detail for one in kinds]
+        assert (bank.balances, bank.holds) == ((100, 130), 0)
 
 
 async def test_a_folder_that_was_put_back_says_nothing_if_it_is_started_as_restored(

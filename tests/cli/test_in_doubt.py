@@ -484,7 +484,7 @@ def test_of_a_saga_that_is_not_here_nothing_is_said_without_the_votes_own_identi
     assert ask("wait", "mine-1")["decision"] == "COMMIT"
     for store_id, incarnation_id, why in (
         (str(uuid.UUID(int=7)), runtime["incarnation"], "this runtime has store"),
-        (runtime["store_id"], str(uuid.UUID(int=8)), "another copy of it"),
+        (runtime["store_id"], str(uuid.UUID(int=8)), "another copy of this store"),
     ):
         vote = VoteLife(store_id, "mine-1", "debit", 1)
         name = str(GlobalId(vote, incarnation_id, "AAAAAAAA"))

@@ -102,6 +102,16 @@ def test_the_same_key_with_another_request_is_broken(verb: Verb) -> None:
     assert say(judge(ask(verb, request=b"other"), rows)) == "Broken request_changed"
 
 
+def test_a_branch_is_rolled_back_for_whoever_asks() -> None:
+    """After a restore the vote may be known to one and not to the other: there is one roll back."""
+    other = dataclasses.replace(ask(COMPENSATE, request=b"other"), two_phase=True)
+    assert say(judge(other, {COMPENSATE: DONE, PREPARE: DONE})) == "replay done before"
+    assert (
+        say(judge(dataclasses.replace(other, verb=EXECUTE), {EXECUTE: DONE}))
+        == "Broken request_changed"
+    )
+
+
 @pytest.mark.parametrize("verb", [PREPARE, EXECUTE], ids=str)
 def test_compensate_runs_once_if_a_forward_row_is_done(verb: Verb) -> None:
     """What took effect is undone: an execution, or a vote that was never committed."""

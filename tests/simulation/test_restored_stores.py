@@ -6,6 +6,7 @@ The rules are those of `restored.py`. The seeds are the same in every run, and m
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_everything_happens_that_the_rules_are_about(played: list[Played]) -> No
         "COMPENSATED",
         "MIXED",
     ]
+    counted = sorted(f"{what}: {n}" for what, n in seen.items())
+    sys.stdout.write("\n".join([f"{len(played)} schedules", *counted, ""]))
     assert not [what for what in wanted if not seen[what]], seen
 
 

@@ -9,6 +9,8 @@ believe:
         or from an incarnation that is none of ours UNKNOWN
     until then, whoever asks: an id that this store
         does not have, and a saga that is held back UNKNOWN: what the backup lacks may be a COMMIT
+    an earlier incarnation's question, of a saga
+        that was started after the restore          UNKNOWN: it was lost, and its id used again
     an id that this store has never had             ABORT: what is not recorded was not committed
     a saga that is no two-phase commit              UNSPECIFIED
     a round that this history does not have yet     UNKNOWN
@@ -20,7 +22,7 @@ believe:
 A history that cannot be read is an error and no answer. Whoever asks keeps what it holds after
 UNKNOWN, PENDING and every error.
 
-A vote of the incarnation that is here never meets the fourth line: its saga was recorded by this
+A vote of the incarnation that is here never meets the third line: its saga was recorded by this
 incarnation before anybody was asked to vote, so it is known, and is not held back. Who meets it is
 a person who asks about an older vote in this incarnation's name.
 """

@@ -278,7 +278,9 @@ def _why_unknown(vote: Vote, standing: Standing, runtime: RuntimeInfo) -> str:
         )
     if is_in_history:
         return (
-            f"incarnation {vote.incarnation} is none that this store has been, so another copy of "
-            "it asked for this vote: ask the runtime that has that one"
+            f"another copy of this store asked for this vote, as incarnation {vote.incarnation}: "
+            "then ask the runtime that has that one. Or this store did before it was restored, and "
+            "the saga that is here was started anew under the same id: then see what the other "
+            "branches did (docs/two-phase-commit.md, 'Orphans: settling by hand')"
         )
     return f"this history has no round {vote.round} of it"
