@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 import amends
-from scripts.demo_stage import END_TIMEOUT_S, DemoFailed, Stage, cancelled, expect_end, within
+from scripts.demo_stage import END_TIMEOUT_S, DemoFailed, Stage, expect_end, under_way, within
 from shop.audit_transfers import JOURNAL_NAME, audit_transfers, entry_of
 from shop.bank import (
     ACCOUNTS_A_BRANCH,
@@ -117,8 +117,7 @@ class BankScenes:
         saga_id = "killed-before-the-decision"
         stage.switch({WEST: {"prepare_credit": {"hold_reply": 1}}})
         stage.tell("both will vote yes, and the west keeps its answer back")
-        waiting = asyncio.create_task(self._transfer(saga_id, transfer_east_west, 10_00))
-        try:
+        async with under_way(self._transfer(saga_id, transfer_east_west, 10_00)) as waiting:
             await self._until(saga_id, lambda kinds: kinds["StepPrepared"] == 1)
             await self._until_struck(WEST, "prepare_credit hold_reply")
             stage.kill_runtime("with one vote recorded, and one on its way")
@@ -127,8 +126,6 @@ class BankScenes:
             stage.switch({})
             await stage.start_runtime_again()
             saga = await waiting
-        finally:
-            await cancelled(waiting)
         await stage.tell_history(saga_id)
         expect_end(saga, "COMPLETED")
         stage.tell("the lost vote was asked for again, and the decision made once", "green")
@@ -141,8 +138,7 @@ class BankScenes:
         stage.switch(
             {EAST: {"commit_debit": {"hold": 1}}, WEST: {"commit_credit": {"hold_reply": 1}}}
         )
-        waiting = asyncio.create_task(self._transfer(saga_id, transfer_east_west, 20_00))
-        try:
+        async with under_way(self._transfer(saga_id, transfer_east_west, 20_00)) as waiting:
             await self._until(saga_id, lambda kinds: kinds["DecisionMade"] == 1)
             await self._until_struck(EAST, "commit_debit hold")
             await self._until_struck(WEST, "commit_credit hold_reply")
@@ -152,8 +148,6 @@ class BankScenes:
             stage.switch({})
             await stage.start_runtime_again()
             saga = await waiting
-        finally:
-            await cancelled(waiting)
         await stage.tell_history(saga_id)
         expect_end(saga, "COMPLETED")
         await self._expect_once(saga_id, amends.RecordKind.DECISION_MADE)
@@ -165,8 +159,7 @@ class BankScenes:
         saga_id = "a-killed-branch"
         west = stage.process(WEST)
         stage.switch({EAST: {"prepare_credit": {"hold_reply": 1}}})
-        waiting = asyncio.create_task(self._transfer(saga_id, transfer_west_east, 30_00))
-        try:
+        async with under_way(self._transfer(saga_id, transfer_west_east, 30_00)) as waiting:
             await self._until(saga_id, lambda kinds: kinds["StepPrepared"] == 1)
             pid = west.pid
             west.kill()
@@ -180,8 +173,6 @@ class BankScenes:
             await west.start()
             stage.tell(f"the west is started again, pid {west.pid}", "bold")
             saga = await waiting
-        finally:
-            await cancelled(waiting)
         await stage.tell_history(saga_id)
         expect_end(saga, "COMPLETED")
         stage.tell("it still held what it had promised, and was told to give it", "green")
@@ -193,8 +184,7 @@ class BankScenes:
         fault = "prepare_credit hold_reply"
         before = self._struck(WEST)[fault]
         stage.switch({WEST: {"prepare_credit": {"hold_reply": 1}}})
-        waiting = asyncio.create_task(self._transfer(saga_id, transfer_east_west, 40_00))
-        try:
+        async with under_way(self._transfer(saga_id, transfer_east_west, 40_00)) as waiting:
             await self._until(saga_id, lambda kinds: kinds["StepPrepared"] == 1)
             await self._until_struck(WEST, fault, before + 1)
             pid = stage.postgres.pid
@@ -206,8 +196,6 @@ class BankScenes:
             stage.tell("what was prepared is still prepared, with all its locks")
             stage.switch({})
             saga = await waiting
-        finally:
-            await cancelled(waiting)
         await stage.tell_history(saga_id)
         expect_end(saga, "COMPLETED")
         stage.tell("it was committed as it was voted for", "green")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import amends
-from scripts.demo_stage import END_TIMEOUT_S, DemoFailed, Stage, cancelled, expect_end, within
+from scripts.demo_stage import END_TIMEOUT_S, DemoFailed, Stage, expect_end, under_way, within
 from shop.audit import JOURNAL_NAME, audit, databases_in, effects_of
 from shop.catalogue import (
     DECLINED_CARD,
@@ -96,8 +96,7 @@ class ShopScenes:
         self._stage.switch({"shipping": {"down": True}})
         await self._stage.wait_down("shipping")
         self._stage.tell("shipping refuses connections")
-        waiting = asyncio.create_task(self._buy("a-patient-order", sku="tray"))
-        try:
+        async with under_way(self._buy("a-patient-order", sku="tray")) as waiting:
             await self._stage.wait_breaker("shipping", amends.BreakerState.OPEN)
             self._stage.tell(
                 "its breaker is open: calls wait, and nothing is undone for it", "yellow"
@@ -113,8 +112,6 @@ class ShopScenes:
             self._stage.switch({})
             self._stage.tell("shipping is switched on again")
             saga = await waiting
-        finally:
-            await cancelled(waiting)
         await self._stage.tell_history(saga.saga_id)
         expect_end(saga, "COMPLETED")
         self._expect_effects(saga, "place", "charge", "reserve", "ship", "confirm")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -254,11 +254,17 @@ async def within(condition: Awaitable[object], otherwise: str) -> None:
         raise DemoFailed(f"{otherwise}, within {END_TIMEOUT_S:g} seconds") from None
 
 
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Leave no task behind that a failure has orphaned."""
-    task.cancel()
-    with contextlib.suppress(BaseException):
-        await task
+@asynccontextmanager
+async def under_way(
+    saga: Coroutine[Any, Any, amends.Saga],
+) -> AsyncIterator[Awaitable[amends.Saga]]:
+    """Let a saga run beside the block, which waits for it itself; a failure leaves no task."""
+    task = asyncio.create_task(saga)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def expect_end(saga: amends.Saga, state: str) -> None:

@@ -93,16 +93,20 @@ class Branch:
         hanging = self.says[verb] = Hanging()
         return hanging
 
-    async def _says(self, call: amends.Call) -> None:
+    async def _says(self, call: amends.Call) -> object:
         self.calls.append(call)
         says = self.says.get(call.verb)
-        if says is not None:
-            await says(call)
+        return None if says is None else await says(call)
 
-    async def _prepare(self, call: amends.Call, tx: amends.AsyncTransaction) -> None:
-        await self._says(call)
+    async def _prepare(
+        self, call: amends.Call, tx: amends.AsyncTransaction
+    ) -> amends.InProgress | None:
+        said = await self._says(call)
+        if isinstance(said, amends.InProgress):
+            return said
         amount = int(call.input) if call.action == "credit" else -int(call.input)
         await tx.execute("INSERT INTO holds VALUES (?, ?)", (_life(call), amount))
+        return None
 
     async def _commit(self, call: amends.Call, tx: amends.AsyncTransaction) -> None:
         await self._says(call)

@@ -208,6 +208,35 @@ async def test_the_deadline_is_a_no(bank: Bank) -> None:
     assert bank.holds == 0
 
 
+async def test_the_deadline_is_a_no_of_who_has_not_finished_yet(bank: Bank) -> None:
+    """One that answers InProgress again and again is told ABORT like all others; it never votes."""
+    answered = 0
+
+    async def not_yet(call: amends.Call) -> amends.InProgress:
+        nonlocal answered
+        answered += 1
+        return amends.InProgress(0.01)
+
+    bank.west.says[PREPARE] = not_yet
+    async with a_runtime(bank) as runtime:
+        await runtime.client.register(TRANSFER)
+        for deadline_s in (0.3, 3, 30):  # the first is enough unless this machine stands still
+            saga = await runtime.client.start("transfer", b"30", deadline_s=deadline_s)
+            ended = await saga.result()
+            assert (ended.state, ended.decision) == (
+                amends.SagaState.COMPENSATED,
+                amends.Decision.ABORT,
+            )
+            assert ended.turn is not None
+            assert ended.turn.cause is amends.Cause.DEADLINE
+            if answered:
+                break
+    assert answered
+    assert bank.balances == (100, 100)
+    assert bank.holds == 0
+    assert verbs(bank.west).count(EXECUTE) == 0
+
+
 # -- cancelled, abandoned --------------------------------------------------------------------------
 
 
