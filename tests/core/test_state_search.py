@@ -1,4 +1,4 @@
-"""State search: every state that a small saga can reach, with up to two faults, breadth first.
+"""State search: every state that a small saga can reach, with one or two faults, breadth first.
 
 Where the property tests draw samples, this closes over all of them: from each state every message
 of a small alphabet is decided, checked against the rules, and leads to the next states, until there
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -73,13 +74,13 @@ AFTER_THE_PIVOT = (
 
 
 class Node(msgspec.Struct):
-    """A state, one way to it (its ledger), and how many faults that way took."""
+    """A state, one way to it (its ledger), and how many faults may follow."""
 
     saga: Saga
     now_ms: int
     ledger: Ledger
-    faults: int = 0
-    retries: int = 0  # that an operator has left
+    faults: int
+    retries: int  # that an operator has left
 
     @property
     def stranded(self) -> bool:
@@ -98,58 +99,62 @@ class Move(msgspec.Struct):
     retries: int = 0
 
 
-@pytest.mark.parametrize(
-    ("steps", "deadline_ms", "twins", "retries", "at_least"),
-    [
-        (LINE, 0, (), 1, 8_000),
-        (LINE, 50, (), 1, 10_000),
-        (DIAMOND, 0, (1, 2), int(LONG), 10_000),
-        (AFTER_THE_PIVOT, 50, (), 1, 20_000),
-    ],
-    ids=["line", "line with deadline", "diamond", "after the pivot"],
-)
-def test_every_reachable_state_keeps_the_rules(
-    steps: tuple[Step, ...],
-    deadline_ms: int,
-    twins: tuple[int, ...],
-    retries: int,
-    at_least: int,
-) -> None:
+class Case(NamedTuple):
+    """What is searched, with how many faults, and at least how many states that has."""
+
+    steps: tuple[Step, ...]
+    at_least: int
+    faults: int = FAULTS
+    deadline_ms: int = 0
+    retries: int = 1  # of an operator
+    twins: tuple[int, ...] = ()
+    """Two steps that may be exchanged, because the definition says the same of both."""
+
+
+CASES = {
+    "line": Case(LINE, 8_000),
+    "line with deadline": Case(LINE, 10_000, deadline_ms=50),
+    "diamond": Case(DIAMOND, 4_000, faults=FAULTS if LONG else 1, retries=int(LONG), twins=(1, 2)),
+    "after the pivot": Case(AFTER_THE_PIVOT, 20_000, deadline_ms=50),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_reachable_state_keeps_the_rules(name: str) -> None:
     """No state breaks a rule, and each can come to an end by nothing but good answers.
 
     Where a step is stuck, by that and one retry; what is stuck after the last one that is searched
     is left out of the claim.
     """
-    plan = Plan(Definition(name="small", steps=steps))
-    kind_moves, stranded = search(plan, deadline_ms, twins, retries)
-    print(f"{len(kind_moves)} states with up to {FAULTS} faults")  # noqa: T201 - shown by -rP
-    assert len(kind_moves) >= at_least
+    case = CASES[name]
+    kind_moves, stranded = search(case)
+    print(f"{len(kind_moves)} states with up to {case.faults} faults")  # noqa: T201 - shown by -rP
+    assert len(kind_moves) >= case.at_least
     ends = {state for state, following in kind_moves.items() if following is None}
     assert reaching(ends, kind_moves) | stranded == kind_moves.keys()
 
 
-def search(
-    plan: Plan, deadline_ms: int, twins: tuple[int, ...], retries: int
-) -> tuple[dict[Hashable, list[Hashable] | None], set[Hashable]]:
+def search(case: Case) -> tuple[dict[Hashable, list[Hashable] | None], set[Hashable]]:
     """All reachable states, each with those that kind moves lead to; None for the last ones.
 
     Also those of them that only a further retry could help.
     """
+    plan = Plan(Definition(name="small", steps=case.steps))
     start = StartSaga(
         saga_id="s-1",
         content_hash="c",
         input=Payload(),
-        deadline_at_ms=START_MS + deadline_ms if deadline_ms else 0,
+        deadline_at_ms=START_MS + case.deadline_ms if case.deadline_ms else 0,
     )
     decision = decide(plan, None, start, START_MS, 1)
     ledger = Ledger(plan)
     ledger.follow(decision)
-    first = Node(decision.saga, START_MS, ledger, retries=retries)
+    first = Node(decision.saga, START_MS, ledger, faults=case.faults, retries=case.retries)
     kind_moves: dict[Hashable, list[Hashable] | None] = {}
     stranded: set[Hashable] = set()
-    seen = {key(first, twins)}
+    seen = {key(first, case.twins)}
     searched: set[Hashable] = set()  # the sagas, of which several nodes have the same
-    queue = deque([(key(first, twins), first)])
+    queue = deque([(key(first, case.twins), first)])
     while queue:
         here, node = queue.popleft()
         saga, _ = here
@@ -159,7 +164,7 @@ def search(
         following: list[Hashable] = []
         for move in moves(node):
             after = taken(plan, node, move)
-            name = key(after, twins)
+            name = key(after, case.twins)
             if move.kind:
                 following.append(name)
             if name not in seen:
@@ -177,7 +182,7 @@ def taken(plan: Plan, node: Node, move: Move) -> Node:
     check_decision(plan, node.saga, move.message, decision)
     ledger = node.ledger.copy()
     ledger.follow(decision)
-    faults, retries = node.faults + move.faults, node.retries - move.retries
+    faults, retries = node.faults - move.faults, node.retries - move.retries
     return Node(decision.saga, move.at_ms, ledger, faults, retries)
 
 
@@ -198,12 +203,12 @@ def moves(node: Node) -> Iterator[Move]:
             continue
         yield Move(answered(number, one, Done(), now_ms), now_ms, kind=True)
         yield Move(answered(number, one, Rejected("NO"), now_ms), now_ms)
-        if node.faults < FAULTS:
+        if node.faults:
             yield Move(answered(number, one, Unknown("LOST"), now_ms), now_ms, faults=1)
             yield Move(answered(number, one, Broken("BROKEN"), now_ms), now_ms, faults=1)
             not_sent = NotSent(step=number, verb=one.verb, round=one.round, attempt=one.attempt)
             yield Move(not_sent, now_ms, faults=1)
-    if node.faults < FAULTS:
+    if node.faults:
         yield Move(RuntimeRestarted(), now_ms, faults=1)
 
 
@@ -242,7 +247,7 @@ def key(node: Node, twins: tuple[int, ...]) -> tuple[Hashable, Hashable]:
 
     All of the saga but the instants, of which only the order counts.
 
-    `twins` are two steps that may be exchanged, because the definition says the same of both.
+    `twins` as in `Case`.
     """
     saga = node.saga
     forward = saga.phase is Phase.FORWARD and not saga.past_no_return
