@@ -1,4 +1,4 @@
-"""Thousands of sagas from one client at once, written as anybody would write it.
+"""A thousand sagas from one client at once, written as anybody would write it.
 
 With real processes; also when the runtime is killed in the middle. ``AMENDS_MANY=10000`` sets how
 many; by default so many as `make test` has time for.
@@ -28,7 +28,7 @@ from shop.processes import Process, Processes
 from shop.switches import write_switches
 from tests.acceptance.world import ORDER, PATIENCE_S, until
 
-MANY: Final = int(os.environ.get("AMENDS_MANY", "2000"))
+MANY: Final = int(os.environ.get("AMENDS_MANY", "1000"))
 
 PLACE: Final = amends.Definition("place").step("place", "orders", "place")
 """One step, whose effect is a line in the ledger of a real participant."""
@@ -106,7 +106,7 @@ def has(items: Sized, count: int) -> bool:
     return len(items) >= count
 
 
-async def test_thousands_of_sagas_from_one_client(
+async def test_many_sagas_from_one_client(
     shop: Shop, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No error, every end, each effect once, a few calls, and memory that comes to rest."""
@@ -136,7 +136,7 @@ async def test_thousands_of_sagas_from_one_client(
     )
 
 
-async def test_thousands_of_sagas_outlive_a_killed_runtime(
+async def test_many_sagas_outlive_a_killed_runtime(
     shop: Shop, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed in the middle, restarted at the same address: the same code carries on by itself.

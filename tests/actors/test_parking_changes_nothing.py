@@ -154,7 +154,7 @@ def histories(
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples * 2 // 5, deadline=None)
 @given(
     st.lists(SCRIPTS, min_size=4, max_size=4),
     SAID,
@@ -169,7 +169,7 @@ def test_parking_changes_nothing(
     assert without_instants(always) == without_instants(never)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples * 2 // 5, deadline=None)
 @given(
     st.lists(st.lists(VOTES, max_size=12), min_size=3, max_size=3),
     SAID,
