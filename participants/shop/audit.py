@@ -122,8 +122,12 @@ class Report:
     def lines(self) -> list[str]:
         """Say it for people: the counts, and the first violations."""
         counted = ", ".join(f"{count} {effect}" for effect, count in self.effects.items() if count)
+        others = self.sagas - self.completed - self.compensated - self.unknown_starts
         found = [
-            f"{self.sagas} sagas: {self.completed} completed, {self.compensated} compensated",
+            (
+                f"{self.sagas} sagas: {self.completed} completed, {self.compensated} compensated; "
+                f"{self.unknown_starts} starts without an answer, {others} refused or not ended"
+            ),
             f"effects: {counted or 'none'}",
         ]
         found += [f"VIOLATION {each}" for each in self.violations[:SHOWN_VIOLATIONS]]

@@ -91,10 +91,13 @@ class TransferReport:
     def lines(self) -> list[str]:
         """Say it for people: the counts, and the first violations."""
         counted = ", ".join(f"{count} at {branch}" for branch, count in self.movements.items())
+        ended = self.completed + self.compensated + self.mixed
         found = [
             (
                 f"{self.transfers} transfers: {self.completed} completed, "
-                f"{self.compensated} compensated, {self.mixed} mixed"
+                f"{self.compensated} compensated, {self.mixed} mixed; "
+                f"{self.unknown_starts} starts without an answer, "
+                f"{self.transfers - ended - self.unknown_starts} refused or not ended"
             ),
             f"movements: {counted}",
             f"money in all: {self.total_cents} cents, at the opening {self.opening_cents}",
