@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from amends.barrier.postgres_port import (
     HELD_UP,
     IN_FAILED_TRANSACTION,
     INVALID_SAVEPOINT,
+    PLAIN_DSN,
     ConnectionLost,
     Session,
     Sessions,
@@ -66,15 +66,6 @@ DEFAULT_MAX_CONNECTIONS: Final = 10
 IDLE_MARGIN_S: Final = 2.0
 """The event loop ends a handler that takes too long; only if it does not come to it in this time
 (the handler blocks it, or is a `def` that waits for something else) does the server."""
-
-
-_HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
-
-PLAIN_DSN: Final = re.compile(
-    r"postgres(?:ql)?://(?:[^/?#@\s]*@)?"
-    rf"(?P<hosts>(?:{_HOST}(?:,{_HOST})*)?)(?P<path>/[A-Za-z0-9._-]*)?(?:\?[^#@\s]*)?"
-)
-"""A DSN in which nothing but what stands before the only ``@`` can be a password."""
 
 
 class PostgresBarrier:
@@ -228,7 +219,7 @@ class PostgresBarrier:
                 has_ended = True
                 raise
         except BaseException:
-            pool.give_back(session, was_cut=not has_ended)
+            pool.give_back(session, was_cut=not has_ended, has_failed=True)
             raise
         await self._commit(pool, session)
         return value  # type: ignore[no-any-return]
@@ -267,7 +258,7 @@ class PostgresBarrier:
                 # Before the answer: whoever has it may ask again at once, and finds the lock free.
                 await _let_go(session)
         except BaseException as error:
-            pool.give_back(session, was_cut=not isinstance(error, Exception))
+            pool.give_back(session, was_cut=not isinstance(error, Exception), has_failed=True)
             raise
         if not must_commit:
             pool.give_back(session)
@@ -298,11 +289,13 @@ class PostgresBarrier:
                 await postgres_rows.make_seen_safe(session)
                 return outcome, True
             case Answer(outcome=outcome, writes=writes):
+                if isinstance(outcome, InProgress):
+                    return outcome, False
                 if writes:
                     await tables.write(session, call, question, writes, outcome)
-                elif rows:
+                else:
                     await postgres_rows.make_seen_safe(session)
-                return outcome, bool(writes or rows)
+                return outcome, True
             case _:
                 pass
         if handler is None:
@@ -367,9 +360,13 @@ class PostgresBarrier:
             if not ours:
                 return _ended(call), False
             await _end_savepoint(session, keeps=settlement.keeps_effect, is_undone=is_undone)
+        if isinstance(outcome, InProgress):
+            return outcome, False
         if settlement.writes:
             await tables.write(session, call, question, settlement.writes, outcome)
-        return outcome, bool(settlement.writes)
+        else:
+            await postgres_rows.make_seen_safe(session)
+        return outcome, True
 
     async def _begin(self, session: Session) -> None:
         await postgres_rows.begin(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ from amends.barrier.postgres_port import (
     APPLICATION_NAME,
     COMMIT_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
+    PLAIN_DSN,
     answered_within,
     literal,
     missing,
@@ -38,6 +40,8 @@ from amends.outcomes import Call, Outcome
 if TYPE_CHECKING:
     import asyncpg
     from asyncpg.transaction import Transaction
+
+HOST_AND_PORT: Final = re.compile(r"(.+?)(?::(\d+))?")
 
 CLOSE_TIMEOUT_S: Final = 5.0
 """For a word of farewell; after that the connection is dropped."""
@@ -158,6 +162,7 @@ class AsyncpgSessions:
 
     def __init__(self, dsn_or_connect: str | Callable[[], Awaitable[Any]]) -> None:
         self._dsn_or_connect = dsn_or_connect
+        self._hosts = [] if callable(dsn_or_connect) else hosts_of(dsn_or_connect)
 
     @property
     def transaction_types(self) -> tuple[type[Any], type[Any]]:
@@ -183,14 +188,50 @@ class AsyncpgSessions:
         if callable(self._dsn_or_connect):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await self._dsn_or_connect()
-        connection = await driver.connect(
-            self._dsn_or_connect,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={"application_name": APPLICATION_NAME},
-        )
+        connection = await self._connect_one(driver)
         # It has no setting for this, and no public way to its socket.
         end_in_silence(connection._transport.get_extra_info("socket"))  # noqa: SLF001
         return connection
+
+    async def _connect_one(self, driver: Any) -> Any:
+        """Connect to the first host that lets us, beginning with the one that did last.
+
+        asyncpg has one limit for all of them together, so that a host which is silent would take
+        the time of those behind it; here each has its share.
+        """
+        hosts: list[dict[str, Any]] = [*self._hosts] or [{}]
+        for number, host in enumerate(hosts, 1):
+            try:
+                connection = await driver.connect(
+                    self._dsn_or_connect,
+                    timeout=CONNECT_TIMEOUT_S / len(hosts),
+                    server_settings={"application_name": APPLICATION_NAME},
+                    **host,
+                )
+            except (OSError, TimeoutError, driver.PostgresError, driver.InternalClientError):
+                if number == len(hosts):
+                    raise
+            else:
+                if len(hosts) > 1:
+                    self._hosts = [host, *(other for other in self._hosts if other != host)]
+                return connection
+        raise AssertionError("unreachable: the last host's error is raised")
+
+
+def hosts_of(dsn: str) -> list[dict[str, Any]]:
+    """Give host and port of each, for `connect`, if a DSN names several; else none.
+
+    Nor of a DSN that can be read in two ways: that is the driver's alone.
+    """
+    parts = PLAIN_DSN.fullmatch(dsn)
+    named = parts["hosts"].split(",") if parts is not None else []
+    hosts: list[dict[str, Any]] = []
+    for one in named if len(named) > 1 else ():
+        address = HOST_AND_PORT.fullmatch(one)
+        assert address is not None, "or the DSN would not be plain"
+        port = {"port": int(address[2])} if address[2] else {}
+        hosts.append({"host": address[1].strip("[]")} | port)
+    return hosts
 
 
 def _driver() -> Any:

@@ -17,14 +17,16 @@ still open.
    own, and one for which that fails or takes too long is dropped: the server rolls back for it.
 3. When one connection is lost, so are those that lie idle, most likely: the server was restarted.
    They are dropped, and not found out one failed call after the other.
-4. A server that is gone for good sends no word of that. So a connection that has lain idle for
-   `PROBE_AFTER_S` is asked something first, and is lost unless it answers at once.
+4. A server that is gone for good sends no word of that, and one whose place another has taken may
+   live on and take no writes. So a connection that has lain idle for `PROBE_AFTER_S`, or with which
+   the last call failed, is asked first, and is lost unless it says at once that it takes writes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -44,9 +46,11 @@ PROBE_AFTER_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 2.0
 """For an answer that costs the server nothing; shorter than an attempt's deadline."""
 
-PROBE: Final = "SELECT 1"
-
-IN_RECOVERY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
+TAKES_NO_WRITES: Final = (
+    "SELECT pg_catalog.pg_is_in_recovery()"
+    " OR pg_catalog.current_setting('default_transaction_read_only')::bool"
+)
+"""Of a standby, and of a server that somebody has fenced off so that another can take its place."""
 
 CHECK_CLIENT: Final = (
     "SELECT pg_catalog.set_config('client_connection_check_interval', $1::text, false)"
@@ -92,7 +96,7 @@ class Pool:
         try:
             yield session
         except Exception:
-            self.give_back(session)
+            self.give_back(session, has_failed=True)
             raise
         except BaseException:
             self.give_back(session, was_cut=True)
@@ -134,17 +138,20 @@ class Pool:
             raise
         return self._opened(opening, leaves_kept=leaves_kept)
 
-    def give_back(self, session: Session, *, was_cut: bool = False) -> None:
+    def give_back(
+        self, session: Session, *, was_cut: bool = False, has_failed: bool = False
+    ) -> None:
         """Take a session back; see the rules above.
 
-        `was_cut` says that the work with it was cancelled: what it had sent may still be answered.
+        `was_cut` says that the work with it was cancelled: what it had sent may still be answered;
+        `has_failed` that it is asked before it is used again.
         """
         if not session.is_usable:
             self._lose(session)
         elif was_cut or self._is_closed or session.in_transaction:
             _ = self._spawn(self._mend(session))
         else:
-            self._lay_down(session)
+            self._lay_down(session, has_failed=has_failed)
 
     async def uncancelled(self, work: Coroutine[Any, Any, T], session: Session) -> T:
         """Let work on a lent session go on to its end, although its caller may leave meanwhile.
@@ -213,21 +220,21 @@ class Pool:
 
     async def _answers(self, session: Session) -> bool:
         """Tell whether a session that is lent still has a server; if not, it is lost."""
-        probe = self._spawn(session.rows(PROBE, within_s=PROBE_TIMEOUT_S))
+        probe = self._spawn(session.rows(TAKES_NO_WRITES, within_s=PROBE_TIMEOUT_S))
         try:
             await asyncio.wait([probe])
         except BaseException:
             # Answered or not, it tells the next one.
             probe.add_done_callback(lambda _: self._judge(probe, session))
             raise
-        if probe.exception() is None:
+        if probe.exception() is None and probe.result() == [(False,)]:
             return True
         self._lose(session)
         return False
 
     def _judge(self, probe: asyncio.Task[Any], session: Session) -> None:
         """Take back a session whose probe has ended after its caller had left."""
-        if probe.cancelled() or probe.exception() is not None:
+        if probe.cancelled() or probe.exception() is not None or probe.result() != [(False,)]:
             self._lose(session)
         else:
             self.give_back(session)
@@ -276,10 +283,11 @@ class Pool:
     async def _connect(self, *, is_async: bool) -> Session:
         session = await self._sessions.connect(is_async=is_async)
         try:
-            if await session.rows(IN_RECOVERY) != [(False,)]:
+            if await session.rows(TAKES_NO_WRITES) != [(False,)]:
                 raise BarrierError(
-                    f"{self._name} is a standby (it is in recovery) and takes no writes; connect "
-                    "to the primary, for example with target_session_attrs=read-write in the DSN"
+                    f"{self._name} takes no writes: it is a standby (in recovery), or "
+                    "default_transaction_read_only is on; connect to the primary, for example "
+                    "with target_session_attrs=read-write in the DSN"
                 )
             with contextlib.suppress(StatementFailed):  # not every system can do it
                 await session.rows(CHECK_CLIENT, str(CHECK_CLIENT_EVERY_MS))
@@ -299,12 +307,12 @@ class Pool:
             self._lose(session)
             raise
         if session.is_usable and not session.in_transaction:
-            self._lay_down(session)
+            self._lay_down(session, has_failed=True)
         else:
             self._lose(session)
 
-    def _lay_down(self, session: Session) -> None:
-        self._idle[session] = asyncio.get_running_loop().time()
+    def _lay_down(self, session: Session, *, has_failed: bool) -> None:
+        self._idle[session] = -math.inf if has_failed else asyncio.get_running_loop().time()
         self._end_lease(session)
 
     def _lose(self, session: Session) -> None:

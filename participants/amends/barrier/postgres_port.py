@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import types
 from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,6 @@ HELD_UP: Final = frozenset({LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, SERIALIZATION
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 IN_FAILED_TRANSACTION: Final = "25P02"
-READ_ONLY_TRANSACTION: Final = "25006"
 UNDEFINED_COLUMN: Final = "42703"
 INVALID_SAVEPOINT: Final = "3B001"
 NO_ACTIVE_TRANSACTION: Final = "25P01"
@@ -114,6 +114,15 @@ ADVICE: Final = {
     ),
 }
 """What to do about some of them."""
+
+
+_HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
+
+PLAIN_DSN: Final = re.compile(
+    r"postgres(?:ql)?://(?:[^/?#@\s]*@)?"
+    rf"(?P<hosts>(?:{_HOST}(?:,{_HOST})*)?)(?P<path>/[A-Za-z0-9._-]*)?(?:\?[^#@\s]*)?"
+)
+"""A DSN in which nothing but what stands before the only ``@`` can be a password."""
 
 
 class StatementFailed(BarrierError):

@@ -9,7 +9,8 @@ write its rows. Every transaction on a life goes
 1. `hold` comes before `read`, each a statement of its own: in READ COMMITTED every statement sees
    what was committed before *it* began, so who has the lock reads all that those before him wrote.
 2. `write` is the last statement before the end: it also sees to it that the end is durable.
-3. Who answers from rows that are there, and writes none, ends with `make_seen_safe` and a commit.
+3. Who answers and writes no row ends with `make_seen_safe` and a commit, also where none was found:
+   a server that was cut off, and lives on, does not know what was written since elsewhere.
 """
 
 from __future__ import annotations
