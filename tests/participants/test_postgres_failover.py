@@ -101,11 +101,20 @@ async def test_a_server_that_was_fenced_off_is_left(driver: Driver) -> None:
 
 async def test_a_silent_host_does_not_take_the_time_of_the_next(postgres: Postgres) -> None:
     """It accepts and says nothing, as a frozen machine does; who answered is asked first then."""
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        dsn = dsn_of_both(silent.getsockname()[1], postgres.server)
-        barrier = PostgresBarrier(dsn)
+    both_are_here = asyncio.Barrier(2)
+
+    async def meet(_: Any) -> bool:
+        await both_are_here.wait()
+        return True
+
+    meeting: Any = meet
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        barrier = PostgresBarrier(dsn_of_both(silent.getsockname()[1], postgres.server))
         async with barrier:
-            silent.close()  # or everything would be as slow as the first
-            await barrier.purge(0)
+            asked, _ = silent.accept()
+            asked.close()
+            # The second needs another connection.
+            await asyncio.gather(barrier.write(meeting), barrier.write(meeting))
+            with pytest.raises(BlockingIOError):
+                silent.accept()

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from amends.barrier import postgres_pool
 from amends.barrier.postgres import Connecting, Driver
 from amends.barrier.postgres_pool import Pool, PoolBusy
 from amends.barrier.postgres_port import ConnectionLost
@@ -274,6 +275,25 @@ async def test_connections_to_a_server_that_is_gone_are_dropped(
         assert await new.rows("SELECT 1") == [(1,)]
         pool.give_back(new)
         assert pool.in_use == 0
+
+
+@kinds_of_session
+async def test_a_connection_whose_call_failed_is_asked_before_it_is_used_again(
+    postgres: Postgres, driver: Driver, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """Another server may have taken its server's place, which takes no writes any more."""
+    monkeypatch.setattr(postgres_pool, "PROBE_AFTER_S", 3600.0)
+    async with pool_of(postgres.dsn, driver) as pool:
+        session = await pool.take(is_async=is_async)
+        await session.run("SET default_transaction_read_only = on")
+        pool.give_back(session)
+        again = await pool.take(is_async=is_async)
+        pool.give_back(again, has_failed=True)
+        new = await pool.take(is_async=is_async)
+        pool.give_back(new, has_failed=True)
+        kept = await pool.take(is_async=is_async)
+        pool.give_back(kept)
+        assert again is session is not new is kept
 
 
 @kinds_of_session
